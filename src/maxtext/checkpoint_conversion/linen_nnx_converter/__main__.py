@@ -1,0 +1,165 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The command: flags, printing and exit codes, nothing else."""
+
+from collections.abc import Sequence
+import os
+import sys
+
+from absl import flags
+from absl import logging
+
+_MODULE = "linen_nnx_converter"
+_DIRECTIONS = ("auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx")
+
+DONE, REFUSED, VERIFICATION_FAILED = 0, 1, 2  # Exit codes.
+
+USAGE = """Converts a MaxText checkpoint between Flax Linen and Flax NNX, exact to the bit.
+
+usage: python -m maxtext.checkpoint_conversion.linen_nnx_converter --source_path=… --target_path=… [flags]
+"""
+
+
+def define_flags() -> flags.FlagValues:
+  """The command's flags, in a registry of their own so that `main` can be called in-process."""
+  values = flags.FlagValues()
+  common = {"flag_values": values, "module_name": _MODULE}
+  flags.DEFINE_string(
+      "source_path",
+      None,
+      "The checkpoint to convert: a checkpoints folder (its latest step), a step, an items folder, or a pytree's folder.",
+      **common,
+  )
+  flags.DEFINE_string("target_path", None, "Where to; it gets the shape of the source, <target_path>/<step>/items.", **common)
+  flags.DEFINE_enum(
+      "direction",
+      "auto",
+      _DIRECTIONS,
+      "auto goes from what the source is to the other framework. The last two change the arrangement or the boxes only.",
+      **common,
+  )
+  flags.DEFINE_boolean(
+      "scan_layers",
+      None,
+      "Whether the target's layers are scanned. Unset: yes for linen_to_nnx, otherwise as the source has them.",
+      **common,
+  )
+  flags.DEFINE_integer("param_scan_axis", 1, "The layer axis of scanned Params.", lower_bound=0, **common)
+  flags.DEFINE_enum(
+      "layer_naming",
+      None,
+      ("flat", "nested"),
+      "How to write layers that are not scanned: flat is layers_<n>, nested is layers/<n>. Unset: flat in Linen, nested in "
+      "NNX.",
+      **common,
+  )
+  flags.DEFINE_enum(
+      "nnx_values",
+      None,
+      ("boxed", "plain", "all_boxed"),
+      "Which leaves of an NNX target are boxed ({value: …}): those of the model, none, or all. Unset: boxed, and as the "
+      "source is for nnx_to_nnx.",
+      **common,
+  )
+  flags.DEFINE_enum(
+      "nnx_aux",
+      "keep",
+      ("keep", "drop"),
+      "Whether to keep NNX state that is no Param: RNG streams, batch statistics and other Variables.",
+      **common,
+  )
+  flags.DEFINE_boolean("params_only", False, "Convert the params alone, without optimizer and step.", **common)
+  flags.DEFINE_float(
+      "memory_budget_gib", 2.0, "GiB of memory for the data under way.", lower_bound=0.0625, **common
+  )
+  flags.DEFINE_boolean("verify", True, "Re-read both sides and compare every byte before the commit.", **common)
+  flags.DEFINE_boolean("overwrite", False, "Replace an existing target.", **common)
+  flags.DEFINE_boolean("dry_run", False, "Print the plan and write nothing.", **common)
+  flags.DEFINE_boolean("traceback", False, "Show the traceback of a failure.", **common)
+  flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)
+  return values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command.
+
+  Args:
+    argv: the program's name and its arguments, or the arguments alone if the first one is a flag.
+
+  Returns:
+    The exit code: 0 done, 1 refused, 2 verification failed.
+  """
+  values = define_flags()
+  argv = list(sys.argv if argv is None else argv)
+  try:
+    rest = values(argv if argv and not argv[0].startswith("-") else ["", *argv])[1:]
+  except flags.Error as e:
+    return _refuse(e)
+  if values.help:
+    print(USAGE + values.module_help(_MODULE))
+    return DONE
+  if rest:
+    return _refuse(f"{rest[0]}: expected flags only, found an argument. A MaxText config is not read yet: leave it out.")
+  for name in ("source_path", "target_path"):
+    if not values[name].value:
+      return _refuse(f"--{name}: expected a path, found none. Run with --help to see all flags.")
+  return _convert(values)
+
+
+def console_main() -> None:
+  """The entry point of the console script."""
+  # The command computes nothing: it must not take hold of an accelerator that a training run may be using.
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's own start-up lines.
+  # What goes wrong is said once, below; Orbax's warnings are about options that it was given here on purpose.
+  logging.set_verbosity(logging.FATAL)
+  sys.exit(main(sys.argv))
+
+
+def _convert(values) -> int:
+  """Converts as the flags say, and prints what was done."""
+  # pylint: disable=import-outside-toplevel
+  from maxtext.checkpoint_conversion.linen_nnx_converter import convert
+  from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+  from maxtext.checkpoint_conversion.linen_nnx_converter import progress
+
+  options = {name: values[name].value for name in values if name not in ("help", "traceback", "h")}
+  try:
+    conversion = convert.convert_checkpoint(**options, progress=progress.Progress())
+  except errors.ConversionError as e:
+    if values.traceback:
+      raise
+    _refuse(e)
+    return VERIFICATION_FAILED if isinstance(e, errors.VerificationError) else REFUSED
+  except KeyboardInterrupt:
+    _refuse("interrupted: nothing was left at the target.")
+    return 130
+  except Exception as e:  # A full disk, a file that vanished: one line as well.  pylint: disable=broad-except
+    if values.traceback:
+      raise
+    return _refuse(f"{options['target_path']}: {type(e).__name__}: {' '.join(str(e).split())[:500]}. Nothing was left there.")
+  if conversion.dry_run:
+    print("\n".join(conversion.plan.lines()))
+  print(conversion.summary())
+  return DONE
+
+
+def _refuse(message) -> int:
+  print(f"linen_nnx_converter: {message}", file=sys.stderr)
+  return REFUSED
+
+
+if __name__ == "__main__":
+  console_main()

@@ -1,0 +1,104 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The abstract state of a checkpoint: its leaves by path, without their bytes.
+
+A leaf path is a tuple of strings, the names that Orbax gives to the keys of a pytree: a list's third entry and a
+dict's key `2` are both `"2"`. What tells them apart is `AbstractState.lists`.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+
+Path = tuple[str, ...]
+
+# A `jax.ShapeDtypeStruct`; a Python scalar or string, as it is; or an empty node: None, {}, [] or ().
+Leaf = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractState:
+  """A pytree as a flat mapping.
+
+  Attributes:
+    leaves: every leaf by its path. Empty nodes count as leaves: an optax `EmptyState` or `MaskedNode` is None, as
+      Orbax writes it.
+    lists: the paths of the nodes that are lists; every other inner node is a dict.
+  """
+
+  leaves: Mapping[Path, Leaf]
+  lists: frozenset[Path] = frozenset()
+
+
+def is_empty(leaf: Any) -> bool:
+  """Whether `leaf` is a node without children: None, {}, [], () or a named tuple without fields."""
+  return leaf is None or (isinstance(leaf, (dict, list, tuple)) and not leaf)
+
+
+def is_array(leaf: Any) -> bool:
+  """Whether `leaf` has a shape and a dtype, whatever kind of array it is."""
+  return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def flatten(tree: Any) -> AbstractState:
+  """Flattens any pytree, such as a Flax `TrainState` or an `nnx.State`, keeping its leaves as they are.
+
+  Raises:
+    PathCollisionError: two keys have the same name, for example `0` and `"0"`.
+  """
+  leaves, lists = {}, set()
+  for keypath, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_empty)[0]:
+    path = tuple(jax.tree_util.keystr((key,), simple=True) for key in keypath)
+    if path in leaves:
+      raise errors.PathCollisionError(
+          path, expected="one leaf of this path", found="two", remedy="Rename one of the keys in the source."
+      )
+    leaves[path] = _empty_node(leaf) if is_empty(leaf) else leaf
+    lists.update(path[:i] for i, key in enumerate(keypath) if isinstance(key, jax.tree_util.SequenceKey))
+  return AbstractState(leaves, frozenset(lists))
+
+
+def abstract(state: AbstractState) -> AbstractState:
+  """The same state with every array replaced by its `jax.ShapeDtypeStruct`."""
+  structs = {
+      path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array(leaf) else leaf
+      for path, leaf in state.leaves.items()
+  }
+  return dataclasses.replace(state, leaves=structs)
+
+
+def unflatten(state: AbstractState) -> Any:
+  """The inverse of `flatten`: nested dicts and lists."""
+  root = {}
+  for path, leaf in state.leaves.items():
+    node = root
+    for key in path[:-1]:
+      node = node.setdefault(key, {})
+    node[path[-1]] = leaf
+  for path in sorted(state.lists, key=len, reverse=True):
+    parent = root
+    for key in path[:-1]:
+      parent = parent[key]
+    children = parent[path[-1]]
+    parent[path[-1]] = [children[str(i)] for i in range(len(children))]
+  return root
+
+
+def _empty_node(leaf: Any) -> Any:
+  return None if hasattr(leaf, "_fields") else leaf

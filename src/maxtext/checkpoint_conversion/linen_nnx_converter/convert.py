@@ -1,0 +1,312 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The conversions: of trees in memory, and of checkpoints on disk."""
+
+import asyncio
+from collections.abc import Mapping
+import dataclasses
+import json
+import os
+import time
+from typing import Any, Protocol
+
+from etils import epath
+import tensorstore as ts
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import execute
+from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import locations
+from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import planner
+from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter import verify as verify_lib
+
+Path = abstract_state.Path
+PathLike = str | os.PathLike[str]
+
+RECORD = "linen_nnx_converter"  # The key of the record in the target's custom metadata.
+
+
+class Progress(Protocol):
+  """What is told of the work under way."""
+
+  def start(self, task: str, nbytes: int) -> None:
+    """A task begins that goes through this many bytes."""
+
+  def advance(self, nbytes: int) -> None:
+    """So many bytes of the task are done."""
+
+  def finish(self) -> None:
+    """The task is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+  """What was done, or with `dry_run` would be.
+
+  Attributes:
+    plan: the plan.
+    source: the folder of the source's pytree.
+    target: the folder of the target's pytree.
+    nbytes: the size of the target's arrays.
+    seconds: how long it took.
+    verified: whether every byte of the target was compared with the source.
+    dry_run: whether nothing was written.
+  """
+
+  plan: plan_lib.Plan
+  source: epath.Path
+  target: epath.Path
+  nbytes: int
+  seconds: float = 0.0
+  verified: bool = False
+  dry_run: bool = False
+
+  def record(self) -> dict[str, Any]:
+    """The JSON record that is kept in the target's custom metadata."""
+    plan = self.plan
+    return {
+        "source": os.fspath(self.source),
+        "source_layout": str(plan.source_layout),
+        "target_layout": str(plan.target_layout),
+        "scan_layers": plan.scan_layers,
+        "leaves": plan.counts(),
+        "bytes": self.nbytes,
+        "dropped": {"/".join(path): reason for path, reason in plan.dropped.items()},
+        "empty_nodes": [[list(path), leaf] for path, leaf in plan.empty_nodes.items()],
+        "seconds": round(self.seconds, 3),
+        "verified": self.verified,
+        "versions": storage.versions(),
+    }
+
+  def summary(self) -> str:
+    """One line for a person."""
+    counts, plan = self.plan.counts(), self.plan
+    moves = ", ".join(f"{counts[kind]} {name}" for kind, name in _MOVE_NAMES.items() if counts[kind])
+    dropped = f"; left out {counts['dropped']} leaves ({', '.join(sorted(set(plan.dropped.values())))})" if plan.dropped else ""
+    done = f"in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}: " if not self.dry_run else ""
+    return (
+        f"{'would convert' if self.dry_run else 'converted'} {plan.source_layout} -> {plan.target_layout} {done}"
+        f"{len(plan.moves)} leaves, {self.nbytes / 2**20:,.1f} MiB ({moves}){dropped} -> {self.target}"
+    )
+
+
+_MOVE_NAMES = {"copy": "copied", "stack": "stacked", "slice": "sliced"}
+
+
+def detect_format(state: Any) -> str:
+  """Tells `linen` from `nnx`.
+
+  Args:
+    state: a train state, as a pytree of any leaves.
+
+  Raises:
+    LayoutError: it fits no known layout, or two.
+  """
+  return layouts.detect(abstract_state.flatten(state)).framework
+
+
+def convert_linen_to_nnx(state: Any, scan_layers: bool | None = True, **options) -> dict[str, Any]:
+  """Converts a Linen train state in memory. The input is not modified; leaves that only move are shared with it.
+
+  Args:
+    state: a pytree: nested dicts and lists, or a Flax `TrainState`, with leaves of NumPy arrays, JAX arrays or
+      `jax.ShapeDtypeStruct`.
+    scan_layers: whether the result's layers are scanned; None keeps what they are.
+    **options: as `planner.plan_conversion` takes them: param_scan_axis, layer_naming, nnx_values, nnx_aux, params_only.
+
+  Returns:
+    Nested dicts, `{"model": …, "optimizer": {"opt_state": …, "step": …}}`. Keys are strings, those of chains too.
+
+  Raises:
+    ConversionError: one of its subclasses, naming the path that stands in the way.
+  """
+  return _convert_tree(state, direction="linen_to_nnx", scan_layers=scan_layers, **options)
+
+
+def convert_nnx_to_linen(state: Any, scan_layers: bool | None = None, **options) -> dict[str, Any]:
+  """Converts an NNX train state in memory, as `convert_linen_to_nnx` does the other way.
+
+  Args:
+    state: a pytree: nested dicts, or an `nnx.State`, boxed or plain.
+    scan_layers: whether the result's layers are scanned; None keeps what they are.
+    **options: as `convert_linen_to_nnx` takes them.
+
+  Returns:
+    Nested dicts and lists, `{"params": {"params": …}, "opt_state": …, "step": …}`.
+
+  Raises:
+    ConversionError: one of its subclasses, naming the path that stands in the way.
+  """
+  return _convert_tree(state, direction="nnx_to_linen", scan_layers=scan_layers, **options)
+
+
+def load_checkpoint(path: PathLike) -> Any:
+  """Loads the pytree of a checkpoint into host memory, whole: nested dicts and lists of NumPy arrays.
+
+  Raises:
+    ConversionError: there is no finished checkpoint at `path`.
+  """
+  return storage.restore(locations.find_source(path).items)
+
+
+def save_checkpoint(state: Any, path: PathLike) -> None:
+  """Saves a pytree of arrays as a folder of its own.
+
+  Raises:
+    TargetError: something is at `path` already.
+  """
+  directory = locations.absolute(path)
+  locations.check_free(directory, overwrite=False)
+  storage.save_tree(directory, state)
+
+
+def convert_checkpoint(
+    source_path: PathLike,
+    target_path: PathLike,
+    *,
+    memory_budget_gib: float = 2.0,
+    verify: bool = True,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    **options,
+) -> Conversion:
+  """Converts a checkpoint on disk. The target appears whole or not at all; the source is only read.
+
+  Args:
+    source_path: a checkpoints folder (its latest step is taken), a step, an items folder, or a pytree's folder.
+    target_path: where to; it gets the shape of the source, `<target_path>/<step>/items` with its sibling items.
+    memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
+    verify: whether to re-read source and target and compare every byte before the commit.
+    overwrite: whether to replace an existing target, which stays whole until the new one is.
+    dry_run: whether to plan only.
+    progress: is told how far the work has come.
+    **options: as `planner.plan_conversion` takes them: direction, scan_layers, param_scan_axis, layer_naming,
+      nnx_values, nnx_aux, params_only.
+
+  Returns:
+    What was done.
+
+  Raises:
+    ConversionError: one of its subclasses. Nothing is left at the target then.
+  """
+  begin = time.monotonic()
+  location = locations.find_source(source_path)
+  target = locations.find_target(target_path, location)
+  locations.check_target(source_path, location, target_path, target, overwrite=overwrite)
+  source = storage.Checkpoint(location.items)
+  custom_metadata = location.custom_metadata()
+  plan = planner.plan_conversion(source.state, empty_nodes=_recorded_empty_nodes(custom_metadata), **options)
+  execute.check_casts(plan, source.read)
+  leaves = storage.target_leaves(plan, source)
+  nbytes = sum(leaf.nbytes for leaf in leaves.values() if isinstance(leaf, storage.TargetLeaf))
+  conversion = Conversion(plan, location.items, target.items, nbytes, dry_run=dry_run)
+  if dry_run:
+    return dataclasses.replace(conversion, seconds=time.monotonic() - begin)
+  result = []
+  budget = int(memory_budget_gib * 2**30)
+  progress = progress or _NoProgress()
+
+  def before_commit(folder: epath.Path, items: epath.Path):
+    progress.finish()
+    if verify:
+      _verify(plan, source, items, budget, progress)
+    result.append(dataclasses.replace(conversion, seconds=time.monotonic() - begin, verified=verify))
+    _finish_step(folder, location, custom_metadata, result[0])
+
+  progress.start("writing", nbytes)
+  storage.save(
+      target,
+      dataclasses.replace(plan.target, leaves=leaves),
+      _writer(plan, source, budget, progress),
+      use_ocdbt=source.use_ocdbt,
+      use_zarr3=source.use_zarr3,
+      before_commit=before_commit,
+      overwrite=overwrite,
+  )
+  return result[0]
+
+
+def _convert_tree(state, **options) -> dict[str, Any]:
+  source = abstract_state.flatten(state)
+  plan = planner.plan_conversion(abstract_state.abstract(source), **options)
+  return abstract_state.unflatten(dataclasses.replace(plan.target, leaves=execute.apply(plan, source.leaves)))
+
+
+def _writer(plan, source, budget, progress) -> storage.WriteArrays:
+  """Streams the arrays of some target leaves."""
+
+  async def write_arrays(stores: Mapping[Path, ts.TensorStore]):
+    await execute.stream(
+        execute.blocks(plan, stores, lambda path: source.stored[path].chunk_shape),
+        open_source=source.open,
+        targets=stores,
+        new_transaction=ts.Transaction,
+        memory_budget=budget,
+        on_written=lambda block: progress.advance(block.nbytes),
+    )
+
+  return write_arrays
+
+
+def _verify(plan, source, items, budget, progress):
+  """Reads the written pytree back, as anyone would, and compares it with the plan and the source."""
+  written = storage.Checkpoint(items)
+  verify_lib.verify_state(plan.target, written.state)
+  progress.start("verifying", sum(source.stored[path].nbytes for path in plan.parts() if path in source.stored))
+  asyncio.run(
+      verify_lib.verify_arrays(
+          plan,
+          open_source=source.open,
+          open_target=written.open,
+          chunk_shape_of=lambda path: source.stored[path].chunk_shape,
+          memory_budget=budget,
+          on_verified=lambda path, nbytes: progress.advance(nbytes),
+      )
+  )
+  progress.finish()
+
+
+def _finish_step(folder, location, custom_metadata, conversion):
+  """Carries along what belongs to the step besides the train state, and writes the record."""
+  for sibling in location.siblings():
+    locations.copy_tree(sibling, folder / sibling.name)
+  handlers = location.step_metadata().get("item_handlers")
+  siblings = {sibling.name for sibling in location.siblings()}
+  carried = {name: handler for name, handler in handlers.items() if name in siblings} if isinstance(handlers, dict) else {}
+  scan_layers = {} if conversion.plan.scan_layers is None else {"scan_layers": conversion.plan.scan_layers}
+  metadata = custom_metadata | scan_layers | {RECORD: conversion.record()}
+  locations.update_step_metadata(folder, carried, metadata)
+
+
+def _recorded_empty_nodes(custom_metadata) -> dict[Path, Any]:
+  """The empty optimizer nodes that an earlier conversion put on record."""
+  nodes = (custom_metadata.get(RECORD) or {}).get("empty_nodes") or []
+  return {tuple(path): leaf for path, leaf in nodes}
+
+
+class _NoProgress:
+
+  def start(self, task, nbytes):
+    pass
+
+  def advance(self, nbytes):
+    pass
+
+  def finish(self):
+    pass

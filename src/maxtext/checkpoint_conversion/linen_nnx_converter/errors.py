@@ -1,0 +1,83 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What the converter refuses, one class for each cause.
+
+Every message is one line: which path, what was expected there, what was found, and what to do.
+"""
+
+
+class ConversionError(ValueError):
+  """A conversion that cannot be done without guessing, or whose input is damaged."""
+
+  def __init__(self, path, *, expected: str, found: str, remedy: str):
+    """Builds the one-line message.
+
+    Args:
+      path: a leaf path (a tuple of strings), or the path of a file or folder.
+      expected: what the converter needs at `path`.
+      found: what is there.
+      remedy: what the user can do about it.
+    """
+    self.path = "/".join(path) if isinstance(path, tuple) else str(path)
+    self.expected, self.found, self.remedy = expected, found, remedy
+    super().__init__(f"{self.path}: expected {expected}, found {found}. {remedy}")
+
+
+class SourceNotFoundError(ConversionError):
+  """The source path does not exist."""
+
+
+class NotACheckpointError(ConversionError):
+  """The source is not an Orbax checkpoint of a pytree."""
+
+
+class UnfinishedCheckpointError(ConversionError):
+  """The source was never committed, or lacks a file that its metadata names."""
+
+
+class TargetError(ConversionError):
+  """The target exists, overlaps the source, or cannot be written."""
+
+
+class LayoutError(ConversionError):
+  """The tree is of no known state layout, or fits two."""
+
+
+class DirectionError(ConversionError):
+  """The direction contradicts what the source is."""
+
+
+class UnaccountedLeafError(ConversionError):
+  """A leaf that no rule of the layout accounts for."""
+
+
+class LayerStackError(ConversionError):
+  """A stack of layers with a layer missing, or whose layers are not alike."""
+
+
+class MomentError(ConversionError):
+  """A params-like optimizer subtree that does not match the params."""
+
+
+class PathCollisionError(ConversionError):
+  """Two leaves that would land on one path."""
+
+
+class StepError(ConversionError):
+  """A step that the target's dtype cannot hold."""
+
+
+class VerificationError(ConversionError):
+  """The target that was written differs from what the plan says."""

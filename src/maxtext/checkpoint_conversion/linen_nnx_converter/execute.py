@@ -1,0 +1,232 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Carries a plan out: on arrays in memory, or block by block between two checkpoints under a memory budget."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+import dataclasses
+import itertools
+import math
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+
+Path = abstract_state.Path
+Region = tuple[slice, ...]
+
+# While a block is written there are up to three copies of it: as it was read, in the transaction's chunk, and encoded.
+_COPIES_OF_A_BLOCK = 3
+# Two batches are under way: one is read while the other is encoded. More did not help on two cores.
+_BATCHES_IN_FLIGHT = 2
+# Chunks are read together up to this size, so that small ones do not cost a call each.
+_BLOCK_BYTES = 32 * 2**20
+
+
+class Array(Protocol):
+  """What a TensorStore array and a NumPy array have in common."""
+
+  shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """A region of a source leaf, read once, and what is made of it.
+
+  Attributes:
+    source: the source leaf.
+    region: the region of it.
+    nbytes: the size of the region.
+    parts: the target leaves that get some of it.
+  """
+
+  source: Path
+  region: Region
+  nbytes: int
+  parts: tuple[plan_lib.Part, ...]
+
+
+def apply(plan: plan_lib.Plan, leaves: Mapping[Path, Any]) -> dict[Path, Any]:
+  """The target's leaves, made of the source's. Leaves that are copied are the very same objects."""
+  moved = {path: _moved(move, leaves, plan.target.leaves[path]) for path, move in plan.moves.items()}
+  return {path: moved.get(path, leaf) for path, leaf in plan.target.leaves.items()}
+
+
+def checked_cast(path: Path, value: Any, dtype: np.dtype) -> Any:
+  """Casts the step.
+
+  Raises:
+    StepError: `dtype` cannot hold the value.
+  """
+  limits = np.iinfo(dtype)
+  if not limits.min <= int(value) <= limits.max:
+    raise errors.StepError(
+        path,
+        expected=f"a step from {limits.min} to {limits.max}, the range of {np.dtype(dtype)}",
+        found=f"{int(value)}",
+        remedy="The checkpoint is damaged, or its step is of an unknown kind.",
+    )
+  return value.astype(dtype)
+
+
+def check_casts(plan: plan_lib.Plan, read: Callable[[Path], Any]):
+  """Checks, before anything is written, that the step fits the target's dtype."""
+  for path, move in plan.moves.items():
+    leaf = plan.target.leaves[path]
+    if isinstance(move, plan_lib.Copy) and abstract_state.is_array(leaf):
+      if plan.source.leaves[move.source].dtype != leaf.dtype:
+        checked_cast(move.source, read(move.source), leaf.dtype)
+
+
+def blocks(plan: plan_lib.Plan, targets: Iterable[Path], chunk_shape_of: Callable[[Path], tuple[int, ...]]) -> Iterator[Block]:
+  """The blocks that fill `targets`, each made of whole chunks of its source leaf, no chunk in two blocks."""
+  targets = set(targets)
+  for source, parts in plan.parts().items():
+    wanted = tuple(part for part in parts if part.target in targets)
+    if not wanted:
+      continue
+    leaf = plan.source.leaves[source]
+    itemsize = np.dtype(leaf.dtype).itemsize
+    shape = _block_shape(leaf.shape, chunk_shape_of(source), itemsize)
+    for region in _regions(leaf.shape, shape):
+      size = math.prod(part.stop - part.start for part in region) * itemsize
+      yield Block(source, region, size, tuple(part for part in wanted if _overlaps(part, region)))
+
+
+async def stream(
+    work: Iterable[Block],
+    *,
+    open_source: Callable[[Path], Awaitable[Any]],
+    targets: Mapping[Path, Any],
+    new_transaction: Callable[[], Any],
+    memory_budget: int,
+    on_written: Callable[[Block], None],
+):
+  """Reads and writes blocks, several at a time, in memory bounded by the budget and the largest single block.
+
+  Args:
+    work: the blocks.
+    open_source: opens a source leaf's array for reading.
+    targets: the target leaves' arrays, open for writing.
+    new_transaction: makes a transaction; the blocks of a batch are committed in one.
+    memory_budget: bytes, for all copies of the data that is under way.
+    on_written: called for each block when it is committed.
+  """
+  batch_bytes = memory_budget // (_COPIES_OF_A_BLOCK * _BATCHES_IN_FLIGHT)
+  gate = asyncio.Semaphore(_BATCHES_IN_FLIGHT)
+  tasks = set()
+  try:
+    for batch in _batches(work, batch_bytes):
+      await gate.acquire()
+      for task in [task for task in tasks if task.done()]:
+        tasks.remove(task)
+        task.result()
+      task = asyncio.create_task(_write_batch(batch, open_source, targets, new_transaction(), on_written))
+      task.add_done_callback(lambda _: gate.release())
+      tasks.add(task)
+    await asyncio.gather(*tasks)
+  finally:
+    for task in tasks:
+      task.cancel()
+
+
+async def _write_batch(batch, open_source, targets, transaction, on_written):
+  sources = {source: await open_source(source) for source in dict.fromkeys(block.source for block in batch)}
+  await asyncio.gather(*(_write_block(block, sources[block.source], targets, transaction) for block in batch))
+  await transaction.commit_async()
+  for block in batch:
+    on_written(block)
+
+
+async def _write_block(block, source, targets, transaction):
+  data = await source[block.region].read()
+  writes = []
+  for part in block.parts:
+    target = targets[part.target].with_transaction(transaction)
+    for region, values in _pieces(part, block.region, data):
+      if values.dtype != target.dtype.numpy_dtype:
+        values = checked_cast(block.source, values, target.dtype.numpy_dtype)
+      writes.append(target[region].write(values))
+  await asyncio.gather(*writes)
+
+
+def _pieces(part, region, data) -> Iterator[tuple[Region, Any]]:
+  """The regions of the target that `part` fills out of a block, with their values."""
+  move = part.move
+  if isinstance(move, plan_lib.Copy):
+    yield region, data
+  elif isinstance(move, plan_lib.Stack):
+    yield (*region[: move.axis], part.index, *region[move.axis :]), data
+  else:
+    inside = (slice(None),) * move.axis + (part.index - region[move.axis].start,)
+    yield (*region[: move.axis], *region[move.axis + 1 :]), data[inside]
+
+
+def _overlaps(part, region) -> bool:
+  """Whether a block of this region holds anything of `part`."""
+  if not isinstance(part.move, plan_lib.Slice):
+    return True
+  along = region[part.move.axis]
+  return along.start <= part.index < along.stop
+
+
+def _block_shape(shape, chunk_shape, itemsize) -> tuple[int, ...]:
+  """A multiple of the chunk shape of at most `_BLOCK_BYTES`, or one chunk; it grows along the last axes first."""
+  block = list(chunk_shape)
+  for axis in reversed(range(len(shape))):
+    room = _BLOCK_BYTES // max(1, math.prod(block) * itemsize)
+    block[axis] *= max(1, min(room, -(-shape[axis] // chunk_shape[axis])))
+    if block[axis] < shape[axis]:
+      break
+  return tuple(block)
+
+
+def _regions(shape, block_shape) -> Iterator[Region]:
+  """The regions of the grid of blocks."""
+  ranges = [range(0, size, step) for size, step in zip(shape, block_shape)]
+  for start in itertools.product(*ranges):
+    yield tuple(slice(a, min(a + step, size)) for a, step, size in zip(start, block_shape, shape))
+
+
+def _batches(work, batch_bytes) -> Iterator[list[Block]]:
+  """Groups blocks up to `batch_bytes`; a larger block is a batch of its own."""
+  batch, size = [], 0
+  for block in work:
+    if batch and size + block.nbytes > batch_bytes:
+      yield batch
+      batch, size = [], 0
+    batch.append(block)
+    size += block.nbytes
+  if batch:
+    yield batch
+
+
+def _moved(move, leaves, target):
+  """The target leaf as an array of the source's kind."""
+  sources = [leaves[source] for source, _ in plan_lib.sources_of(move)]
+  if any(isinstance(source, jax.ShapeDtypeStruct) for source in sources):
+    return target
+  if isinstance(move, plan_lib.Copy):
+    is_cast = abstract_state.is_array(target) and sources[0].dtype != target.dtype
+    return checked_cast(move.source, sources[0], target.dtype) if is_cast else sources[0]
+  if isinstance(move, plan_lib.Stack):
+    stack = jnp.stack if any(isinstance(source, jax.Array) for source in sources) else np.stack
+    return stack(sources, axis=move.axis)
+  return sources[0][(slice(None),) * move.axis + (move.index,)]

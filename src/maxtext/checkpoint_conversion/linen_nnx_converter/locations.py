@@ -1,0 +1,213 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Where a checkpoint stands: the spellings of a path that users have at hand.
+
+`…/checkpoints` (its latest step), `…/checkpoints/2`, `…/checkpoints/2/items`, or a folder that is itself a pytree.
+"""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+from etils import epath
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+
+_ITEMS = "items"  # MaxText's name for the item that holds the train state.
+_METADATA = "_METADATA"
+_STEP_METADATA = "_CHECKPOINT_METADATA"
+_TEMPORARY = ".orbax-checkpoint-tmp"
+# Files of a step folder that are no items: Orbax writes them anew.
+_STEP_FILES = frozenset({_STEP_METADATA, "commit_success.txt"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+  """A checkpoint's place.
+
+  Attributes:
+    items: the folder of the pytree.
+    step_folder: the folder that holds it and its sibling items; None where the pytree stands alone.
+    step: the number of the step, where the step folder's name is one.
+  """
+
+  items: epath.Path
+  step_folder: epath.Path | None = None
+
+  @property
+  def step(self) -> int | None:
+    is_number = self.step_folder is not None and self.step_folder.name.isdigit()
+    return int(self.step_folder.name) if is_number else None
+
+  @property
+  def final(self) -> epath.Path:
+    """The folder that appears or is replaced as a whole."""
+    return self.step_folder or self.items
+
+  def siblings(self) -> list[epath.Path]:
+    """The other items of the step, such as `iter`."""
+    if self.step_folder is None:
+      return []
+    return sorted(p for p in self.step_folder.iterdir() if p.name not in _STEP_FILES | {self.items.name})
+
+  def step_metadata(self) -> dict[str, Any]:
+    """Orbax's metadata of the step; empty where there is none, as before Orbax 0.11."""
+    path = self.final / _STEP_METADATA
+    return json.loads(path.read_text()) if path.exists() else {}
+
+  def custom_metadata(self) -> dict[str, Any]:
+    return self.step_metadata().get("custom_metadata") or {}
+
+
+def update_step_metadata(folder: epath.Path, item_handlers: dict[str, str], custom_metadata: dict[str, Any]):
+  """Adds to the metadata that Orbax wrote into the (temporary) step folder."""
+  path = folder / _STEP_METADATA
+  document = json.loads(path.read_text())
+  if isinstance(document.get("item_handlers"), dict):
+    document["item_handlers"] |= item_handlers
+  document["custom_metadata"] = (document.get("custom_metadata") or {}) | custom_metadata
+  path.write_text(json.dumps(document))
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+  """An absolute path; a URL such as `gs://…` is one already."""
+  path = epath.Path(path)
+  return path if "://" in os.fspath(path) else epath.Path(os.path.realpath(os.fspath(path)))
+
+
+def find_source(path: str | os.PathLike[str]) -> Location:
+  """The checkpoint at `path`.
+
+  Raises:
+    SourceNotFoundError: there is no such path.
+    NotACheckpointError: it is no Orbax checkpoint of a pytree, or holds several.
+    UnfinishedCheckpointError: it was never committed.
+  """
+  path = absolute(path)
+  if not path.exists():
+    raise errors.SourceNotFoundError(path, expected="a checkpoint", found="nothing", remedy="Check --source_path.")
+  if _TEMPORARY in os.fspath(path):
+    raise _unfinished(path, "one of Orbax's temporary folders")
+  if (path / _METADATA).exists():
+    return Location(path, path.parent if _is_in_step_folder(path) else None)
+  children = sorted(path.iterdir()) if path.is_dir() else []
+  items = [child for child in children if (child / _METADATA).exists()]
+  if items:
+    return Location(_the_item(path, items), path)
+  if steps := [child for child in children if child.name.isdigit() and child.is_dir()]:
+    return find_source(max(steps, key=lambda step: int(step.name)))
+  if unfinished := next((p for p in children if _TEMPORARY in p.name or p.name in (_ITEMS, "manifest.ocdbt", "d")), None):
+    raise _unfinished(path, f"no {_METADATA}, but {unfinished.name}")
+  raise errors.NotACheckpointError(
+      path,
+      expected=f"an Orbax checkpoint of a pytree (a folder with {_METADATA})",
+      found=", ".join(child.name for child in children[:5]) or ("an empty folder" if path.is_dir() else "a file"),
+      remedy="Give --source_path=…/checkpoints, …/checkpoints/<step> or …/checkpoints/<step>/items.",
+  )
+
+
+def find_target(path: str | os.PathLike[str], source: Location) -> Location:
+  """The place that has the shape of the source: `<path>/<step>/items`, or `<path>` for a pytree that stands alone.
+
+  A path that names the step or the items folder already, as `…/2` or `…/2/items`, is taken as it is.
+  """
+  path = absolute(path)
+  if source.step_folder is None:
+    return Location(path)
+  if path.name == source.items.name:
+    return Location(path, path.parent)
+  step_folder = path if source.step is None or path.name.isdigit() else path / str(source.step)
+  return Location(step_folder / source.items.name, step_folder)
+
+
+def check_target(source_path, source: Location, target_path, target: Location, *, overwrite: bool):
+  """Refuses a target that overlaps the source, exists, or cannot be written.
+
+  Raises:
+    TargetError: one of these.
+  """
+  for inner, outer in ((target_path, source_path), (source_path, target_path), (target.final, source.final)):
+    inner, outer = absolute(inner), absolute(outer)
+    if inner == outer or outer in inner.parents:
+      raise errors.TargetError(
+          absolute(target_path),
+          expected="a target apart from the source",
+          found=f"{inner} inside {outer}" if inner != outer else "the source itself",
+          remedy="Choose another --target_path.",
+      )
+  check_free(target.final, overwrite=overwrite)
+
+
+def check_free(final: epath.Path, *, overwrite: bool):
+  """Refuses a folder that exists, unless it is empty, or that cannot be made.
+
+  Raises:
+    TargetError: one of these.
+  """
+  if final.exists() and not _is_empty_folder(final) and not overwrite:
+    raise errors.TargetError(
+        final, expected="nothing there yet", found="an existing path", remedy="Choose another --target_path or pass --overwrite."
+    )
+  if "://" in os.fspath(final):
+    return
+  ancestor = next(parent for parent in final.parents if parent.exists())
+  if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+    raise errors.TargetError(
+        final,
+        expected="a place that can be written",
+        found=f"{ancestor}, which is no writable folder",
+        remedy="Choose another --target_path.",
+    )
+
+
+def copy_tree(source: epath.Path, target: epath.Path):
+  """Copies a file, or a folder with all that is in it."""
+  if not source.is_dir():
+    source.copy(target)
+    return
+  target.mkdir()
+  for child in source.iterdir():
+    copy_tree(child, target / child.name)
+
+
+def _is_empty_folder(path) -> bool:
+  return path.is_dir() and not any(path.iterdir())
+
+
+def _is_in_step_folder(path) -> bool:
+  """Whether the pytree at `path` is an item of a step, not a checkpoint of its own."""
+  if (path / _STEP_METADATA).exists():
+    return False
+  return (path.parent / _STEP_METADATA).exists() or (path.name == _ITEMS and path.parent.name.isdigit())
+
+
+def _the_item(path, items) -> epath.Path:
+  """MaxText's `items`, or the only pytree there is, such as Orbax v1's `pytree`."""
+  named = [item for item in items if item.name == _ITEMS] or items
+  if len(named) == 1:
+    return named[0]
+  raise errors.NotACheckpointError(
+      path,
+      expected=f"one pytree, or one named {_ITEMS}",
+      found=", ".join(item.name for item in named),
+      remedy="Give the path of one of them: a train state split over several items is not supported.",
+  )
+
+
+def _unfinished(path, found) -> errors.UnfinishedCheckpointError:
+  return errors.UnfinishedCheckpointError(
+      path, expected="a finished checkpoint", found=found, remedy="It was never committed: use another step."
+  )

@@ -1,0 +1,112 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The structure of an optimizer's state: its chains and its empty nodes.
+
+Linen keeps optax's own tree: a chain is a list, and a transformation without state leaves an empty node behind. NNX
+keeps the leaves alone: a chain is a dict keyed by the index, and an empty state is absent. (A `MaskedNode` is not: it
+stands in place of a leaf in both.) So on the way from NNX
+to Linen the lists and the empty nodes are put back. Holes between two filled places show in the keys; what shows
+nowhere is known of optax's own states, listed below.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+
+Path = abstract_state.Path
+
+# The number of places in a chain whose last transformations have no state, told by the fields of the first state that
+# stands alone: adamw(constant), muon's inner chain with a constant learning rate, sgd(constant, momentum).
+_CHAIN_LENGTHS = {
+    frozenset({"count", "mu", "nu"}): 3,
+    frozenset({"count", "mu", "ns_coeffs"}): 4,
+    frozenset({"trace"}): 2,
+}
+
+# Named states with a field that can be empty: (fields that tell the state, the path of the empty field, its value).
+_EMPTY_FIELDS = (
+    (frozenset({"count", "hyperparams", "inner_state"}), ("hyperparams_states",), {}),  # inject_hyperparams
+    (frozenset({"mini_step", "gradient_step", "acc_grads"}), ("skip_state",), ()),  # MultiSteps
+    # MaxText's trainable_parameters_mask: multi_transform({"trainable": …, "frozen": set_to_zero()})
+    (frozenset({"trainable"}), ("frozen", "inner_state"), None),
+)
+
+
+def linen_structure(
+    opt_paths: Iterable[Path], subtrees: Iterable[Path], empty_nodes: Mapping[Path, Any]
+) -> tuple[dict[Path, Any], frozenset[Path]]:
+  """The empty nodes and the lists of a Linen optimizer state.
+
+  Args:
+    opt_paths: the paths of the optimizer's leaves below `opt_state`, as NNX has them.
+    subtrees: its params-like subtrees, below which nothing is a chain.
+    empty_nodes: the empty nodes that are known of this very state, from the record of an earlier conversion.
+
+  Returns:
+    The empty nodes by path, and the paths of the lists, both below `opt_state`.
+  """
+  subtrees = set(subtrees)
+  nodes = {_cut(path, subtrees) for path in opt_paths}
+  if not nodes:  # sgd without a schedule, or no optimizer at all: every place is empty.
+    return dict(empty_nodes), frozenset({path[:-1] for path in empty_nodes if path[-1:] == ("0",)})
+  inner = {path[:i] for path in nodes for i in range(len(path))}
+  taken = inner | nodes
+  empties = {
+      path: leaf
+      for path, leaf in empty_nodes.items()
+      if path not in taken and not any(path[:i] in nodes for i in range(len(path)))
+  }
+  children = _children(nodes | set(empties))
+  for path, names in list(children.items()):
+    empties |= {p: leaf for p, leaf in _missing_fields(path, names, children) if p not in empties}
+  children = _children(nodes | set(empties))
+  lists = {path for path, names in children.items() if all(name.isdigit() for name in names)}
+  for path in lists:
+    for index in range(_chain_length(path, children)):
+      if str(index) not in children[path]:
+        empties[(*path, str(index))] = None
+  return empties, frozenset(lists)
+
+
+def _cut(path, subtrees) -> Path:
+  """The path down to the params-like subtree that it leads into, if it does."""
+  return next((path[:i] for i in range(len(path)) if path[:i] in subtrees), path)
+
+
+def _children(paths) -> dict[Path, set[str]]:
+  """The names of the children of every inner node."""
+  children = {}
+  for path in paths:
+    for i, name in enumerate(path):
+      children.setdefault(path[:i], set()).add(name)
+  return children
+
+
+def _missing_fields(path, names, children):
+  """The empty fields that optax's state at `path` has and NNX leaves out."""
+  for fields, field, leaf in _EMPTY_FIELDS:
+    is_transform = "trainable" not in fields or path[-1:] == ("inner_states",)
+    if fields <= names and field[0] not in names and is_transform:
+      yield (*path, *field), leaf
+
+
+def _chain_length(path, children) -> int:
+  """The number of places of the chain at `path`."""
+  names = children[path]
+  length = max(map(int, names)) + 1
+  if names == {"0"}:
+    length = max(length, _CHAIN_LENGTHS.get(frozenset(children.get((*path, "0"), ())), length))
+  return length

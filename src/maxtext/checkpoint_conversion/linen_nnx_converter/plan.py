@@ -1,0 +1,241 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The plan of a conversion: for every target leaf, where it comes from. No I/O and no arrays.
+
+A plan is made from two abstract states and can be printed, checked, inverted and costed before a byte moves.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+from typing import Any
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+
+Path = abstract_state.Path
+
+# The only leaf that changes its dtype is the step, and only among these.
+STEP_DTYPES = frozenset({"int32", "uint32", "int64", "uint64"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+  """The target leaf is the source leaf."""
+
+  source: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """The target leaf is the source leaves, in order, stacked along a new axis: `np.stack(sources, axis)`."""
+
+  sources: tuple[Path, ...]
+  axis: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """The target leaf is one index of an axis of the source leaf: `np.take(source, index, axis)`."""
+
+  source: Path
+  axis: int
+  index: int
+
+
+Move = Copy | Stack | Slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What one source leaf gives to one target leaf.
+
+  Attributes:
+    target: the target leaf's path.
+    move: the target leaf's move.
+    index: for a `Stack`, the source's place in it; for a `Slice`, the index that is taken; None for a `Copy`.
+  """
+
+  target: Path
+  move: Move
+  index: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A conversion, leaf by leaf. `validate()` holds every invariant.
+
+  Attributes:
+    source: the abstract state of the source.
+    target: the abstract state of the target.
+    moves: for every target leaf that is not an empty node, where it comes from.
+    dropped: the source leaves that the target does not get, each with the reason. Empty nodes that the target's
+      framework does not write are not among them: they hold nothing.
+    source_layout: the layout of the source.
+    target_layout: the layout of the target.
+    empty_nodes: the optimizer's empty nodes, by their Linen path below `opt_state`, that an NNX target does not write.
+      They are kept on record, for the way back.
+    scan_layers: what MaxText's `scan_layers` says of the target; None if it has no layer stack.
+  """
+
+  source: abstract_state.AbstractState
+  target: abstract_state.AbstractState
+  moves: Mapping[Path, Move]
+  dropped: Mapping[Path, str]
+  source_layout: layouts.StateLayout
+  target_layout: layouts.StateLayout
+  empty_nodes: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
+  scan_layers: bool | None = None
+
+  def parts(self) -> dict[Path, list[Part]]:
+    """For every source leaf that the target gets, the parts that it gives."""
+    by_source = {}
+    for target, move in self.moves.items():
+      for source, index in sources_of(move):
+        by_source.setdefault(source, []).append(Part(target, move, index))
+    return by_source
+
+  def inverse(self) -> "Plan":
+    """The plan that leads back. It exists when nothing is dropped.
+
+    Raises:
+      UnaccountedLeafError: a source leaf is dropped.
+    """
+    if self.dropped:
+      path, reason = next(iter(self.dropped.items()))
+      raise errors.UnaccountedLeafError(
+          path, expected="a plan that drops nothing", found=f"a leaf dropped: {reason}", remedy="Keep it to invert the plan."
+      )
+    moves = {source: _inverted(parts) for source, parts in self.parts().items()}
+    return Plan(self.target, self.source, moves, {}, self.target_layout, self.source_layout)
+
+  def counts(self) -> dict[str, int]:
+    """The number of target leaves by kind of move, and of dropped source leaves."""
+    kinds = [type(move).__name__.lower() for move in self.moves.values()]
+    return {kind: kinds.count(kind) for kind in ("copy", "stack", "slice")} | {"dropped": len(self.dropped)}
+
+  def lines(self) -> Iterator[str]:
+    """The plan for a person: a line for each target leaf, then one for each source leaf that is dropped."""
+    for path, move in self.moves.items():
+      sources = ["/".join(source) for source, _ in sources_of(move)]
+      how = type(move).__name__.lower() + ("" if isinstance(move, Copy) else f" axis {move.axis}")
+      how += f" index {move.index}" if isinstance(move, Slice) else ""
+      origin = sources[0] if len(sources) == 1 else f"{sources[0]} … {sources[-1]} ({len(sources)})"
+      yield f"{'/'.join(path)}  {described(self.target.leaves[path])}  {how} of {origin}"
+    for path, reason in self.dropped.items():
+      yield f"{'/'.join(path)}  left out: {reason}"
+
+  def validate(self):
+    """Checks that no byte is lost, made up or written twice.
+
+    Raises:
+      UnaccountedLeafError: a source leaf, or an index along its sliced axis, is not consumed exactly once or dropped.
+      PathCollisionError: a target leaf's path is also an inner node's.
+      LayerStackError: a move does not yield the target leaf's shape and dtype.
+    """
+    _check_paths(self.target.leaves)
+    consumers = self.parts()
+    for path, leaf in self.source.leaves.items():
+      if not abstract_state.is_empty(leaf):
+        _check_consumed(path, leaf, consumers.get(path, []), path in self.dropped)
+    for path, leaf in self.target.leaves.items():
+      if not abstract_state.is_empty(leaf):
+        _check_result(path, leaf, self.moves.get(path), self.source.leaves)
+
+
+def described(leaf: abstract_state.Leaf) -> str:
+  """A leaf's shape and dtype, or the leaf itself."""
+  return f"{tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
+
+
+def sources_of(move: Move) -> Iterator[tuple[Path, int | None]]:
+  """The source leaves of a move, each with its index along the layer axis."""
+  if isinstance(move, Stack):
+    yield from ((source, i) for i, source in enumerate(move.sources))
+  else:
+    yield move.source, move.index if isinstance(move, Slice) else None
+
+
+def result_shape(move: Move, source_shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape that `move` makes of a source leaf of this shape; of each of its source leaves, for a `Stack`."""
+  if isinstance(move, Copy):
+    return tuple(source_shape)
+  if isinstance(move, Stack):
+    return (*source_shape[: move.axis], len(move.sources), *source_shape[move.axis :])
+  return (*source_shape[: move.axis], *source_shape[move.axis + 1 :])
+
+
+def _inverted(parts: list[Part]) -> Move:
+  """The move that rebuilds a source leaf from the parts that it gave."""
+  first = parts[0].move
+  if isinstance(first, Slice):
+    return Stack(tuple(part.target for part in sorted(parts, key=lambda part: part.index)), first.axis)
+  if isinstance(first, Stack):
+    return Slice(parts[0].target, first.axis, parts[0].index)
+  return Copy(parts[0].target)
+
+
+def _check_paths(paths):
+  inner = {path[:i] for path in paths for i in range(1, len(path))}
+  for path in paths:
+    if path in inner:
+      raise errors.PathCollisionError(
+          path, expected="one leaf of this path", found="a leaf and a subtree", remedy="Rename one of them in the source."
+      )
+
+
+def _check_consumed(path, leaf, parts, is_dropped):
+  """A source leaf is wholly consumed, exactly once, or dropped."""
+  slices = sorted(part.index for part in parts if isinstance(part.move, Slice))
+  axes = {part.move.axis for part in parts if isinstance(part.move, Slice)}
+  if is_dropped:
+    complete = not parts
+  elif slices:
+    complete = len(parts) == len(slices) and len(axes) == 1 and slices == list(range(leaf.shape[min(axes)]))
+  else:
+    complete = len(parts) == 1
+  if not complete:
+    raise errors.UnaccountedLeafError(
+        path,
+        expected="to be consumed exactly once",
+        found=f"{len(parts)} target leaves made of it" + (", and dropped" if is_dropped else ""),
+        remedy="This is a defect of the converter: please report it.",
+    )
+
+
+def _check_result(path, leaf, move, sources):
+  """A move yields the shape and dtype of its target leaf."""
+  if move is None:
+    raise errors.UnaccountedLeafError(
+        path, expected="a source leaf", found="none", remedy="This is a defect of the converter: please report it."
+    )
+  for source, _ in sources_of(move):
+    origin = sources[source]
+    if not abstract_state.is_array(origin):
+      if not isinstance(move, Copy) or origin is not leaf:
+        raise _result_error(path, "a Python scalar copied as it is", f"{type(move).__name__} of {origin!r}")
+      continue
+    shape, dtype = result_shape(move, origin.shape), str(origin.dtype)
+    if shape != tuple(leaf.shape):
+      raise _result_error(path, f"shape {tuple(leaf.shape)}", f"{shape} made of {'/'.join(source)}")
+    is_step_cast = isinstance(move, Copy) and shape == () and {dtype, str(leaf.dtype)} <= STEP_DTYPES
+    if dtype != str(leaf.dtype) and not is_step_cast:
+      raise _result_error(path, f"dtype {leaf.dtype}", f"{dtype} of {'/'.join(source)}")
+
+
+def _result_error(path, expected, found) -> errors.LayerStackError:
+  return errors.LayerStackError(
+      path, expected=expected, found=found, remedy="Layers that differ cannot be stacked: convert with --scan_layers=False."
+  )

@@ -1,0 +1,228 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Plans a conversion from the source's abstract state. Every refusal that metadata can decide happens here."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import layers
+from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import optimizer
+from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+
+Path = abstract_state.Path
+Variable = layouts.Variable
+
+DIRECTIONS = ("auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx")
+NNX_VALUES = ("boxed", "plain", "all_boxed")
+
+
+def plan_conversion(
+    source: abstract_state.AbstractState,
+    *,
+    direction: str = "auto",
+    scan_layers: bool | None = None,
+    param_scan_axis: int = 1,
+    layer_naming: str | None = None,
+    nnx_values: str | None = None,
+    nnx_aux: str = "keep",
+    params_only: bool = False,
+    empty_nodes: Mapping[Path, Any] | None = None,
+) -> plan_lib.Plan:
+  """The validated plan of a conversion.
+
+  Args:
+    source: the abstract state of the source.
+    direction: one of `DIRECTIONS`; `auto` goes to the other framework.
+    scan_layers: whether the target's layers are scanned; None is True for `linen_to_nnx` and otherwise keeps what each
+      stack is.
+    param_scan_axis: the layer axis of scanned Params.
+    layer_naming: how to write layers that are not scanned, `flat` (`layers_<n>`) or `nested` (`layers/<n>`); None takes
+      flat for Linen and nested for NNX.
+    nnx_values: which NNX leaves are boxed, one of `NNX_VALUES`; None boxes the model for `linen_to_nnx` and keeps what
+      is for `nnx_to_nnx`.
+    nnx_aux: `keep` or `drop`: whether NNX state that is no Param (RNG streams, batch statistics, …) goes along.
+    params_only: whether to leave out all but the params collection.
+    empty_nodes: empty optimizer nodes known from an earlier conversion, by Linen path below `opt_state`.
+
+  Raises:
+    ConversionError: one of its subclasses, naming the path that stands in the way.
+  """
+  source_layout = layouts.detect(source)
+  target_framework = _target_framework(direction, source_layout)
+  target_layout = _target_layout(source_layout, target_framework, nnx_values, params_only)
+  if scan_layers is None and (source_layout.framework, target_framework) == ("linen", "nnx"):
+    scan_layers = True
+  roles = layouts.read(source, source_layout)
+  kept, dropped = _select(roles, source.leaves, nnx_aux == "keep", params_only)
+  arranged = layers.arrange(
+      {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)},
+      scan_layers=scan_layers,
+      unscanned=layer_naming or (layers.FLAT if target_framework == "linen" else layers.NESTED),
+      param_scan_axis=param_scan_axis,
+      path_of=lambda variable: layouts.write(variable, source_layout, roles.bare_subtrees),
+  )
+  is_linen = source_layout.framework == "linen"
+  # A nested optimizer without collection levels, as MaxText's NNX trainers write it, stays as it is within Linen.
+  bare_subtrees = roles.bare_subtrees if is_linen else frozenset()
+  leaves, moves = _target_leaves(source, target_layout, bare_subtrees, kept, arranged)
+  plan = plan_lib.Plan(
+      source,
+      _structured(leaves, source, source_layout, target_layout, roles, kept, empty_nodes or {}),
+      moves,
+      dropped,
+      source_layout=source_layout,
+      target_layout=target_layout,
+      empty_nodes=_empty_optimizer_nodes(source, kept) if is_linen else dict(empty_nodes or {}),
+      scan_layers=layers.is_scanned(item.variable.path for item in arranged),
+  )
+  plan.validate()
+  return plan
+
+
+def _target_framework(direction, source_layout) -> str:
+  """The framework to convert to; refuses a direction that starts from the other one."""
+  if direction == "auto":
+    return "nnx" if source_layout.framework == "linen" else "linen"
+  begin, end = direction.split("_to_")
+  if begin != source_layout.framework:
+    raise errors.DirectionError(
+        f"--direction={direction}",
+        expected=f"a source of {begin.replace('nnx', 'NNX').replace('linen', 'Linen')}",
+        found=f"the layout {source_layout}",
+        remedy="Leave out --direction, or give the one that starts from this layout.",
+    )
+  return end
+
+
+def _target_layout(source_layout, framework, nnx_values, params_only) -> layouts.StateLayout:
+  """The layout to write."""
+  if framework == "linen":
+    return layouts.LINEN
+  boxes = {"plain": (False, False), "boxed": (True, False), "all_boxed": (True, True)}.get(nnx_values)
+  within_nnx = source_layout.framework == "nnx"
+  if boxes is None:
+    boxes = (source_layout.boxed_variables, source_layout.boxed_optimizer) if within_nnx else (True, False)
+  if params_only or (within_nnx and source_layout.opt_state is None):
+    layout = source_layout if within_nnx and source_layout.opt_state is None else layouts.NNX_PARAMS_ONLY
+  else:
+    layout = layouts.NNX_PLAIN
+  return layouts.with_boxes(layout, *boxes)
+
+
+def _target_leaves(source, target_layout, bare_subtrees, kept, arranged):
+  """The target's leaves and moves, before its empty nodes are put right."""
+  leaves, moves = {}, {}
+  source_paths = {role: path for path, role in kept.items()}
+  for item in arranged:
+    path = layouts.write(item.variable, target_layout, bare_subtrees)
+    _put(leaves, path, item.leaf)
+    if item.move is not None:
+      moves[path] = _located(item.move, source_paths)
+  for source_path, role in kept.items():
+    if isinstance(role, Variable):
+      continue
+    leaf, path = source.leaves[source_path], layouts.write(role, target_layout)
+    _put(leaves, path, _cast_step(source_path, leaf, target_layout) if isinstance(role, layouts.Step) else leaf)
+    if not abstract_state.is_empty(leaf):
+      moves[path] = plan_lib.Copy(source_path)
+  return leaves, moves
+
+
+def _select(roles, leaves, keep_nnx_aux, params_only) -> tuple[dict[Path, layouts.Role], dict[Path, str]]:
+  """The leaves that go along, and those that are left out on request, with the reason."""
+  kept, dropped = {}, {}
+  for path, role in roles.by_path.items():
+    is_aux = isinstance(role, Variable) and role.collection == layouts.NNX_AUX
+    is_param = isinstance(role, Variable) and role == Variable(layouts.PARAMS, role.path)
+    if (params_only and not is_param) or (is_aux and not keep_nnx_aux):
+      if not abstract_state.is_empty(leaves[path]):
+        dropped[path] = "--nnx_aux=drop" if is_aux and not keep_nnx_aux else "--params_only"
+    else:
+      kept[path] = role
+  return kept, dropped
+
+
+def _put(leaves, path, leaf):
+  if path in leaves:
+    raise errors.PathCollisionError(
+        path, expected="one leaf to land here", found="two", remedy="Remove one of them from the source."
+    )
+  leaves[path] = leaf
+
+
+def _located(move, source_paths) -> plan_lib.Move:
+  """The move with the paths of the source leaves in place of their roles."""
+  if isinstance(move, plan_lib.Stack):
+    return dataclasses.replace(move, sources=tuple(source_paths[source] for source in move.sources))
+  return dataclasses.replace(move, source=source_paths[move.source])
+
+
+def _cast_step(path, leaf, layout):
+  """The step's leaf in the target: an integer scalar of the layout's dtype. A Python integer stays one."""
+  if not abstract_state.is_array(leaf):
+    if isinstance(leaf, int) and not isinstance(leaf, bool):
+      return leaf
+  elif tuple(leaf.shape) == () and str(leaf.dtype) in plan_lib.STEP_DTYPES:
+    return jax.ShapeDtypeStruct((), np.dtype(layout.step_dtype))
+  found = f"shape {tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
+  raise errors.StepError(
+      path, expected="an integer scalar", found=found, remedy="The checkpoint is damaged, or its step is of an unknown kind."
+  )
+
+
+def _empty_optimizer_nodes(source, kept) -> dict[Path, Any]:
+  """The optimizer's empty nodes outside params-like subtrees, by their path below `opt_state`."""
+  roles = {path: role for path, role in kept.items() if isinstance(role, layouts.OptimizerLeaf)}
+  return {role.path: source.leaves[path] for path, role in roles.items() if abstract_state.is_empty(source.leaves[path])}
+
+
+def _structured(leaves, source, source_layout, target_layout, roles, kept, empty_nodes) -> abstract_state.AbstractState:
+  """The target state, with the lists and the empty nodes that its framework writes."""
+  if target_layout.framework == "nnx":
+    if source_layout.framework == "linen":
+      absent = {layouts.write(layouts.OptimizerLeaf(path), target_layout) for path in _empty_optimizer_nodes(source, kept)}
+      leaves = {path: leaf for path, leaf in leaves.items() if path not in absent}
+    return abstract_state.AbstractState(leaves)
+  if source_layout.framework == "linen":
+    return abstract_state.AbstractState(leaves, _with_children(source.lists, leaves))
+  if not any(isinstance(role, (layouts.OptimizerLeaf, layouts.Step)) for role in kept.values()):
+    return abstract_state.AbstractState(leaves)
+  prefix = target_layout.opt_state
+  opt_paths = {path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix}
+  subtrees = {role.subtree for role in kept.values() if isinstance(role, Variable) and role.subtree is not None}
+  empties, lists = optimizer.linen_structure(opt_paths, subtrees, empty_nodes)
+  leaves = leaves | _mask_holes(leaves, target_layout, roles) | {(*prefix, *path): leaf for path, leaf in empties.items()}
+  return abstract_state.AbstractState(leaves, frozenset((*prefix, *path) for path in lists))
+
+
+def _mask_holes(leaves, layout, roles) -> dict[Path, None]:
+  """The `MaskedNode`s, None on disk, that a masked params-like subtree has in place of the params that it leaves out."""
+  prefix = (*layout.variables, layouts.PARAMS)
+  params = [path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix]
+  holes = (Variable(layouts.PARAMS, path, subtree) for subtree in roles.masked_subtrees for path in params)
+  paths = (layouts.write(hole, layout) for hole in holes)
+  return {path: None for path in paths if path not in leaves}
+
+
+def _with_children(lists, leaves) -> frozenset[Path]:
+  inner = {path[:i] for path in leaves for i in range(len(path))}
+  return frozenset(path for path in lists if path in inner)

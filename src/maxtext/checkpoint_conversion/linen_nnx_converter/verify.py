@@ -1,0 +1,147 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Compares what was written with the source, to the bit. Shares no code with `execute.py`."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+
+Path = abstract_state.Path
+Open = Callable[[Path], Awaitable[Any]]
+Box = tuple[tuple[int, int], ...]  # (start, stop) for each axis.
+
+
+def verify_state(expected: abstract_state.AbstractState, found: abstract_state.AbstractState):
+  """Compares the written tree's structure, shapes and dtypes with the plan's.
+
+  Raises:
+    VerificationError: naming the first path that differs.
+  """
+  for path in dict.fromkeys([*expected.leaves, *found.leaves]):
+    wanted, got = (_described(state.leaves.get(path, "no leaf")) for state in (expected, found))
+    if wanted != got:
+      raise _failure(path, wanted, got)
+  for path in sorted(expected.lists ^ found.lists):
+    raise _failure(path, "a list" if path in expected.lists else "a dict", "the other")
+
+
+async def verify_arrays(
+    plan: plan_lib.Plan,
+    *,
+    open_source: Open,
+    open_target: Open,
+    chunk_shape_of: Callable[[Path], tuple[int, ...]],
+    memory_budget: int,
+    on_verified: Callable[[Path, int], None],
+):
+  """Reads every element of the source that the target has, and compares its bytes with what stands in the target.
+
+  `plan.validate()` has shown that these elements fill the target.
+
+  Args:
+    plan: the plan that was carried out.
+    open_source: opens a source leaf's array.
+    open_target: opens a target leaf's array.
+    chunk_shape_of: the chunk shape of a source leaf.
+    memory_budget: bytes, for all data held at a time; a single chunk may take more.
+    on_verified: called with each source leaf that was found in the target, and its size in bytes.
+
+  Raises:
+    VerificationError: naming the first element that differs.
+  """
+  box_bytes = max(1, memory_budget // 16)  # Two leaves at a time, each with its box, its counterpart and their copies.
+  gate = asyncio.Semaphore(2)
+
+  async def verify_leaf(path, parts):
+    async with gate:
+      source = await open_source(path)
+      targets = await asyncio.gather(*(open_target(part.target) for part in parts))
+      itemsize = source.dtype.numpy_dtype.itemsize
+      for box in _boxes(source.shape, chunk_shape_of(path), box_bytes // itemsize):
+        data = await source[_index(box)].read()
+        await asyncio.gather(*(_verify_part(part, target, box, data) for part, target in zip(parts, targets)))
+      on_verified(path, math.prod(source.shape) * itemsize)
+
+  is_stored = lambda path: abstract_state.is_array(plan.source.leaves[path])
+  tasks = [asyncio.ensure_future(verify_leaf(path, parts)) for path, parts in plan.parts().items() if is_stored(path)]
+  try:
+    await asyncio.gather(*tasks)
+  finally:
+    for task in tasks:
+      task.cancel()
+
+
+async def _verify_part(part, target, box, data):
+  """Compares what `part` takes of this box of the source with what stands in the target."""
+  move = part.move
+  if isinstance(move, plan_lib.Copy):
+    place, expected = box, data
+  elif isinstance(move, plan_lib.Stack):
+    place = (*box[: move.axis], (part.index, part.index + 1), *box[move.axis :])
+    expected = np.expand_dims(data, move.axis)
+  else:
+    start, stop = box[move.axis]
+    if not start <= part.index < stop:
+      return
+    place, expected = (*box[: move.axis], *box[move.axis + 1 :]), np.take(data, part.index - start, axis=move.axis)
+  found = await target[_index(place)].read()
+  # The step is the only leaf whose dtype may differ; its value may not.
+  _compare(part.target, found, expected.astype(found.dtype) if found.shape == () else expected, place)
+
+
+def _described(leaf) -> str:
+  return f"{tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
+
+
+def _index(box: Box) -> tuple[slice, ...]:
+  return tuple(slice(start, stop) for start, stop in box)
+
+
+def _boxes(shape, chunk_shape, elements: int) -> Iterator[Box]:
+  """Boxes of whole chunks that cover the array, doubled from one chunk while they have at most `elements`."""
+  steps = list(chunk_shape)
+  for axis in reversed(range(len(shape))):
+    while steps[axis] < shape[axis] and 2 * math.prod(steps) <= elements:
+      steps[axis] *= 2
+  for start in itertools.product(*(range(0, size, step) for size, step in zip(shape, steps))):
+    yield tuple((a, min(a + step, size)) for a, step, size in zip(start, steps, shape))
+
+
+def _compare(path, found, expected, place):
+  """Compares bytes, so that NaNs, signed zeros and every dtype count as they are stored."""
+  found, expected = np.ascontiguousarray(found), np.ascontiguousarray(expected)
+  if found.dtype == expected.dtype and found.tobytes() == expected.tobytes():
+    return
+  if found.dtype != expected.dtype:
+    raise _failure(path, str(expected.dtype), str(found.dtype))
+  as_bytes = lambda array: array.reshape(array.size, 1).view(np.uint8)
+  different = int(np.argmax((as_bytes(found) != as_bytes(expected)).any(axis=1)))
+  inside = np.unravel_index(different, found.shape)
+  index = tuple(int(start + offset) for (start, _), offset in zip(place, inside))
+  raise _failure(path, f"{expected[inside]} at index {index}", f"{found[inside]}")
+
+
+def _failure(path, expected, found) -> errors.VerificationError:
+  return errors.VerificationError(
+      path, expected=expected, found=found, remedy="Nothing was committed. Check the disk and convert again."
+  )
