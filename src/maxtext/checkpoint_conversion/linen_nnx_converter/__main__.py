@@ -42,7 +42,9 @@ def define_flags() -> flags.FlagValues:
       "The checkpoint to convert: a checkpoints folder (its latest step), a step, an items folder, or a pytree's folder.",
       **common,
   )
-  flags.DEFINE_string("target_path", None, "Where to; it gets the shape of the source, <target_path>/<step>/items.", **common)
+  flags.DEFINE_string(
+      "target_path", None, "Where to; it gets the shape of the source, <target_path>/<step>/items.", **common
+  )
   flags.DEFINE_enum(
       "direction",
       "auto",
@@ -81,9 +83,7 @@ def define_flags() -> flags.FlagValues:
       **common,
   )
   flags.DEFINE_boolean("params_only", False, "Convert the params alone, without optimizer and step.", **common)
-  flags.DEFINE_float(
-      "memory_budget_gib", 2.0, "GiB of memory for the data under way.", lower_bound=0.0625, **common
-  )
+  flags.DEFINE_float("memory_budget_gib", 2.0, "GiB of memory for the data under way.", lower_bound=0.0625, **common)
   flags.DEFINE_boolean("verify", True, "Re-read both sides and compare every byte before the commit.", **common)
   flags.DEFINE_boolean("overwrite", False, "Replace an existing target.", **common)
   flags.DEFINE_boolean("dry_run", False, "Print the plan and write nothing.", **common)
@@ -122,7 +122,7 @@ def console_main() -> None:
   """The entry point of the console script."""
   # The command computes nothing: it must not take hold of an accelerator that a training run may be using.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # XLA's own start-up lines.
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
   # What goes wrong is said once, below; Orbax's warnings are about options that it was given here on purpose.
   logging.set_verbosity(logging.FATAL)
   sys.exit(main(sys.argv))
@@ -149,7 +149,9 @@ def _convert(values) -> int:
   except Exception as e:  # A full disk, a file that vanished: one line as well.  pylint: disable=broad-except
     if values.traceback:
       raise
-    return _refuse(f"{options['target_path']}: {type(e).__name__}: {' '.join(str(e).split())[:500]}. Nothing was left there.")
+    return _refuse(
+        f"{options['target_path']}: {type(e).__name__}: {' '.join(str(e).split())[:500]}. Nothing was left there."
+    )
   if conversion.dry_run:
     print("\n".join(conversion.plan.lines()))
   print(conversion.summary())

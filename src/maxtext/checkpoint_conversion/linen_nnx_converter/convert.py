@@ -97,7 +97,9 @@ class Conversion:
     """One line for a person."""
     counts, plan = self.plan.counts(), self.plan
     moves = ", ".join(f"{counts[kind]} {name}" for kind, name in _MOVE_NAMES.items() if counts[kind])
-    dropped = f"; left out {counts['dropped']} leaves ({', '.join(sorted(set(plan.dropped.values())))})" if plan.dropped else ""
+    dropped = (
+        f"; left out {counts['dropped']} leaves ({', '.join(sorted(set(plan.dropped.values())))})" if plan.dropped else ""
+    )
     done = f"in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}: " if not self.dry_run else ""
     return (
         f"{'would convert' if self.dry_run else 'converted'} {plan.source_layout} -> {plan.target_layout} {done}"
@@ -288,7 +290,9 @@ def _finish_step(folder, location, custom_metadata, conversion):
     locations.copy_tree(sibling, folder / sibling.name)
   handlers = location.step_metadata().get("item_handlers")
   siblings = {sibling.name for sibling in location.siblings()}
-  carried = {name: handler for name, handler in handlers.items() if name in siblings} if isinstance(handlers, dict) else {}
+  carried = (
+      {name: handler for name, handler in handlers.items() if name in siblings} if isinstance(handlers, dict) else {}
+  )
   scan_layers = {} if conversion.plan.scan_layers is None else {"scan_layers": conversion.plan.scan_layers}
   metadata = custom_metadata | scan_layers | {RECORD: conversion.record()}
   locations.update_step_metadata(folder, carried, metadata)

@@ -202,9 +202,8 @@ def _stacked(stacked, by_index, variables, places, counts, param_scan_axis, path
 
 def _check_alike(first, other, variables, path_of):
   """Two layers' leaves have one shape and dtype, or are the same empty node."""
-  of = lambda leaf: f"{tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
-  if of(variables[first]) != of(variables[other]):
-    found, wanted = of(variables[other]), of(variables[first])
+  found, wanted = plan.described(variables[other]), plan.described(variables[first])
+  if found != wanted:
     raise _unlike(path_of(other), f"{wanted}, as {'/'.join(path_of(first))} has", found)
 
 

@@ -71,7 +71,9 @@ class StateLayout:
 
 
 LINEN = StateLayout("Linen TrainState", "linen", ("params",), ("opt_state",), ("step",), "int32")
-NNX_PLAIN = StateLayout("NNX TrainStateNNX", "nnx", ("model",), ("optimizer", "opt_state"), ("optimizer", "step"), "uint32")
+NNX_PLAIN = StateLayout(
+    "NNX TrainStateNNX", "nnx", ("model",), ("optimizer", "opt_state"), ("optimizer", "step"), "uint32"
+)
 NNX_PARAMS_ONLY = StateLayout("NNX params only", "nnx", (), None, None, "uint32")
 NNX_BASE = dataclasses.replace(NNX_PARAMS_ONLY, name="NNX params only below base", variables=("base",))
 OLD_NNX = StateLayout("old NNX", "nnx", ("params",), ("opt_state",), ("step",), "uint32")
@@ -79,7 +81,9 @@ OLD_NNX = StateLayout("old NNX", "nnx", ("params",), ("opt_state",), ("step",), 
 
 def with_boxes(layout: StateLayout, variables: bool, optimizer: bool) -> StateLayout:
   """The NNX layout with these parts boxed."""
-  return dataclasses.replace(layout, boxed_variables=variables, boxed_optimizer=optimizer and layout.opt_state is not None)
+  return dataclasses.replace(
+      layout, boxed_variables=variables, boxed_optimizer=optimizer and layout.opt_state is not None
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +139,7 @@ def detect(state: abstract_state.AbstractState) -> StateLayout:
     LayoutError: the tree fits no layout, fits two, has an unknown top-level key, or is boxed in places.
   """
   leaves = state.leaves
-  top = {path[0] for path in leaves}
+  top = {path[0] for path in leaves if path}
   if "model" in top:
     if "params" in top:
       raise _layout_error(top, "either model (NNX) or params (Linen)", "Remove the one that does not belong.")
@@ -311,7 +315,9 @@ def _optimizer_role(path, opt_path, subtrees, variables) -> Role:
   for i in range(1, len(opt_path)):
     if opt_path[:i] in subtrees:
       below = opt_path[i:]
-      role = Variable(below[0], below[1:], opt_path[:i]) if subtrees[opt_path[:i]] else Variable(PARAMS, below, opt_path[:i])
+      role = (
+          Variable(below[0], below[1:], opt_path[:i]) if subtrees[opt_path[:i]] else Variable(PARAMS, below, opt_path[:i])
+      )
       if dataclasses.replace(role, subtree=None) in variables:
         return role
       raise errors.MomentError(
@@ -360,7 +366,9 @@ def _separate_aux(by_path, masked) -> dict[Path, Role]:
   optimizer has moments for the params: `nnx.Optimizer` keeps them for `nnx.Param` alone, and only a mask leaves one out.
   """
   covered = {role.path for role in by_path.values() if isinstance(role, Variable) and role.subtree is not None}
-  everywhere = any(isinstance(r, Variable) and r.subtree is not None and r.subtree not in masked for r in by_path.values())
+  everywhere = any(
+      isinstance(r, Variable) and r.subtree is not None and r.subtree not in masked for r in by_path.values()
+  )
   return {
       path: dataclasses.replace(role, collection=NNX_AUX) if _is_aux(role, covered, everywhere) else role
       for path, role in by_path.items()

@@ -159,7 +159,10 @@ def check_free(final: epath.Path, *, overwrite: bool):
   """
   if final.exists() and not _is_empty_folder(final) and not overwrite:
     raise errors.TargetError(
-        final, expected="nothing there yet", found="an existing path", remedy="Choose another --target_path or pass --overwrite."
+        final,
+        expected="nothing there yet",
+        found="an existing path",
+        remedy="Choose another --target_path or pass --overwrite.",
     )
   if "://" in os.fspath(final):
     return

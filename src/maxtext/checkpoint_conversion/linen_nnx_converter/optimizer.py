@@ -60,6 +60,8 @@ def linen_structure(
   """
   subtrees = set(subtrees)
   nodes = {_cut(path, subtrees) for path in opt_paths}
+  if nodes == {()}:  # An opt_state that is empty as a whole.
+    return {}, frozenset()
   if not nodes:  # sgd without a schedule, or no optimizer at all: every place is empty.
     return dict(empty_nodes), frozenset({path[:-1] for path in empty_nodes if path[-1:] == ("0",)})
   inner = {path[:i] for path in nodes for i in range(len(path))}

@@ -116,7 +116,10 @@ class Plan:
     if self.dropped:
       path, reason = next(iter(self.dropped.items()))
       raise errors.UnaccountedLeafError(
-          path, expected="a plan that drops nothing", found=f"a leaf dropped: {reason}", remedy="Keep it to invert the plan."
+          path,
+          expected="a plan that drops nothing",
+          found=f"a leaf dropped: {reason}",
+          remedy="Keep it to invert the plan.",
       )
     moves = {source: _inverted(parts) for source, parts in self.parts().items()}
     return Plan(self.target, self.source, moves, {}, self.target_layout, self.source_layout)
@@ -237,5 +240,8 @@ def _check_result(path, leaf, move, sources):
 
 def _result_error(path, expected, found) -> errors.LayerStackError:
   return errors.LayerStackError(
-      path, expected=expected, found=found, remedy="Layers that differ cannot be stacked: convert with --scan_layers=False."
+      path,
+      expected=expected,
+      found=found,
+      remedy="Layers that differ cannot be stacked: convert with --scan_layers=False.",
   )

@@ -185,7 +185,10 @@ def _cast_step(path, leaf, layout):
     return jax.ShapeDtypeStruct((), np.dtype(layout.step_dtype))
   found = f"shape {tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
   raise errors.StepError(
-      path, expected="an integer scalar", found=found, remedy="The checkpoint is damaged, or its step is of an unknown kind."
+      path,
+      expected="an integer scalar",
+      found=found,
+      remedy="The checkpoint is damaged, or its step is of an unknown kind.",
   )
 
 
@@ -199,7 +202,9 @@ def _structured(leaves, source, source_layout, target_layout, roles, kept, empty
   """The target state, with the lists and the empty nodes that its framework writes."""
   if target_layout.framework == "nnx":
     if source_layout.framework == "linen":
-      absent = {layouts.write(layouts.OptimizerLeaf(path), target_layout) for path in _empty_optimizer_nodes(source, kept)}
+      # All but an opt_state that is empty as a whole, which MaxText writes into checkpoints for decoding.
+      nodes = filter(None, _empty_optimizer_nodes(source, kept))
+      absent = {layouts.write(layouts.OptimizerLeaf(path), target_layout) for path in nodes}
       leaves = {path: leaf for path, leaf in leaves.items() if path not in absent}
     return abstract_state.AbstractState(leaves)
   if source_layout.framework == "linen":

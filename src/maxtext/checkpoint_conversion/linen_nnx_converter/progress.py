@@ -49,7 +49,14 @@ class Progress:
     if not self._is_terminal and now >= self._next_line:
       self._next_line = now + _SECONDS_BETWEEN_LINES
       line = tqdm.tqdm.format_meter(
-          self._done, self._total, now - self._begin, prefix=self._task, unit="B", unit_scale=True, unit_divisor=1024, ncols=0
+          self._done,
+          self._total,
+          now - self._begin,
+          prefix=self._task,
+          unit="B",
+          unit_scale=True,
+          unit_divisor=1024,
+          ncols=0,
       )
       print(line, file=self._stream, flush=True)
 

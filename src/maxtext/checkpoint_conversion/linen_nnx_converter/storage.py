@@ -115,7 +115,9 @@ class Checkpoint:
         for path, leaf in tree.leaves.items()
         if abstract_state.is_array(leaf)
     }
-    self.state = dataclasses.replace(tree, leaves={path: self._abstract(path, leaf) for path, leaf in tree.leaves.items()})
+    self.state = dataclasses.replace(
+        tree, leaves={path: self._abstract(path, leaf) for path, leaf in tree.leaves.items()}
+    )
 
   async def open(self, path: Path) -> ts.TensorStore:
     """Opens the array of a leaf for reading."""
@@ -264,7 +266,9 @@ def restore(directory: epath.Path) -> Any:
   handler = ocp.PyTreeCheckpointHandler()
   with ocp.Checkpointer(handler) as checkpointer:
     restore_args = jax.tree.map(
-        lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray) if hasattr(leaf, "storage") and leaf.storage else ocp.RestoreArgs(),
+        lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray)
+        if hasattr(leaf, "storage") and leaf.storage
+        else ocp.RestoreArgs(),
         handler.metadata(directory).tree,
     )
     return checkpointer.restore(directory, args=ocp.args.PyTreeRestore(restore_args=restore_args))
@@ -326,7 +330,12 @@ class _WritingHandler:
       batch = range(i, min(i + _OPENS_AT_ONCE, len(specs)))
       transaction = ts.Transaction()
       opened = await asyncio.gather(
-          *(ts.open(ts.Spec(specs[k].json), create=True, open=True, context=infos[k].ts_context, transaction=transaction) for k in batch)
+          *(
+              ts.open(
+                  ts.Spec(specs[k].json), create=True, open=True, context=infos[k].ts_context, transaction=transaction
+              )
+              for k in batch
+          )
       )
       await transaction.commit_async()
       stores |= {values[k].path: store.with_transaction(None) for k, store in zip(batch, opened)}
@@ -362,7 +371,9 @@ class _ArrayHandler(_WritingHandler, ocp.type_handlers.ArrayHandler):
     await transaction.commit_async()
     await self._array_metadata_store.write(
         checkpoint_dir=infos[0].parent_dir,
-        array_metadatas=[dataclasses.replace(s.metadata, ext_metadata=v.stored.ext_metadata) for s, v in zip(specs, values)],
+        array_metadatas=[
+            dataclasses.replace(s.metadata, ext_metadata=v.stored.ext_metadata) for s, v in zip(specs, values)
+        ],
         process_index=multihost.process_index(),
     )
 

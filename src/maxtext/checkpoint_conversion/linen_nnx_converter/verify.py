@@ -38,7 +38,7 @@ def verify_state(expected: abstract_state.AbstractState, found: abstract_state.A
     VerificationError: naming the first path that differs.
   """
   for path in dict.fromkeys([*expected.leaves, *found.leaves]):
-    wanted, got = (_described(state.leaves.get(path, "no leaf")) for state in (expected, found))
+    wanted, got = (plan_lib.described(state.leaves.get(path, "no leaf")) for state in (expected, found))
     if wanted != got:
       raise _failure(path, wanted, got)
   for path in sorted(expected.lists ^ found.lists):
@@ -69,8 +69,13 @@ async def verify_arrays(
   Raises:
     VerificationError: naming the first element that differs.
   """
-  box_bytes = max(1, memory_budget // 16)  # Two leaves at a time, each with its box, its counterpart and their copies.
-  gate = asyncio.Semaphore(2)
+  box_bytes = (
+      memory_budget // 16
+  )  # Two leaves at a time, each with its box, its counterpart and what decoding them takes.
+  chunk_bytes = lambda path: math.prod(chunk_shape_of(path)) * np.dtype(plan.source.leaves[path].dtype).itemsize
+  is_stored = lambda path: abstract_state.is_array(plan.source.leaves[path])
+  stored = {path: parts for path, parts in plan.parts().items() if is_stored(path)}
+  gate = asyncio.Semaphore(1 if any(chunk_bytes(path) > box_bytes for path in stored) else 2)
 
   async def verify_leaf(path, parts):
     async with gate:
@@ -82,8 +87,7 @@ async def verify_arrays(
         await asyncio.gather(*(_verify_part(part, target, box, data) for part, target in zip(parts, targets)))
       on_verified(path, math.prod(source.shape) * itemsize)
 
-  is_stored = lambda path: abstract_state.is_array(plan.source.leaves[path])
-  tasks = [asyncio.ensure_future(verify_leaf(path, parts)) for path, parts in plan.parts().items() if is_stored(path)]
+  tasks = [asyncio.ensure_future(verify_leaf(path, parts)) for path, parts in stored.items()]
   try:
     await asyncio.gather(*tasks)
   finally:
@@ -107,10 +111,6 @@ async def _verify_part(part, target, box, data):
   found = await target[_index(place)].read()
   # The step is the only leaf whose dtype may differ; its value may not.
   _compare(part.target, found, expected.astype(found.dtype) if found.shape == () else expected, place)
-
-
-def _described(leaf) -> str:
-  return f"{tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
 
 
 def _index(box: Box) -> tuple[slice, ...]:
