@@ -63,8 +63,8 @@ def define_flags() -> flags.FlagValues:
       "layer_naming",
       None,
       ("flat", "nested"),
-      "How to write layers that are not scanned: flat is layers_<n>, nested is layers/<n>. Unset: flat in Linen, nested in "
-      "NNX.",
+      "How to write layers that are not scanned: flat is layers_<n>, nested is layers/<n>. Unset: flat in Linen, nested "
+      "in NNX.",
       **common,
   )
   flags.DEFINE_enum(

@@ -17,17 +17,15 @@
 import asyncio
 from collections.abc import Mapping
 import dataclasses
-import json
 import os
 import time
 from typing import Any, Protocol
 
 from etils import epath
-import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
-from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
+from maxtext.checkpoint_conversion.linen_nnx_converter import framing
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
@@ -215,8 +213,8 @@ def convert_checkpoint(
   custom_metadata = location.custom_metadata()
   plan = planner.plan_conversion(source.state, empty_nodes=_recorded_empty_nodes(custom_metadata), **options)
   execute.check_casts(plan, source.read)
-  leaves = storage.target_leaves(plan, source)
-  nbytes = sum(leaf.nbytes for leaf in leaves.values() if isinstance(leaf, storage.TargetLeaf))
+  leaves = framing.target_leaves(plan, source)
+  nbytes = sum(leaf.nbytes for leaf in leaves.values() if isinstance(leaf, framing.TargetLeaf))
   conversion = Conversion(plan, location.items, target.items, nbytes, dry_run=dry_run)
   if dry_run:
     return dataclasses.replace(conversion, seconds=time.monotonic() - begin)
@@ -232,7 +230,7 @@ def convert_checkpoint(
     _finish_step(folder, location, custom_metadata, result[0])
 
   progress.start("writing", nbytes)
-  storage.save(
+  framing.save(
       target,
       dataclasses.replace(plan.target, leaves=leaves),
       _writer(plan, source, budget, progress),
@@ -250,15 +248,15 @@ def _convert_tree(state, **options) -> dict[str, Any]:
   return abstract_state.unflatten(dataclasses.replace(plan.target, leaves=execute.apply(plan, source.leaves)))
 
 
-def _writer(plan, source, budget, progress) -> storage.WriteArrays:
+def _writer(plan, source, budget, progress) -> framing.WriteArrays:
   """Streams the arrays of some target leaves."""
 
-  async def write_arrays(stores: Mapping[Path, ts.TensorStore]):
+  async def write_arrays(stores: Mapping[Path, Any]):
     await execute.stream(
         execute.blocks(plan, stores, lambda path: source.stored[path].chunk_shape),
         open_source=source.open,
         targets=stores,
-        new_transaction=ts.Transaction,
+        new_transaction=framing.new_transaction,
         memory_budget=budget,
         on_written=lambda block: progress.advance(block.nbytes),
     )

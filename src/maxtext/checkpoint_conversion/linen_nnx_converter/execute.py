@@ -32,10 +32,10 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 Path = abstract_state.Path
 Region = tuple[slice, ...]
 
-# What a byte that is under way costs, measured as the growth of the peak RSS over the growth of a batch (4 GiB of bfloat16
-# in OCDBT): it is held encoded and decoded on both sides, and the allocator keeps some of what was freed.
+# What a byte that is under way costs, measured as the growth of the peak RSS over that of a batch (4 GiB of bfloat16 in
+# OCDBT): it is held encoded and decoded on both sides, and the allocator keeps some of what was freed.
 _COST_OF_A_BYTE = 8
-# Two batches are under way: one is read while the other is encoded. Neither more nor larger ones were faster on two cores.
+# Two batches are under way: one is read while the other is encoded. Neither more nor larger ones were faster on 2 cores.
 _BATCHES_IN_FLIGHT = 2
 _BATCH_BYTES = 64 * 2**20
 # Chunks are read together up to this size, so that small ones do not cost a call each.
@@ -86,9 +86,10 @@ def check_casts(plan: plan_lib.Plan, read: Callable[[Path], Any]):
   """Checks, before anything is written, that the step fits the target's dtype."""
   for path, move in plan.moves.items():
     leaf = plan.target.leaves[path]
-    if isinstance(move, plan_lib.Copy) and abstract_state.is_array(leaf):
-      if plan.source.leaves[move.source].dtype != leaf.dtype:
-        checked_cast(move.source, read(move.source), leaf.dtype)
+    if not isinstance(move, plan_lib.Copy) or not abstract_state.is_array(leaf):
+      continue
+    if plan.source.leaves[move.source].dtype != leaf.dtype:
+      checked_cast(move.source, read(move.source), leaf.dtype)
 
 
 def blocks(
@@ -179,23 +180,22 @@ async def _write_block(block, source, targets, transaction):
   writes = []
   for part in block.parts:
     target = targets[part.target].with_transaction(transaction)
-    for region, values in _pieces(part, block.region, data):
-      if values.dtype != target.dtype.numpy_dtype:
-        values = checked_cast(block.source, values, target.dtype.numpy_dtype)
-      writes.append(target[region].write(values))
+    region, values = _piece(part, block.region, data)
+    if values.dtype != target.dtype.numpy_dtype:
+      values = checked_cast(block.source, values, target.dtype.numpy_dtype)
+    writes.append(target[region].write(values))
   await asyncio.gather(*writes)
 
 
-def _pieces(part, region, data) -> Iterator[tuple[Region, Any]]:
-  """The regions of the target that `part` fills out of a block, with their values."""
+def _piece(part, region, data) -> tuple[tuple[Any, ...], Any]:
+  """The region of the target that `part` fills out of a block, with its values."""
   move = part.move
   if isinstance(move, plan_lib.Copy):
-    yield region, data
-  elif isinstance(move, plan_lib.Stack):
-    yield (*region[: move.axis], part.index, *region[move.axis :]), data
-  else:
-    inside = (slice(None),) * move.axis + (part.index - region[move.axis].start,)
-    yield (*region[: move.axis], *region[move.axis + 1 :]), data[inside]
+    return region, data
+  if isinstance(move, plan_lib.Stack):
+    return (*region[: move.axis], part.index, *region[move.axis :]), data
+  inside = (slice(None),) * move.axis + (part.index - region[move.axis].start,)
+  return (*region[: move.axis], *region[move.axis + 1 :]), data[inside]
 
 
 def _overlaps(part, region) -> bool:
@@ -255,7 +255,7 @@ def _moved(move, leaves, target):
 
 
 def _on_bits(function, arrays):
-  """Applies `function` to the bits of floating-point JAX arrays: XLA on CPU does not keep the payload of a bfloat16 NaN."""
+  """Applies `function` to the bits of floating-point JAX arrays: XLA's CPU changes the payload of a bfloat16 NaN."""
   dtype = arrays[0].dtype
   if not (any(isinstance(array, jax.Array) for array in arrays) and jnp.issubdtype(dtype, jnp.floating)):
     return function(arrays)

@@ -33,9 +33,10 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan
+from maxtext.checkpoint_conversion.linen_nnx_converter import roles
 
 Path = abstract_state.Path
-Variable = layouts.Variable
+Variable = roles.Variable
 PathOf = Callable[[Variable], Path]
 
 SCANNED, FLAT, NESTED = "scanned", "flat", "nested"

@@ -49,8 +49,9 @@ class Location:
 
   @property
   def step(self) -> int | None:
-    is_number = self.step_folder is not None and self.step_folder.name.isdigit()
-    return int(self.step_folder.name) if is_number else None
+    if self.step_folder is None or not self.step_folder.name.isdigit():
+      return None
+    return int(self.step_folder.name)
 
   @property
   def final(self) -> epath.Path:
@@ -139,11 +140,11 @@ def check_target(source_path, source: Location, target_path, target: Location, *
   Raises:
     TargetError: one of these.
   """
-  for inner, outer in ((target_path, source_path), (source_path, target_path), (target.final, source.final)):
-    inner, outer = absolute(inner), absolute(outer)
+  given, wanted = absolute(source_path), absolute(target_path)
+  for inner, outer in ((wanted, given), (given, wanted), (target.final, source.final)):
     if inner == outer or outer in inner.parents:
       raise errors.TargetError(
-          absolute(target_path),
+          wanted,
           expected="a target apart from the source",
           found=f"{inner} inside {outer}" if inner != outer else "the source itself",
           remedy="Choose another --target_path.",

@@ -65,12 +65,12 @@ class Part:
   Attributes:
     target: the target leaf's path.
     move: the target leaf's move.
-    index: for a `Stack`, the source's place in it; for a `Slice`, the index that is taken; None for a `Copy`.
+    index: for a `Stack`, the source's place in it; for a `Slice`, the index that is taken; 0 for a `Copy`.
   """
 
   target: Path
   move: Move
-  index: int | None
+  index: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,12 +163,12 @@ def described(leaf: abstract_state.Leaf) -> str:
   return f"{tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
 
 
-def sources_of(move: Move) -> Iterator[tuple[Path, int | None]]:
+def sources_of(move: Move) -> Iterator[tuple[Path, int]]:
   """The source leaves of a move, each with its index along the layer axis."""
   if isinstance(move, Stack):
     yield from ((source, i) for i, source in enumerate(move.sources))
   else:
-    yield move.source, move.index if isinstance(move, Slice) else None
+    yield move.source, move.index if isinstance(move, Slice) else 0
 
 
 def result_shape(move: Move, source_shape: tuple[int, ...]) -> tuple[int, ...]:

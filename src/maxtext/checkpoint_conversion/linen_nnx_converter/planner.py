@@ -27,9 +27,10 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import layers
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import optimizer
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import roles as roles_lib
 
 Path = abstract_state.Path
-Variable = layouts.Variable
+Variable = roles_lib.Variable
 
 DIRECTIONS = ("auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx")
 NNX_VALUES = ("boxed", "plain", "all_boxed")
@@ -71,14 +72,14 @@ def plan_conversion(
   target_layout = _target_layout(source_layout, target_framework, nnx_values, params_only)
   if scan_layers is None and (source_layout.framework, target_framework) == ("linen", "nnx"):
     scan_layers = True
-  roles = layouts.read(source, source_layout)
+  roles = roles_lib.read(source, source_layout)
   kept, dropped = _select(roles, source.leaves, nnx_aux == "keep", params_only)
   arranged = layers.arrange(
       {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)},
       scan_layers=scan_layers,
       unscanned=layer_naming or (layers.FLAT if target_framework == "linen" else layers.NESTED),
       param_scan_axis=param_scan_axis,
-      path_of=lambda variable: layouts.write(variable, source_layout, roles.bare_subtrees),
+      path_of=lambda variable: roles_lib.write(variable, source_layout, roles.bare_subtrees),
   )
   is_linen = source_layout.framework == "linen"
   # A nested optimizer without collection levels, as MaxText's NNX trainers write it, stays as it is within Linen.
@@ -133,21 +134,21 @@ def _target_leaves(source, target_layout, bare_subtrees, kept, arranged):
   leaves, moves = {}, {}
   source_paths = {role: path for path, role in kept.items()}
   for item in arranged:
-    path = layouts.write(item.variable, target_layout, bare_subtrees)
+    path = roles_lib.write(item.variable, target_layout, bare_subtrees)
     _put(leaves, path, item.leaf)
     if item.move is not None:
       moves[path] = _located(item.move, source_paths)
   for source_path, role in kept.items():
     if isinstance(role, Variable):
       continue
-    leaf, path = source.leaves[source_path], layouts.write(role, target_layout)
-    _put(leaves, path, _cast_step(source_path, leaf, target_layout) if isinstance(role, layouts.Step) else leaf)
+    leaf, path = source.leaves[source_path], roles_lib.write(role, target_layout)
+    _put(leaves, path, _cast_step(source_path, leaf, target_layout) if isinstance(role, roles_lib.Step) else leaf)
     if not abstract_state.is_empty(leaf):
       moves[path] = plan_lib.Copy(source_path)
   return leaves, moves
 
 
-def _select(roles, leaves, keep_nnx_aux, params_only) -> tuple[dict[Path, layouts.Role], dict[Path, str]]:
+def _select(roles, leaves, keep_nnx_aux, params_only) -> tuple[dict[Path, roles_lib.Role], dict[Path, str]]:
   """The leaves that go along, and those that are left out on request, with the reason."""
   kept, dropped = {}, {}
   for path, role in roles.by_path.items():
@@ -194,7 +195,7 @@ def _cast_step(path, leaf, layout):
 
 def _empty_optimizer_nodes(source, kept) -> dict[Path, Any]:
   """The optimizer's empty nodes outside params-like subtrees, by their path below `opt_state`."""
-  roles = {path: role for path, role in kept.items() if isinstance(role, layouts.OptimizerLeaf)}
+  roles = {path: role for path, role in kept.items() if isinstance(role, roles_lib.OptimizerLeaf)}
   return {role.path: source.leaves[path] for path, role in roles.items() if abstract_state.is_empty(source.leaves[path])}
 
 
@@ -204,12 +205,12 @@ def _structured(leaves, source, source_layout, target_layout, roles, kept, empty
     if source_layout.framework == "linen":
       # All but an opt_state that is empty as a whole, which MaxText writes into checkpoints for decoding.
       nodes = filter(None, _empty_optimizer_nodes(source, kept))
-      absent = {layouts.write(layouts.OptimizerLeaf(path), target_layout) for path in nodes}
+      absent = {roles_lib.write(roles_lib.OptimizerLeaf(path), target_layout) for path in nodes}
       leaves = {path: leaf for path, leaf in leaves.items() if path not in absent}
     return abstract_state.AbstractState(leaves)
   if source_layout.framework == "linen":
     return abstract_state.AbstractState(leaves, _with_children(source.lists, leaves))
-  if not any(isinstance(role, (layouts.OptimizerLeaf, layouts.Step)) for role in kept.values()):
+  if not any(isinstance(role, (roles_lib.OptimizerLeaf, roles_lib.Step)) for role in kept.values()):
     return abstract_state.AbstractState(leaves)
   prefix = target_layout.opt_state
   opt_paths = {path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix}
@@ -224,7 +225,7 @@ def _mask_holes(leaves, layout, roles) -> dict[Path, None]:
   prefix = (*layout.variables, layouts.PARAMS)
   params = [path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix]
   holes = (Variable(layouts.PARAMS, path, subtree) for subtree in roles.masked_subtrees for path in params)
-  paths = (layouts.write(hole, layout) for hole in holes)
+  paths = (roles_lib.write(hole, layout) for hole in holes)
   return {path: None for path in paths if path not in leaves}
 
 

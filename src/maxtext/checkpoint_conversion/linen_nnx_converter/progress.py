@@ -28,8 +28,7 @@ class Progress:
 
   def __init__(self, stream: TextIO = sys.stderr):
     self._stream = stream
-    self._bar = None
-    self._next_line = 0.0
+    self._bar: tqdm.tqdm | None = None
 
   def start(self, task: str, nbytes: int) -> None:
     """Begins a task that goes through this many bytes."""
@@ -44,7 +43,8 @@ class Progress:
   def advance(self, nbytes: int) -> None:
     """Counts bytes that are done."""
     self._done += nbytes
-    self._bar.update(nbytes)
+    if self._bar is not None:
+      self._bar.update(nbytes)
     now = time.monotonic()
     if not self._is_terminal and now >= self._next_line:
       self._next_line = now + _SECONDS_BETWEEN_LINES

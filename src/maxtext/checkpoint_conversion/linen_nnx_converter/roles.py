@@ -1,0 +1,304 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Roles: what a leaf is, wherever it stands.
+
+A leaf is a variable of the model, the same variable's entry in a params-like optimizer subtree, another optimizer leaf,
+or the step. `read` gives each leaf of a layout its role; `write` says where a layout keeps a role. So a conversion
+between any two layouts is `path -> role -> path`.
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+
+Path = abstract_state.Path
+StateLayout = layouts.StateLayout
+
+PARAMS, NNX_AUX, LINEN_AUX, VALUE = layouts.PARAMS, layouts.NNX_AUX, layouts.LINEN_AUX, layouts.VALUE
+
+# Modules that hold RNG streams: MaxText's `train_state_nnx._NNX_RNG_STATE_KEYS`, and the name that a Linen module
+# wrapped by `nnx.bridge.to_nnx` gives to the same state.
+_RNG_MODULES = frozenset({"rngs", "dropout", "to_nnx__rngs"})
+_BATCH_STATISTICS = frozenset({"mean", "var"})  # `nnx.BatchNorm`'s `BatchStat` variables.
+# Variables of these names are `nnx.Param` in every MaxText model, so one without moments is no other Variable.
+_PARAM_NAMES = frozenset({"kernel", "embedding", "scale"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Variable:
+  """A variable of the model, or its entry in a params-like subtree of the optimizer.
+
+  Attributes:
+    collection: `params`, `nnx_aux` for NNX state that is no Param, or the name of another Linen collection.
+    path: its path inside the model, `W` in LAYOUTS tables: `decoder/layers/mlp/wi_0/kernel`.
+    subtree: the path, below `opt_state`, of the params-like subtree; None for the model's own variable.
+  """
+
+  collection: str
+  path: Path
+  subtree: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerLeaf:
+  """An optimizer leaf outside params-like subtrees, by its path below `opt_state`."""
+
+  path: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """The step."""
+
+
+Role = Variable | OptimizerLeaf | Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+  """What `read` found.
+
+  Attributes:
+    by_path: the role of every leaf, and of the empty nodes of the model and the optimizer.
+    bare_subtrees: the params-like subtrees without a collection level, which is all of them in NNX and, by a defect of
+      MaxText 0.2.3 to 0.2.5, nested ones in the Linen layout.
+    masked_subtrees: those that cover a part of the params on purpose, because they stand below `optax.masked`.
+  """
+
+  by_path: Mapping[Path, Role]
+  bare_subtrees: frozenset[Path]
+  masked_subtrees: frozenset[Path]
+
+
+def read(state: abstract_state.AbstractState, layout: StateLayout) -> Roles:
+  """Gives every leaf of `state` its role.
+
+  Raises:
+    UnaccountedLeafError: a leaf stands where the layout has no place.
+    MomentError: a params-like subtree has a leaf that no weight has, lacks one, or has one of another shape.
+  """
+  by_path, opt_paths = {}, {}
+  for path in state.leaves:
+    inner = path[:-1] if path[-1] == VALUE and _in_boxed_part(path, layout) else path
+    role = _role_outside_optimizer(inner, layout)
+    if role is not None:
+      by_path[path] = role
+    elif layout.opt_state is not None and (inner == layout.opt_state or layouts.below(inner, layout.opt_state)):
+      opt_paths[path] = inner[len(layout.opt_state) :]
+    elif not abstract_state.is_empty(state.leaves[path]):
+      raise _unaccounted(path, layout)
+  variables = {role: state.leaves[path] for path, role in by_path.items() if isinstance(role, Variable)}
+  subtrees = _params_like_subtrees(opt_paths.values(), variables)
+  for path, opt_path in opt_paths.items():
+    by_path[path] = _optimizer_role(path, opt_path, subtrees, variables)
+    _check_moment(path, state.leaves[path], by_path[path], variables)
+  masked = frozenset(node for node in subtrees if _is_masked(node, opt_paths.values()))
+  if layout.framework == "nnx":
+    by_path = _separate_aux(by_path, masked)
+  _check_coverage(by_path, masked, layout)
+  return Roles(by_path, frozenset(node for node, level in subtrees.items() if not level), masked)
+
+
+def write(role: Role, layout: StateLayout, bare_subtrees: frozenset[Path] = frozenset()) -> Path:
+  """The path at which `layout` keeps the leaf of this role.
+
+  Args:
+    role: what the leaf is.
+    layout: the layout to write.
+    bare_subtrees: in Linen, the params-like subtrees to write without a collection level.
+  """
+  if isinstance(role, Variable):
+    return _write_linen(role, layout, bare_subtrees) if layout.framework == "linen" else _write_nnx(role, layout)
+  assert layout.opt_state is not None and layout.step is not None, f"{layout} has no place for {role}"
+  path = layout.step if isinstance(role, Step) else (*layout.opt_state, *role.path)
+  return (*path, VALUE) if layout.boxed_optimizer else path
+
+
+def _in_boxed_part(path, layout) -> bool:
+  if layout.boxed_variables and layouts.below(path, layout.variables) and not _is_step_or_optimizer(path, layout):
+    return True
+  return layout.boxed_optimizer and _is_step_or_optimizer(path, layout)
+
+
+def _is_step_or_optimizer(path, layout) -> bool:
+  return any(part is not None and layouts.below(path, part) for part in (layout.opt_state, layout.step))
+
+
+def _role_outside_optimizer(path, layout) -> Role | None:
+  """The role of a leaf that is no optimizer leaf, or None."""
+  if path == layout.step:
+    return Step()
+  if layout.framework == "linen":
+    if layouts.below(path, layout.variables) and len(path) > 2:
+      return Variable(path[1], path[2:])
+    if layouts.below(path, (NNX_AUX, "model")):
+      return Variable(NNX_AUX, path[2:])
+    return None
+  if layouts.below(path, (LINEN_AUX, "params")) and len(path) > 3:
+    return Variable(path[2], path[3:])
+  if layout.opt_state is not None and layouts.below(path, (LINEN_AUX, "opt_state")):
+    return _linen_aux_moment(path[2:])
+  if not _is_step_or_optimizer(path, layout) and layouts.below(path, layout.variables):
+    return Variable(PARAMS, path[len(layout.variables) :])
+  return None
+
+
+def _linen_aux_moment(path) -> Variable | None:
+  """The moment at `<subtree>/collections/<collection>/W` below `linen_aux/opt_state`, where `_write_nnx` put it."""
+  if "collections" not in path[:-2]:
+    return None
+  i = path.index("collections")
+  return Variable(path[i + 1], path[i + 2 :], path[:i])
+
+
+def _write_linen(role, layout, bare_subtrees) -> Path:
+  if role.collection == NNX_AUX:
+    return (NNX_AUX, "model", *role.path)
+  if role.subtree is None:
+    return (*layout.variables, role.collection, *role.path)
+  level = () if role.subtree in bare_subtrees else (role.collection,)
+  return (*layout.opt_state, *role.subtree, *level, *role.path)
+
+
+def _write_nnx(role, layout) -> Path:
+  if role.collection not in (PARAMS, NNX_AUX):
+    if role.subtree is None:
+      return (LINEN_AUX, "params", role.collection, *role.path)
+    return (LINEN_AUX, "opt_state", *role.subtree, "collections", role.collection, *role.path)
+  if role.subtree is None:
+    path, boxed = (*layout.variables, *role.path), layout.boxed_variables
+  else:
+    path, boxed = (*layout.opt_state, *role.subtree, *role.path), layout.boxed_optimizer
+  return (*path, VALUE) if boxed else path
+
+
+def _params_like_subtrees(opt_paths: Iterable[Path], variables: Iterable[Variable]) -> dict[Path, bool]:
+  """The params-like subtrees of the optimizer: for each, whether a collection level (`mu/params/W`) stands above W.
+
+  They are recognised by the paths below them, which are the weights' paths, never by a name such as `mu`.
+  """
+  weights = {variable.path for variable in variables if variable.collection != NNX_AUX}
+  levelled = {(variable.collection, *variable.path) for variable in variables if variable.collection != NNX_AUX}
+  subtrees = {}
+  for path in opt_paths:
+    for i in range(1, len(path)):
+      if path[i:] in levelled or path[i:] in weights:
+        subtrees.setdefault(path[:i], path[i:] in levelled)
+        break
+  return subtrees
+
+
+def _optimizer_role(path, opt_path, subtrees, variables) -> Role:
+  """The role of an optimizer leaf."""
+  for i in range(1, len(opt_path)):
+    if opt_path[:i] in subtrees:
+      below = opt_path[i:]
+      role = (
+          Variable(below[0], below[1:], opt_path[:i]) if subtrees[opt_path[:i]] else Variable(PARAMS, below, opt_path[:i])
+      )
+      if dataclasses.replace(role, subtree=None) in variables:
+        return role
+      raise errors.MomentError(
+          path,
+          expected=f"the path of a weight below {'/'.join(opt_path[:i])}",
+          found="a leaf that no weight has",
+          remedy="The checkpoint is damaged, or its optimizer belongs to another model.",
+      )
+  roots = {PARAMS} | {variable.path[0] for variable in variables if len(variable.path) > 1}
+  if found := roots & set(opt_path[:-1]):
+    raise errors.MomentError(
+        path,
+        expected="below a params-like optimizer subtree, the paths of weights",
+        found=f"{min(found)}/… matching no weight",
+        remedy="The checkpoint is damaged, or its optimizer is arranged unlike its params.",
+    )
+  return OptimizerLeaf(opt_path)
+
+
+def _check_moment(path, leaf, role, variables):
+  """A moment has the shape of its weight."""
+  if not isinstance(role, Variable) or not abstract_state.is_array(leaf):
+    return
+  weight = variables[dataclasses.replace(role, subtree=None)]
+  if abstract_state.is_array(weight) and tuple(weight.shape) != tuple(leaf.shape):
+    raise errors.MomentError(
+        path,
+        expected=f"the shape of its weight {'/'.join(role.path)}, {tuple(weight.shape)}",
+        found=f"{tuple(leaf.shape)}",
+        remedy="The checkpoint is damaged, or its optimizer belongs to another model.",
+    )
+
+
+def _is_masked(node: Path, opt_paths: Iterable[Path]) -> bool:
+  """Whether `node` stands below `optax.masked` (a lone `inner_state`) or `optax.multi_transform` (`inner_states`)."""
+  if "inner_states" in node:
+    return True
+  lone = lambda above: all(path[len(above)] == "inner_state" for path in opt_paths if layouts.below(path, above))
+  return any(key == "inner_state" and lone(node[:i]) for i, key in enumerate(node))
+
+
+def _separate_aux(by_path, masked) -> dict[Path, Role]:
+  """Tells NNX's Params from its other Variables, which stand side by side below `model`.
+
+  RNG state and batch statistics are known by name. Any other Variable is known by having no moments although the
+  optimizer has moments for the params: `nnx.Optimizer` keeps them for `nnx.Param` alone, and only a mask leaves one out.
+  """
+  covered = {role.path for role in by_path.values() if isinstance(role, Variable) and role.subtree is not None}
+  everywhere = any(
+      isinstance(r, Variable) and r.subtree is not None and r.subtree not in masked for r in by_path.values()
+  )
+  return {
+      path: dataclasses.replace(role, collection=NNX_AUX) if _is_aux(role, covered, everywhere) else role
+      for path, role in by_path.items()
+  }
+
+
+def _is_aux(role, covered, everywhere) -> bool:
+  if not isinstance(role, Variable) or role.collection != PARAMS or role.subtree is not None:
+    return False
+  if _RNG_MODULES & set(role.path[:-1]):
+    return True
+  if role.path in covered:
+    return False
+  return role.path[-1] in _BATCH_STATISTICS or (everywhere and role.path[-1] not in _PARAM_NAMES)
+
+
+def _check_coverage(by_path, masked, layout):
+  """An optimizer subtree that is not masked has a moment for each weight."""
+  weights = {role.path for role in by_path.values() if role == Variable(PARAMS, getattr(role, "path", ()))}
+  moments = {}
+  for role in by_path.values():
+    if isinstance(role, Variable) and role.subtree is not None and role.collection == PARAMS:
+      moments.setdefault(role.subtree, set()).add(role.path)
+  for node, paths in moments.items():
+    if node not in masked and (missing := weights - paths):
+      raise errors.MomentError(
+          write(Variable(PARAMS, min(missing), node), layout),
+          expected=f"an optimizer leaf for the weight {'/'.join(min(missing))}",
+          found="none",
+          remedy="The checkpoint is damaged: the optimizer has lost it.",
+      )
+
+
+def _unaccounted(path, layout) -> errors.UnaccountedLeafError:
+  return errors.UnaccountedLeafError(
+      path,
+      expected=f"a place in the layout {layout}",
+      found="none",
+      remedy="Remove the leaf from the checkpoint, or report the layout.",
+  )
