@@ -120,13 +120,13 @@ def detect_format(state: Any) -> str:
   return layouts.detect(abstract_state.flatten(state)).framework
 
 
-def convert_linen_to_nnx(state: Any, scan_layers: bool | None = True, **options) -> dict[str, Any]:
+def convert_linen_to_nnx(state: Any, scan_layers: bool = True, **options) -> dict[str, Any]:
   """Converts a Linen train state in memory. The input is not modified; leaves that only move are shared with it.
 
   Args:
     state: a pytree: nested dicts and lists, or a Flax `TrainState`, with leaves of NumPy arrays, JAX arrays or
       `jax.ShapeDtypeStruct`.
-    scan_layers: whether the result's layers are scanned; None keeps what they are.
+    scan_layers: whether the result's layers are scanned.
     **options: as `planner.plan_conversion` takes them: param_scan_axis, layer_naming, nnx_values, nnx_aux, params_only.
 
   Returns:

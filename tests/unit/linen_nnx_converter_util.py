@@ -1,0 +1,108 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What the tests of the converter share: fixtures, tiny trees, and equality to the bit."""
+
+import os
+import pathlib
+
+from etils import epath
+import jax
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[2]
+FIXTURES = ROOT / "tests" / "assets" / "linen_nnx_converter"
+
+# Checkpoints that MaxText's own trainers wrote; FIXTURES/README.md says how.
+LINEN = ("maxtext-0.2.4/linen_scan", "maxtext-main-2026-05-14/linen_scan", "maxtext-main-2026-05-14/linen_unscan")
+LINEN_LAYOUT_OF_NNX = ("maxtext-0.2.3/nnx_unscan", "maxtext-0.2.4/nnx_scan", "maxtext-0.2.5/nnx_scan")
+NNX = ("maxtext-main-2026-05-14/nnx_scan", "maxtext-main-2026-05-14/nnx_unscan")
+ALL = LINEN + LINEN_LAYOUT_OF_NNX + NNX
+
+
+def bits(leaf):
+  """A leaf as type, shape, dtype and bytes, so that NaNs and signed zeros count; other leaves as they are."""
+  if isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
+    array = np.asarray(leaf)
+    return array.shape, str(array.dtype), array.tobytes()
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return leaf.shape, str(leaf.dtype)
+  return leaf
+
+
+def flat(tree, prefix=()):
+  """A tree of dicts and lists as `a/b/0: leaf`; empty nodes are leaves."""
+  if isinstance(tree, (dict, list)) and tree:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {path: leaf for key, child in items for path, leaf in flat(child, (*prefix, str(key))).items()}
+  return {"/".join(prefix): bits(tree)}
+
+
+def snapshot(folder):
+  """Every file below `folder`, with its content and its time of modification."""
+  return {
+      str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+      for path in sorted(pathlib.Path(folder).rglob("*"))
+      if path.is_file()
+  }
+
+
+def files(folder):
+  """The names of everything below `folder`."""
+  return sorted(str(path.relative_to(folder)) for path in pathlib.Path(folder).rglob("*"))
+
+
+def array(*shape, dtype=np.float32, start=0):
+  """An array whose elements all differ, as far as the dtype can tell."""
+  return (start + np.arange(np.prod(shape, dtype=int)).reshape(shape)).astype(dtype)
+
+
+def layer(seed, rank=2):
+  """One layer's weights."""
+  return {
+      "mlp": {"wi_0": {"kernel": array(3, 5, start=100 * seed)}, "wi_0_scale": array(3, start=100 * seed)},
+      "norm": {"scale": array(4, start=-100 * seed)},
+      "gain": np.float32(seed),
+  }
+
+
+def linen(params, count=7, step=11, **other):
+  """A Linen train state with adamw, of the params collection `params`."""
+  moments = lambda sign: {"params": jax.tree.map(lambda leaf: (sign * leaf).astype(leaf.dtype), params)}
+  return {
+      "params": {"params": params},
+      "opt_state": [
+          {"count": np.int32(count), "mu": moments(2), "nu": moments(3)},
+          None,
+          {"count": np.int32(count)},
+      ],
+      "step": np.int32(step),
+      **other,
+  }
+
+
+def unscanned_params(layers=3):
+  return {
+      "decoder": {
+          **{f"layers_{i}": layer(i) for i in range(layers)},
+          "decoder_norm": {"scale": array(4)},
+      },
+      "token_embedder": {"embedding": array(7, 4)},
+  }
+
+
+def only(folder):
+  """The one entry of a folder."""
+  (entry,) = os.listdir(folder)
+  return epath.Path(folder) / entry
