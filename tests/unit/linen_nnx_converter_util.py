@@ -14,10 +14,8 @@
 
 """What the tests of the converter share: fixtures, tiny trees, and equality to the bit."""
 
-import os
 import pathlib
 
-from etils import epath
 import jax
 import numpy as np
 
@@ -68,26 +66,26 @@ def array(*shape, dtype=np.float32, start=0):
   return (start + np.arange(np.prod(shape, dtype=int)).reshape(shape)).astype(dtype)
 
 
-def layer(seed, rank=2):
+def layer(seed):
   """One layer's weights."""
   return {
       "mlp": {"wi_0": {"kernel": array(3, 5, start=100 * seed)}, "wi_0_scale": array(3, start=100 * seed)},
       "norm": {"scale": array(4, start=-100 * seed)},
-      "gain": np.float32(seed),
+      "gain": np.array(seed, np.float32),
   }
 
 
 def linen(params, count=7, step=11, **other):
   """A Linen train state with adamw, of the params collection `params`."""
-  moments = lambda sign: {"params": jax.tree.map(lambda leaf: (sign * leaf).astype(leaf.dtype), params)}
+  moments = lambda sign: {"params": jax.tree.map(lambda leaf: np.asarray(sign * leaf, leaf.dtype), params)}
   return {
       "params": {"params": params},
       "opt_state": [
-          {"count": np.int32(count), "mu": moments(2), "nu": moments(3)},
+          {"count": np.array(count, np.int32), "mu": moments(2), "nu": moments(3)},
           None,
-          {"count": np.int32(count)},
+          {"count": np.array(count, np.int32)},
       ],
-      "step": np.int32(step),
+      "step": np.array(step, np.int32),
       **other,
   }
 
@@ -100,9 +98,3 @@ def unscanned_params(layers=3):
       },
       "token_embedder": {"embedding": array(7, 4)},
   }
-
-
-def only(folder):
-  """The one entry of a folder."""
-  (entry,) = os.listdir(folder)
-  return epath.Path(folder) / entry

@@ -145,8 +145,10 @@ def save(
   )
   arguments = ocp.args.PyTreeSave(abstract_state.unflatten(leaves))
   if target.step_folder is not None:
+    # Orbax makes an item's folder anew if it exists: it must not do so beside the handlers that write there.
+    options = ocp.CompositeOptions(async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
     items: dict[str, Any] = {target.items.name: handler}
-    handler = ocp.CompositeCheckpointHandler(**items)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options, **items)
     arguments = ocp.args.Composite(**{target.items.name: arguments})
   created = _make_parents(path)
   if path.exists():  # An empty folder, for `locations.check_free` has passed it.
@@ -273,7 +275,9 @@ def _write_spec(value, info, args):
 
 def _moved(stored: storage.StoredLeaf, move: plan_lib.Move, leaf) -> storage.StoredLeaf:
   """How the target leaf is stored, where the source leaf, or one of those to stack, is stored as `stored`."""
-  chunk_shape, sharding = stored.chunk_shape, stored.sharding
+  chunk_shape, sharding, value_type = stored.chunk_shape, stored.sharding, stored.value_type
+  if value_type == storage.SCALAR and not isinstance(move, plan_lib.Copy):
+    value_type = storage.NUMPY_ARRAY
   if isinstance(move, plan_lib.Stack):
     chunk_shape = (*chunk_shape[: move.axis], 1, *chunk_shape[move.axis :])
   elif isinstance(move, plan_lib.Slice):
@@ -281,7 +285,14 @@ def _moved(stored: storage.StoredLeaf, move: plan_lib.Move, leaf) -> storage.Sto
   if hasattr(sharding, "partition_spec"):
     sharding = dataclasses.replace(sharding, partition_spec=_moved_spec(sharding.partition_spec, move, len(stored.shape)))
   shape = tuple(leaf.shape)
-  return dataclasses.replace(stored, shape=shape, dtype=np.dtype(leaf.dtype), chunk_shape=chunk_shape, sharding=sharding)
+  return dataclasses.replace(
+      stored,
+      value_type=value_type,
+      shape=shape,
+      dtype=np.dtype(leaf.dtype),
+      chunk_shape=chunk_shape,
+      sharding=sharding,
+  )
 
 
 def _moved_spec(spec, move, rank) -> tuple[Any, ...]:

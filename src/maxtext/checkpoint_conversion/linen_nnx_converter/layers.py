@@ -50,6 +50,8 @@ _BLOCK_CHILD = re.compile(r"layers?_\d+|local_layers|global_layer")
 # Modules whose layers are stacked in a way that their names do not tell: Gemma 3 and 4, DeepSeek 4, pipelines.
 _BLOCK_MODULE = re.compile(r"layers_remainder|scanned_blocks|pipeline_module|Gemma4DecoderLayerToLinen_\d+")
 
+_REMEDY = "Layers that differ cannot be stacked or unstacked: check the checkpoint and --param_scan_axis."
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerPath:
@@ -191,7 +193,9 @@ def _stacked(stacked, by_index, variables, places, counts, param_scan_axis, path
     if index not in by_index:
       path = dataclasses.replace(places[first], index=index).path()
       missing = path_of(dataclasses.replace(first, path=path))
-      raise _unlike(missing, f"a leaf in every layer, as {'/'.join(path_of(first))}", "none")
+      is_aux = stacked.collection == roles.NNX_AUX
+      remedy = "NNX keeps a variable that layers share once: leave it out with --nnx_aux=drop." if is_aux else _REMEDY
+      raise _unlike(missing, f"a leaf in every layer, as {'/'.join(path_of(first))}", "none", remedy)
     _check_alike(first, by_index[index], variables, path_of)
   leaf = variables[first]
   if abstract_state.is_empty(leaf):
@@ -293,10 +297,5 @@ def _refuse_blocks(places, path_of):
       )
 
 
-def _unlike(path, expected, found) -> errors.LayerStackError:
-  return errors.LayerStackError(
-      path,
-      expected=expected,
-      found=found,
-      remedy="Layers that differ cannot be stacked or unstacked: check the checkpoint and --param_scan_axis.",
-  )
+def _unlike(path, expected, found, remedy=_REMEDY) -> errors.LayerStackError:
+  return errors.LayerStackError(path, expected=expected, found=found, remedy=remedy)

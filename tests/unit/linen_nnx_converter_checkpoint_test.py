@@ -1,0 +1,451 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Checkpoints on disk: those that MaxText wrote, and tiny ones of every way that Orbax writes."""
+
+import asyncio
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from etils import epath
+import jax
+import linen_nnx_converter_util as util
+from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion.linen_nnx_converter import convert
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import execute
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint._src.path import async_path
+
+
+class CheckpointTestCase(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.tmp = pathlib.Path(tempfile.mkdtemp()).resolve()
+    self.addCleanup(shutil.rmtree, self.tmp)
+
+  def save(self, name, tree, **options):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
+      checkpointer.save(self.tmp / name, args=ocp.args.PyTreeSave(tree))
+    return self.tmp / name
+
+  def assert_nothing_left(self, *names):
+    self.assertCountEqual(os.listdir(self.tmp), names)
+
+
+class MaxTextCheckpointTest(CheckpointTestCase):
+  """Each checkpoint that MaxText's trainers wrote, there and back."""
+
+  @parameterized.parameters(*itertools.product(util.LINEN + util.LINEN_LAYOUT_OF_NNX, ("boxed", "plain", "all_boxed")))
+  def test_linen_there_and_back(self, name, nnx_values):
+    source = util.FIXTURES / name
+    before = util.snapshot(source)
+    naming = "nested" if name == "maxtext-0.2.3/nnx_unscan" else "flat"  # Which that release wrote even in this layout.
+    scan_layers = not name.endswith("unscan")
+    converter.convert_checkpoint(source, self.tmp / "nnx", nnx_values=nnx_values, scan_layers=scan_layers)
+    converter.convert_checkpoint(self.tmp / "nnx", self.tmp / "linen", layer_naming=naming)
+    self.assertEqual(converter.detect_format(converter.load_checkpoint(self.tmp / "nnx")), "nnx")
+    self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "linen")), util.flat(converter.load_checkpoint(source)))
+    self.assertEqual(util.snapshot(source), before)
+
+  @parameterized.parameters(*util.NNX)
+  def test_nnx_there_and_back(self, name):
+    source = util.FIXTURES / name
+    converter.convert_checkpoint(source, self.tmp / "linen")
+    converter.convert_checkpoint(self.tmp / "linen", self.tmp / "nnx", nnx_values="plain", scan_layers=name.endswith("/nnx_scan"))
+    self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "nnx")), util.flat(converter.load_checkpoint(source)))
+
+  @parameterized.parameters(*util.ALL)
+  def test_the_other_arrangement_and_back(self, name):
+    source, direction = util.FIXTURES / name, "nnx_to_nnx" if name in util.NNX else "linen_to_linen"
+    is_scanned = not name.endswith("unscan")
+    if name == "maxtext-main-2026-05-14/nnx_unscan":  # Its layers share RNG streams, which layer 0 alone holds.
+      with self.assertRaisesRegex(errors.LayerStackError, "model/decoder/layers/1/.*/count: .* --nnx_aux=drop"):
+        converter.convert_checkpoint(source, self.tmp / "other", direction=direction, scan_layers=True)
+      converter.convert_checkpoint(source, self.tmp / "params", direction=direction, nnx_aux="drop")
+      source = self.tmp / "params"
+    naming = {"layer_naming": "nested"} if name == "maxtext-0.2.3/nnx_unscan" else {}
+    converter.convert_checkpoint(source, self.tmp / "other", direction=direction, scan_layers=not is_scanned)
+    converter.convert_checkpoint(self.tmp / "other", self.tmp / "back", direction=direction, scan_layers=is_scanned, **naming)
+    self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "back")), util.flat(converter.load_checkpoint(source)))
+
+  @parameterized.parameters(*util.ALL)
+  def test_disk_and_memory_agree(self, name):
+    """Both run the same plan."""
+    tree = converter.load_checkpoint(util.FIXTURES / name)
+    in_memory = (converter.convert_nnx_to_linen if name in util.NNX else converter.convert_linen_to_nnx)(tree)
+    converter.convert_checkpoint(util.FIXTURES / name, self.tmp / "target")
+    self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "target")), util.flat(in_memory))
+
+  def test_the_target_is_a_step_that_orbax_frames(self):
+    """The same files and metadata as Orbax's own save of the same tree."""
+    source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
+    converter.convert_checkpoint(source, self.tmp / "target")
+    step = self.tmp / "target" / "2"
+    self.assertCountEqual(os.listdir(self.tmp / "target"), ["2"])
+    self.assertCountEqual(os.listdir(step), os.listdir(source / "2"))
+    self.assertCountEqual(os.listdir(step / "items"), os.listdir(source / "2" / "items"))
+    names = lambda folder: set(json.loads((folder / "2" / "items" / "_METADATA").read_text()))
+    self.assertEqual(names(self.tmp / "target"), names(source))
+    ours, theirs = (json.loads((f / "2" / "_CHECKPOINT_METADATA").read_text()) for f in (self.tmp / "target", source))
+    self.assertEqual(ours["item_handlers"], theirs["item_handlers"])
+    shardings = lambda folder: sorted(json.loads((folder / "2" / "items" / "_sharding").read_text()).values())
+    self.assertEqual(shardings(self.tmp / "target"), shardings(source))
+
+  @parameterized.parameters((True,), (False,))
+  def test_custom_metadata_is_made_true(self, scan_layers):
+    source = shutil.copytree(util.FIXTURES / "maxtext-0.2.4" / "linen_scan", self.tmp / "source")
+    path = source / "2" / "_CHECKPOINT_METADATA"
+    document = json.loads(path.read_text())
+    document["custom_metadata"]["lora"] = {"rank": 0}
+    path.write_text(json.dumps(document))
+    converter.convert_checkpoint(source, self.tmp / "target", scan_layers=scan_layers)
+    metadata = json.loads((self.tmp / "target" / "2" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    self.assertEqual(metadata["scan_layers"], scan_layers)
+    self.assertEqual(metadata["lora"], {"rank": 0})
+    record = metadata["linen_nnx_converter"]
+    self.assertEqual(record["source"], str(source / "2" / "items"))
+    self.assertEqual(record["source_layout"], "Linen TrainState")
+    self.assertEqual(record["target_layout"], "NNX TrainStateNNX, boxed")
+    self.assertTrue(record["verified"])
+    self.assertEqual(record["leaves"], {"copy": 39 if scan_layers else 12, "stack": 0, "slice": 0 if scan_layers else 108, "dropped": 0})
+
+  def test_sibling_items_go_along(self):
+    source = shutil.copytree(util.FIXTURES / "maxtext-0.2.4" / "linen_scan", self.tmp / "source")
+    (source / "2" / "iter" / "deep").mkdir(parents=True)
+    (source / "2" / "iter" / "deep" / "process_0-of-1.json").write_text('{"next": 3}')
+    path = source / "2" / "_CHECKPOINT_METADATA"
+    document = json.loads(path.read_text())
+    document["item_handlers"]["iter"] = "some.Handler"
+    path.write_text(json.dumps(document))
+    converter.convert_checkpoint(source, self.tmp / "target")
+    target = self.tmp / "target" / "2"
+    self.assertEqual((target / "iter" / "deep" / "process_0-of-1.json").read_text(), '{"next": 3}')
+    handlers = json.loads((target / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
+    self.assertEqual(handlers["iter"], "some.Handler")
+    self.assertIn("items", handlers)
+
+  def test_nnx_aux_can_be_left_out(self):
+    conversion = converter.convert_checkpoint(util.FIXTURES / "maxtext-0.2.4" / "nnx_scan", self.tmp / "nnx", nnx_aux="drop")
+    self.assertNotIn("rngs", "/".join(util.flat(converter.load_checkpoint(self.tmp / "nnx"))))
+    self.assertIn("left out 30 leaves (--nnx_aux=drop)", conversion.summary())
+    self.assertLen(conversion.record()["dropped"], 30)
+
+
+class OrbaxVariantsTest(CheckpointTestCase):
+  """OCDBT on and off, zarr 2 and 3, several chunks an array, value types, Orbax v1."""
+
+  @parameterized.parameters(*itertools.product((True, False), (True, False)))
+  def test_storage_formats(self, use_ocdbt, use_zarr3):
+    tree = util.linen(util.unscanned_params(11))
+    source = self.save("source", tree, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
+    converter.convert_checkpoint(source, self.tmp / "scanned")
+    converter.convert_checkpoint(self.tmp / "scanned", self.tmp / "flat", scan_layers=False)
+    self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "flat")), util.flat(tree))
+    self.assertEqual(
+        util.flat(converter.load_checkpoint(self.tmp / "scanned")), util.flat(converter.convert_linen_to_nnx(tree))
+    )
+    for name in ("scanned", "flat"):
+      self.assertEqual((self.tmp / name / "manifest.ocdbt").exists(), use_ocdbt)
+      self.assertEqual(json.loads((self.tmp / name / "_METADATA").read_text())["use_zarr3"], use_zarr3)
+
+  def test_eight_devices_write_several_chunks_an_array(self):
+    """A process of its own, for the number of devices is fixed when JAX starts."""
+    script = pathlib.Path(__file__).parent / "linen_nnx_converter_eight_devices.py"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    subprocess.run([sys.executable, script, self.tmp / "source", "save"], check=True, env=env)
+    chunks = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.tmp / "source")).tree["params"]["params"]["decoder"]
+    self.assertEqual(chunks["layers_0"]["kernel"].storage.chunk_shape, (4, 12))
+    for use in ("scanned", "flat"):
+      kwargs = {"direction": "linen_to_linen", "scan_layers": use == "scanned"}
+      converter.convert_checkpoint(self.tmp / ("source" if use == "scanned" else "scanned"), self.tmp / use, **kwargs)
+    self.assertEqual(
+        util.flat(converter.load_checkpoint(self.tmp / "flat")), util.flat(converter.load_checkpoint(self.tmp / "source"))
+    )
+    subprocess.run([sys.executable, script, self.tmp / "scanned", "restore_sharded"], check=True, env=env)
+
+  def test_value_types(self):
+    """NumPy arrays, Python scalars, strings, raw and typed PRNG keys, small dtypes, empty nodes."""
+    dtypes = ("int4", "uint8", "bool", "float8_e4m3fn", "bfloat16", "float64", "int64", "complex64")
+    params = {dtype: np.asarray([0, 1, 1]).astype(jax.numpy.dtype(dtype)) for dtype in dtypes}
+    params |= {"jax": jax.numpy.arange(3), "key": jax.random.key(3), "zeros": jax.numpy.zeros((3, 3))}
+    tree = {"params": {"params": params}, "opt_state": {"note": "a string", "lr": 0.5, "none": None}, "step": 7}
+    source = self.save("source", tree)
+    converter.convert_checkpoint(source, self.tmp / "nnx", nnx_values="plain")
+    nnx = ocp.PyTreeCheckpointer().restore(self.tmp / "nnx")
+    self.assertEqual(nnx["optimizer"]["step"], 7)
+    self.assertEqual(nnx["optimizer"]["opt_state"], {"note": "a string", "lr": 0.5})
+    self.assertEqual(str(jax.random.key_impl(nnx["model"]["key"])), str(jax.random.key_impl(params["key"])))
+    converter.convert_checkpoint(self.tmp / "nnx", self.tmp / "linen")
+    restored = [ocp.PyTreeCheckpointer().restore(path) for path in (source, self.tmp / "linen")]
+    for state in restored:
+      state["params"]["params"]["key"] = jax.random.key_data(state["params"]["params"]["key"])
+    self.assertEqual(*map(util.flat, restored))
+    types = lambda path: {
+        k: v["value_metadata"]["value_type"] for k, v in json.loads((path / "_METADATA").read_text())["tree_metadata"].items()
+    }
+    self.assertEqual(types(source), types(self.tmp / "linen"))
+
+  @parameterized.parameters(np.int32, np.int64)
+  def test_a_stored_step_is_cast(self, dtype):
+    for step, value_type in ((dtype(9), "scalar"), (np.asarray(9, dtype), "array")):
+      source = self.save(value_type, {"params": {"params": {"w": util.array(2)}}, "step": step})
+      converter.convert_checkpoint(source, self.tmp / f"{value_type}_nnx")
+      metadata = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.tmp / f"{value_type}_nnx")).tree
+      self.assertEqual(metadata["optimizer"]["step"].dtype, np.uint32)
+      self.assertEqual(converter.load_checkpoint(self.tmp / f"{value_type}_nnx")["optimizer"]["step"], 9)
+
+  def test_orbax_v1(self):
+    from orbax.checkpoint.experimental import v1  # pylint: disable=import-outside-toplevel
+
+    tree = util.linen(util.unscanned_params(2))
+    tree = jax.tree.map(jax.numpy.asarray, tree)
+    v1.save(self.tmp / "source", tree)
+    converter.convert_checkpoint(self.tmp / "source", self.tmp / "nnx")
+    self.assertEqual(
+        util.flat(v1.load(self.tmp / "nnx")), util.flat(converter.convert_linen_to_nnx(tree))
+    )
+
+  def test_chunks_that_hold_the_fill_value_may_be_absent(self):
+    """As writers before Orbax 0.11 left them out."""
+    source = self.save("source", {"params": {"params": {"w": np.zeros((3, 3), np.float32)}}}, use_ocdbt=False, use_zarr3=False)
+    (source / "params.params.w" / "0.0").unlink()
+    with self.assertRaises(Exception):
+      converter.convert_checkpoint(source, self.tmp / "target")
+    self.assert_nothing_left("source")
+    document = json.loads((source / "_METADATA").read_text())
+    document["store_array_data_equal_to_fill_value"] = False
+    (source / "_METADATA").write_text(json.dumps(document))
+    converter.convert_checkpoint(source, self.tmp / "target")
+    np.testing.assert_array_equal(converter.load_checkpoint(self.tmp / "target")["model"]["w"]["value"], np.zeros((3, 3)))
+
+  def test_in_memory_save_and_load(self):
+    tree = util.linen(util.unscanned_params(2))
+    converter.save_checkpoint(tree, self.tmp / "saved")
+    self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "saved")), util.flat(tree))
+    with self.assertRaises(errors.TargetError):
+      converter.save_checkpoint(tree, self.tmp / "saved")
+
+
+  def test_scalars_can_be_stacked(self):
+    layers = {f"layers_{i}": {"gain": np.float32(i), "bias": i} for i in range(3)}  # Both of Orbax's value type `scalar`.
+    source = self.save("source", {"params": {"params": {"decoder": layers}}})
+    converter.convert_checkpoint(source, self.tmp / "scanned", nnx_values="plain")
+    stack = converter.load_checkpoint(self.tmp / "scanned")["model"]["decoder"]["layers"]
+    self.assertEqual(util.flat(stack), util.flat({"gain": np.float32([0, 1, 2]), "bias": np.int64([0, 1, 2])}))
+    converter.convert_checkpoint(self.tmp / "scanned", self.tmp / "flat", scan_layers=False)
+    self.assertEqual(converter.load_checkpoint(self.tmp / "flat")["params"]["params"]["decoder"], layers)
+
+  def test_slow_creation_of_folders(self):
+    """Orbax makes an item's folder anew if it exists; whatever was written there before is gone."""
+    mkdir = async_path.mkdir
+
+    async def slow_mkdir(*args, **kwargs):
+      await asyncio.sleep(0.3)
+      await mkdir(*args, **kwargs)
+
+    with absltest.mock.patch.object(async_path, "mkdir", slow_mkdir):
+      converter.convert_checkpoint(util.FIXTURES / "maxtext-0.2.4" / "linen_scan", self.tmp / "nnx")
+
+
+class PathsTest(CheckpointTestCase):
+  """The spellings of a path, and what they turn into."""
+
+  def setUp(self):
+    super().setUp()
+    self.checkpoints = self.tmp / "run" / "checkpoints"
+    shutil.copytree(util.FIXTURES / "maxtext-0.2.4" / "linen_scan", self.checkpoints)
+    shutil.copytree(self.checkpoints / "2", self.checkpoints / "10")
+
+  @parameterized.parameters(
+      ("run/checkpoints", "out", "out/10/items"),
+      ("run/checkpoints/", "out/", "out/10/items"),
+      ("run/checkpoints/2", "out", "out/2/items"),
+      ("run/checkpoints/2/items", "out", "out/2/items"),
+      ("run/checkpoints/2", "out/7", "out/7/items"),
+      ("run/checkpoints/2/items", "out/2/items", "out/2/items"),
+      ("run/checkpoints/2", "a folder/ünï cödé", "a folder/ünï cödé/2/items"),
+  )
+  def test_spellings(self, source, target, items):
+    # Joined as text, to keep a trailing slash.
+    conversion = converter.convert_checkpoint(f"{self.tmp}/{source}", f"{self.tmp}/{target}")
+    self.assertEqual(os.fspath(conversion.target), os.path.realpath(self.tmp / items))
+    self.assertTrue((self.tmp / items / "_METADATA").exists())
+    self.assertTrue((self.tmp / items).parent.joinpath("_CHECKPOINT_METADATA").exists())
+
+  def test_a_flat_pytree_stays_flat(self):
+    source = self.save("flat", {"params": {"params": {"w": util.array(2)}}})
+    converter.convert_checkpoint(source, self.tmp / "out")
+    self.assertTrue((self.tmp / "out" / "_METADATA").exists())
+    self.assertIn("linen_nnx_converter", (self.tmp / "out" / "_CHECKPOINT_METADATA").read_text())
+
+  def test_relative_paths_and_symbolic_links(self):
+    (self.tmp / "link").symlink_to(self.checkpoints)
+    self.addCleanup(os.chdir, os.getcwd())
+    os.chdir(self.tmp)
+    converter.convert_checkpoint("link", "out")
+    self.assertTrue((self.tmp / "out" / "10" / "items" / "_METADATA").exists())
+
+  def test_an_existing_target_is_refused(self):
+    converter.convert_checkpoint(self.checkpoints, self.tmp / "out")
+    before = util.snapshot(self.tmp / "out")
+    with self.assertRaisesRegex(errors.TargetError, "out/10: expected nothing there yet, found an existing path"):
+      converter.convert_checkpoint(self.checkpoints, self.tmp / "out")
+    self.assertEqual(util.snapshot(self.tmp / "out"), before)
+    converter.convert_checkpoint(self.checkpoints / "2", self.tmp / "out")  # Another step beside it is no overwriting.
+    self.assertCountEqual(os.listdir(self.tmp / "out"), ["2", "10"])
+
+  def test_an_empty_folder_is_no_existing_target(self):
+    (self.tmp / "out").mkdir()
+    converter.convert_checkpoint(self.save("flat", {"params": {"params": {"w": util.array(2)}}}), self.tmp / "out")
+    self.assertTrue((self.tmp / "out" / "_METADATA").exists())
+
+  def test_overwrite(self):
+    converter.convert_checkpoint(self.checkpoints, self.tmp / "out", scan_layers=False)
+    converter.convert_checkpoint(self.checkpoints, self.tmp / "out", overwrite=True)
+    self.assertIn("layers", converter.load_checkpoint(self.tmp / "out")["model"]["decoder"])
+    self.assertCountEqual(os.listdir(self.tmp / "out"), ["10"])
+
+  def test_a_failed_overwrite_leaves_the_old_target(self):
+    converter.convert_checkpoint(self.checkpoints, self.tmp / "out")
+    before = util.snapshot(self.tmp / "out")
+    with self.break_writing(), self.assertRaisesRegex(OSError, "No space left"):
+      converter.convert_checkpoint(self.checkpoints, self.tmp / "out", overwrite=True)
+    self.assertEqual(util.snapshot(self.tmp / "out"), before)
+    self.assertCountEqual(os.listdir(self.tmp / "out"), ["10"])
+
+  @parameterized.parameters("out", "new/folders/out", "run/other")
+  def test_a_failure_leaves_nothing(self, target):
+    before = util.files(self.tmp)
+    with self.break_writing(), self.assertRaisesRegex(OSError, "No space left"):
+      converter.convert_checkpoint(self.checkpoints, self.tmp / target)
+    self.assertEqual(util.files(self.tmp), before)
+
+  def test_a_target_that_fails_verification_is_not_committed(self):
+    """A write that does not write what it should, which only re-reading can notice."""
+    cast = execute._piece  # pylint: disable=protected-access
+
+    def flipped(part, region, data):
+      region, values = cast(part, region, data)
+      if "wo" in part.target and "mu" in part.target:
+        values = np.array(values)
+        values.reshape(-1).view(np.uint8)[-1] ^= 1
+      return region, values
+
+    before = util.files(self.tmp)
+    with absltest.mock.patch.object(execute, "_piece", flipped):
+      with self.assertRaisesRegex(errors.VerificationError, r"opt_state/0/mu/decoder/layers/mlp/wo/kernel: .* at index \(63, 3, 31\)"):
+        converter.convert_checkpoint(self.checkpoints, self.tmp / "out")
+      self.assertEqual(util.files(self.tmp), before)
+      converter.convert_checkpoint(self.checkpoints, self.tmp / "out", verify=False)
+
+  @parameterized.parameters(
+      ("run/checkpoints", "run/checkpoints"),
+      ("run/checkpoints/2", "run/checkpoints/2"),
+      ("run/checkpoints/2", "run/checkpoints"),
+      ("run/checkpoints", "run/checkpoints/converted"),
+      ("run/checkpoints/2/items", "run/checkpoints/2/items/nnx"),
+      ("run/checkpoints", "run"),
+  )
+  def test_a_target_that_overlaps_the_source_is_refused(self, source, target):
+    before = util.snapshot(self.tmp)
+    with self.assertRaisesRegex(errors.TargetError, "expected a target apart from the source"):
+      converter.convert_checkpoint(self.tmp / source, self.tmp / target, overwrite=True)
+    self.assertEqual(util.snapshot(self.tmp), before)
+
+  def test_a_target_that_cannot_be_written_is_refused(self):
+    (self.tmp / "file").write_text("")
+    with self.assertRaisesRegex(errors.TargetError, "expected a place that can be written, found .*/file"):
+      converter.convert_checkpoint(self.checkpoints, self.tmp / "file" / "out")
+
+  def test_no_source(self):
+    with self.assertRaisesRegex(errors.SourceNotFoundError, "nowhere: expected a checkpoint, found nothing"):
+      converter.convert_checkpoint(self.tmp / "nowhere", self.tmp / "out")
+
+  @parameterized.parameters("run", "run/checkpoints/2/_CHECKPOINT_METADATA")
+  def test_no_checkpoint(self, source):
+    with self.assertRaisesRegex(errors.NotACheckpointError, "expected an Orbax checkpoint of a pytree"):
+      converter.convert_checkpoint(self.tmp / source, self.tmp / "out")
+
+  def test_a_state_in_several_items_is_refused(self):
+    for name in ("model_params", "optimizer_state"):
+      shutil.copytree(self.checkpoints / "2" / "items", self.tmp / "tunix" / "1" / name)
+    with self.assertRaisesRegex(errors.NotACheckpointError, "expected one pytree, .* found model_params, optimizer_state"):
+      converter.convert_checkpoint(self.tmp / "tunix", self.tmp / "out")
+
+  @parameterized.named_parameters(
+      ("temporary", lambda c: (c / "2").rename(c.parent / "2.orbax-checkpoint-tmp"), "run/2.orbax-checkpoint-tmp"),
+      ("no_metadata", lambda c: (c / "2" / "items" / "_METADATA").unlink(), "run/checkpoints/2/items"),
+      ("no_manifest", lambda c: (c / "2" / "items" / "manifest.ocdbt").unlink(), "run/checkpoints/2"),
+      ("no_data", lambda c: shutil.rmtree(c / "2" / "items" / "d"), "run/checkpoints/2"),
+      ("bad_json", lambda c: (c / "2" / "items" / "_METADATA").write_text("{"), "run/checkpoints/2"),
+  )
+  def test_an_unfinished_checkpoint(self, damage, source):
+    damage(self.checkpoints)
+    with self.assertRaises(errors.UnfinishedCheckpointError):
+      converter.convert_checkpoint(self.tmp / source, self.tmp / "out")
+    self.assertFalse((self.tmp / "out").exists())
+
+  def test_a_truncated_data_file(self):
+    largest = max((self.checkpoints / "2" / "items" / "ocdbt.process_0" / "d").iterdir(), key=lambda f: f.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    before = util.files(self.tmp)
+    with self.assertRaises(Exception):
+      converter.convert_checkpoint(self.checkpoints / "2", self.tmp / "out")
+    self.assertEqual(util.files(self.tmp), before)
+
+  def break_writing(self):
+    """Lets the disk fill up half way: the tenth block cannot be written."""
+    blocks = itertools.count()
+    piece = execute._piece  # pylint: disable=protected-access
+
+    def failing(part, region, data):
+      if next(blocks) == 10:
+        raise OSError(28, "No space left on device")
+      return piece(part, region, data)
+
+    return absltest.mock.patch.object(execute, "_piece", failing)
+
+
+class RecordTest(CheckpointTestCase):
+
+  def test_empty_nodes_that_nnx_does_not_write_come_back(self):
+    """A chain whose empty ends no rule knows, and the mask of a weight decay."""
+    params = {"w": util.array(2)}
+    one = np.array(1, np.int32)
+    adam = {"count": one, "mu": {"params": params}, "nu": {"params": params}}
+    tree = {
+        "params": {"params": params},
+        "opt_state": [None, {"inner_state": None}, adam, {"inner_state": [None, {}, {"x": one}]}, None, None],
+        "step": one,
+    }
+    converter.convert_checkpoint(self.save("source", tree), self.tmp / "nnx")
+    converter.convert_checkpoint(self.tmp / "nnx", self.tmp / "plain", direction="nnx_to_nnx", nnx_values="plain")
+    converter.convert_checkpoint(self.tmp / "plain", self.tmp / "linen")
+    self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "linen")), util.flat(tree))
+    self.assertNotIn(convert.RECORD, (self.tmp / "source" / "_CHECKPOINT_METADATA").read_text())
+
+
+if __name__ == "__main__":
+  absltest.main()
