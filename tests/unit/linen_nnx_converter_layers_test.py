@@ -18,9 +18,10 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import jax
 import linen_nnx_converter_util as util
+import numpy as np
+
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-import numpy as np
 
 LAYERS = 12  # More than ten: `layers_10` sorts before `layers_9`.
 
@@ -66,9 +67,9 @@ class LayersTest(parameterized.TestCase):
         (False, "flat"): flat,
         (False, "nested"): nested,
     }
-    for (scan_layers, naming), params in arrangements.items():
+    for (is_scanned, named), params in arrangements.items():
       linen = util.linen(params)
-      nnx = converter.convert_linen_to_nnx(linen, scan_layers=scan_layers, layer_naming=naming)
+      nnx = converter.convert_linen_to_nnx(linen, scan_layers=is_scanned, layer_naming=named)
       self.assert_tree(nnx["optimizer"]["opt_state"]["0"]["mu"], util.linen(params)["opt_state"][0]["mu"]["params"])
       for (scan_layers, naming), wanted in arrangements.items():
         options = {"scan_layers": scan_layers, "layer_naming": naming}
@@ -79,9 +80,7 @@ class LayersTest(parameterized.TestCase):
 
   def test_defaults(self):
     linen = state(flat_layers(count=3))
-    self.assertEqual(
-        converter.convert_linen_to_nnx(linen)["model"]["decoder"]["layers"]["w"]["value"].shape, (3, 3, 5)
-    )
+    self.assertEqual(converter.convert_linen_to_nnx(linen)["model"]["decoder"]["layers"]["w"]["value"].shape, (3, 3, 5))
     nested = converter.convert_linen_to_nnx(linen, scan_layers=False)
     self.assertCountEqual(nested["model"]["decoder"]["layers"], ["0", "1", "2"])
     self.assert_tree(converter.convert_nnx_to_linen(nested), linen)
@@ -107,7 +106,9 @@ class LayersTest(parameterized.TestCase):
     self.assert_tree(back, state(layers))
 
   def test_what_is_no_param_has_its_layer_axis_first(self):
-    rngs = lambda i: {"dropout": {"rngs": {"params": {"key": util.array(4, start=i, dtype=np.uint32), "count": np.uint32(i)}}}}
+    rngs = lambda i: {
+        "dropout": {"rngs": {"params": {"key": util.array(4, start=i, dtype=np.uint32), "count": np.uint32(i)}}}
+    }
     linen = state(flat_layers(), nnx_aux={"model": {"decoder": flat_layers(rngs)}})
     nnx = converter.convert_linen_to_nnx(linen)
     streams = nnx["model"]["decoder"]["layers"]["dropout"]["rngs"]["params"]
@@ -131,7 +132,10 @@ class LayersTest(parameterized.TestCase):
     self.assert_tree(converter.convert_nnx_to_linen({"model": model}, scan_layers=False), linen)
 
   @parameterized.parameters(
-      ("decoder", "mtp_layer_0"), ("vision_encoder", "layers_0"), ("decoder", "dense_layers_engram_0"), ("decoder", "layers_0_3")
+      ("decoder", "mtp_layer_0"),
+      ("vision_encoder", "layers_0"),
+      ("decoder", "dense_layers_engram_0"),
+      ("decoder", "layers_0_3"),
   )
   def test_never_stacked(self, component, name):
     linen = {"params": {"params": {component: {name: {"w": util.array(3)}}}}}
@@ -165,7 +169,7 @@ class LayersTest(parameterized.TestCase):
       (
           "leaf_in_some_layers",
           lambda d: d["layers_4"].update(v=util.array(2)),
-          "params/params/decoder/layers_0/v: expected a leaf in every layer, as params/params/decoder/layers_4/v, found none",
+          "layers_0/v: expected a leaf in every layer, as params/params/decoder/layers_4/v, found none",
       ),
       (
           "other_shape",
@@ -198,7 +202,9 @@ class LayersTest(parameterized.TestCase):
 
   def test_refuses_to_unstack_leaves_that_disagree_on_the_number_of_layers(self):
     decoder = {"layers": {"a": util.array(3, 4, 5), "b": util.array(3, 6, 5)}}
-    with self.assertRaisesRegex(errors.LayerStackError, r"layers/b: expected 4 layers, .* found 6 on axis 1 of \(3, 6, 5\)"):
+    with self.assertRaisesRegex(
+        errors.LayerStackError, r"layers/b: expected 4 layers, .* found 6 on axis 1 of \(3, 6, 5\)"
+    ):
       converter.convert_linen_to_nnx(state(decoder), scan_layers=False)
 
   @parameterized.parameters(
@@ -210,7 +216,9 @@ class LayersTest(parameterized.TestCase):
   def test_blocks_stay_scanned_and_are_never_guessed(self, decoder):
     model = converter.convert_linen_to_nnx(state(decoder), nnx_values="plain")["model"]
     self.assert_tree(model, {"decoder": decoder})
-    with self.assertRaisesRegex(errors.LayerStackError, "expected a plain stack of layers, found layers scanned in blocks"):
+    with self.assertRaisesRegex(
+        errors.LayerStackError, "expected a plain stack of layers, found layers scanned in blocks"
+    ):
       converter.convert_linen_to_nnx(state(decoder), scan_layers=False)
 
 

@@ -19,9 +19,10 @@ import collections
 from absl.testing import absltest
 from absl.testing import parameterized
 import linen_nnx_converter_util as util
+import numpy as np
+
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-import numpy as np
 
 W = np.float32([[1, 2], [3, 4]])
 MU, NU = W + 10, W + 20
@@ -31,7 +32,11 @@ COUNT, STEP = np.int32(5), np.int32(9)
 LINEN = {
     "params": {"params": {"decoder": {"norm": {"scale": W}}}},
     "opt_state": [
-        {"count": COUNT, "mu": {"params": {"decoder": {"norm": {"scale": MU}}}}, "nu": {"params": {"decoder": {"norm": {"scale": NU}}}}},
+        {
+            "count": COUNT,
+            "mu": {"params": {"decoder": {"norm": {"scale": MU}}}},
+            "nu": {"params": {"decoder": {"norm": {"scale": NU}}}},
+        },
         None,
         {"count": COUNT},
     ],
@@ -97,8 +102,12 @@ class LayoutsTest(parameterized.TestCase):
 
   def test_params_only(self):
     linen = {"params": {"params": {"decoder": {"norm": {"scale": W}}}}}
-    self.assert_tree(converter.convert_linen_to_nnx(LINEN, params_only=True), {"decoder": {"norm": {"scale": {"value": W}}}})
-    self.assert_tree(converter.convert_linen_to_nnx(LINEN, params_only=True, nnx_values="plain"), {"decoder": {"norm": {"scale": W}}})
+    self.assert_tree(
+        converter.convert_linen_to_nnx(LINEN, params_only=True), {"decoder": {"norm": {"scale": {"value": W}}}}
+    )
+    self.assert_tree(
+        converter.convert_linen_to_nnx(LINEN, params_only=True, nnx_values="plain"), {"decoder": {"norm": {"scale": W}}}
+    )
     self.assert_tree(converter.convert_nnx_to_linen(NNX_PLAIN, params_only=True), linen)
     self.assert_tree(converter.convert_linen_to_nnx(linen), {"model": {"decoder": {"norm": {"scale": {"value": W}}}}})
 
@@ -137,7 +146,13 @@ class LayoutsTest(parameterized.TestCase):
 
   def test_other_collections_are_carried(self):
     params = {"params": LINEN["params"]["params"], "_overwrite_with_gradient": {"decoder": {"norm": {"scale": KEY}}}}
-    first = dict(LINEN["opt_state"][0], mu={"params": {"decoder": {"norm": {"scale": MU}}}, "_overwrite_with_gradient": {"decoder": {"norm": {"scale": KEY}}}})
+    first = dict(
+        LINEN["opt_state"][0],
+        mu={
+            "params": {"decoder": {"norm": {"scale": MU}}},
+            "_overwrite_with_gradient": {"decoder": {"norm": {"scale": KEY}}},
+        },
+    )
     linen = LINEN | {"params": params, "opt_state": [first, None, {"count": COUNT}]}
     nnx = converter.convert_linen_to_nnx(linen)
     self.assert_tree(nnx["model"], NNX_BOXED["model"])

@@ -21,13 +21,14 @@ from flax.training import train_state
 import jax
 import jax.numpy as jnp
 import linen_nnx_converter_util as util
+import numpy as np
+import optax
+from optax import contrib
+
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.common import train_state_nnx
-import numpy as np
-import optax
-from optax import contrib
 
 SHAPES = {"decoder": {"layers": {"kernel": (4, 3, 8), "scale": (4, 3)}, "norm": {"scale": (4,)}}}
 SCHEDULE = optax.linear_schedule(1e-3, 0.0, 10)
@@ -162,7 +163,10 @@ class OptimizerTest(parameterized.TestCase):
 
   def test_linen_layout_of_maxtexts_nnx_trainer(self):
     """A nested optimizer that lacks the params level, as MaxText 0.2.3 to 0.2.5 save it, is read as well."""
-    adam = lambda level: [{"count": jnp.int32(1), "mu": level({"norm": util.array(3)}), "nu": level({"norm": util.array(3)})}, None]
+    adam = lambda level: [
+        {"count": jnp.int32(1), "mu": level({"norm": util.array(3)}), "nu": level({"norm": util.array(3)})},
+        None,
+    ]
     state = lambda opt_state: {"params": {"params": {"norm": util.array(3)}}, "opt_state": opt_state}
     defect = state({"count": jnp.int32(2), "inner_state": {"0": adam(lambda tree: tree)[0]}})
     nnx_tree = converter.convert_linen_to_nnx(defect, nnx_values="plain")
@@ -171,9 +175,21 @@ class OptimizerTest(parameterized.TestCase):
     self.assertEqual(util.flat(linen["opt_state"]["inner_state"][0]), util.flat(adam(lambda tree: {"params": tree})[0]))
 
   @parameterized.named_parameters(
-      ("shape", lambda s: s[0]["mu"]["params"]["a"].update(w=util.array(2, 3)), r"0/mu/params/a/w: .*\(3, 2\), found \(2, 3\)"),
-      ("unknown_leaf", lambda s: s[0]["mu"]["params"]["a"].update(v=util.array(2)), "0/mu/params/a/v: expected the path of a"),
-      ("lost_leaf", lambda s: s[0]["nu"]["params"]["a"].pop("w"), "opt_state/0/nu/params/a/w: expected an optimizer leaf"),
+      (
+          "shape",
+          lambda s: s[0]["mu"]["params"]["a"].update(w=util.array(2, 3)),
+          r"0/mu/params/a/w: .*\(3, 2\), found \(2, 3\)",
+      ),
+      (
+          "unknown_leaf",
+          lambda s: s[0]["mu"]["params"]["a"].update(v=util.array(2)),
+          "0/mu/params/a/v: expected the path of a",
+      ),
+      (
+          "lost_leaf",
+          lambda s: s[0]["nu"]["params"]["a"].pop("w"),
+          "opt_state/0/nu/params/a/w: expected an optimizer leaf",
+      ),
       ("all_renamed", lambda s: s[0].update(mu={"params": {"x": {"y": util.array(2)}}}), "opt_state/0/mu/params/x/y"),
       ("arranged_unlike", lambda s: s[0].update(mu={"params": {"a": {"0": {"w": util.array(2)}}}}), "0/mu/params/a/0/w"),
   )

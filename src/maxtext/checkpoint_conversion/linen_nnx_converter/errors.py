@@ -47,6 +47,10 @@ class UnfinishedCheckpointError(ConversionError):
   """The source was never committed, or lacks a file that its metadata names."""
 
 
+class DamagedSourceError(ConversionError):
+  """An array of the source cannot be read."""
+
+
 class TargetError(ConversionError):
   """The target exists, overlaps the source, or cannot be written."""
 

@@ -176,7 +176,15 @@ async def _write_batch(batch, open_source, targets, transaction, on_written):
 
 
 async def _write_block(block, source, targets, transaction):
-  data = await source[block.region].read()
+  try:
+    data = await source[block.region].read()
+  except ValueError as e:  # What TensorStore raises for a missing, truncated or corrupt chunk.
+    raise errors.DamagedSourceError(
+        block.source,
+        expected="chunks that can be read",
+        found=" ".join(str(e).split())[:300],
+        remedy="The checkpoint is damaged: use another step.",
+    ) from e
   writes = []
   for part in block.parts:
     target = targets[part.target].with_transaction(transaction)

@@ -1,0 +1,227 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The command line: flags, output, exit codes; as users run it and as MaxText's CI calls it."""
+
+import contextlib
+import io
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import linen_nnx_converter_util as util
+import numpy as np
+
+from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as command
+from maxtext.checkpoint_conversion.linen_nnx_converter import execute
+from maxtext.checkpoint_conversion.linen_nnx_converter import progress
+
+MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
+SOURCE = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
+
+
+def run(*args, **env):
+  """Runs the command in a process of its own."""
+  return subprocess.run(
+      [sys.executable, "-m", MODULE, *map(str, args)], capture_output=True, text=True, check=False, env=os.environ | env
+  )
+
+
+def call(*args):
+  """Calls `main` in-process: exit code, standard output, standard error."""
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    code = converter.main([*map(str, args)])
+  return code, out.getvalue(), err.getvalue()
+
+
+class CommandTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.tmp = pathlib.Path(tempfile.mkdtemp()).resolve()
+    self.addCleanup(shutil.rmtree, self.tmp)
+
+  def test_a_conversion(self):
+    done = run(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out")
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertRegex(
+        done.stdout,
+        r"^converted Linen TrainState -> NNX TrainStateNNX, boxed in \d+\.\d s, verified: "
+        r"39 leaves, 0\.7 MiB \(39 copied\) -> " + re.escape(f"{self.tmp}/out/2/items\n") + "$",
+    )
+    self.assertEqual(done.stderr, "")
+    self.assertEqual(converter.detect_format(converter.load_checkpoint(self.tmp / "out")), "nnx")
+
+  def test_main_can_be_called_in_process(self):
+    for _ in range(2):  # Flags are parsed anew each time, and absl's own are left alone.
+      code, out, err = call(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", "--overwrite")
+      self.assertEqual((code, err), (0, ""))
+      self.assertIn("converted", out)
+    self.assertEqual(converter.main(["program", f"--source_path={SOURCE}", f"--target_path={self.tmp}/second"]), 0)
+
+  @parameterized.parameters(("--scan_layers=False",), ("--noscan_layers",))
+  def test_both_spellings_of_a_boolean(self, flag):
+    self.assertEqual(call(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", flag)[0], 0)
+    self.assertIn("0", converter.load_checkpoint(self.tmp / "out")["model"]["decoder"]["layers"])
+
+  def test_all_flags_reach_the_conversion(self):
+    code, out, _ = call(
+        f"--source_path={util.FIXTURES}/maxtext-0.2.4/nnx_scan",
+        f"--target_path={self.tmp}/out",
+        "--direction=linen_to_nnx",
+        "--scan_layers=False",
+        "--param_scan_axis=1",
+        "--layer_naming=flat",
+        "--nnx_values=plain",
+        "--nnx_aux=drop",
+        "--params_only",
+        "--memory_budget_gib=0.5",
+        "--noverify",
+    )
+    self.assertEqual(code, 0)
+    self.assertIn("NNX params only, plain", out)
+    self.assertIn("not verified", out)
+    self.assertIn("left out", out)
+    state = converter.load_checkpoint(self.tmp / "out")
+    self.assertCountEqual(state, ["decoder", "token_embedder"])
+    self.assertCountEqual(
+        state["decoder"], ["decoder_norm", "logits_dense", "layers_0", "layers_1", "layers_2", "layers_3"]
+    )
+
+  def test_dry_run_prints_the_plan_and_writes_nothing(self):
+    code, out, _ = call(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", "--dry_run", "--scan_layers=False")
+    self.assertEqual(code, 0)
+    lines = out.splitlines()
+    self.assertIn(
+        "model/decoder/layers/3/mlp/wo/kernel/value  (64, 32) float32  "
+        "slice axis 1 index 3 of params/params/decoder/layers/mlp/wo/kernel",
+        lines,
+    )
+    self.assertIn("optimizer/step  () uint32  copy of step", lines)
+    self.assertRegex(lines[-1], "^would convert Linen TrainState -> NNX TrainStateNNX, boxed 120 leaves, 0.7 MiB")
+    self.assertLen(lines, 121)
+    self.assertEqual(os.listdir(self.tmp), [])
+
+  def test_help_is_quick_and_needs_neither_jax_nor_orbax(self):
+    script = f"import runpy, sys; sys.argv = ['x', '--help']\ntry: runpy.run_module('{MODULE}', run_name='__main__')\n"
+    script += (
+        "except SystemExit as e: assert not e.code\nprint(sorted({'jax', 'orbax', 'tensorstore'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    self.assertEqual(done.stdout.splitlines()[-1], "[]")
+    begin = time.monotonic()
+    self.assertIn("--source_path", run("--help").stdout)
+    self.assertLess(time.monotonic() - begin, 20)  # A guard against the worst only: timings never fail a test.
+
+  @parameterized.named_parameters(
+      ("unknown_flag", ["--bogus"], "Unknown command line flag 'bogus'"),
+      ("no_source", ["--target_path=x"], "--source_path: expected a path, found none"),
+      ("no_target", ["--source_path=x"], "--target_path: expected a path, found none"),
+      ("bad_direction", ["--direction=sideways"], "flag --direction=sideways"),
+      ("bad_axis", ["--param_scan_axis=-1"], "flag --param_scan_axis=-1"),
+      ("config", ["x", "base.yml"], "base.yml: expected flags only"),
+      ("missing", ["--source_path=/nowhere", "--target_path=x"], "/nowhere: expected a checkpoint, found nothing"),
+      (
+          "direction",
+          [f"--source_path={SOURCE}", "--target_path=x", "--direction=nnx_to_linen"],
+          "--direction=nnx_to_linen: expected a source of NNX, found the layout Linen TrainState",
+      ),
+  )
+  def test_a_refusal_is_one_line(self, args, message):
+    code, out, err = call(*args)
+    self.assertEqual((code, out), (command.REFUSED, ""))
+    self.assertLen(err.splitlines(), 1)
+    self.assertStartsWith(err, "linen_nnx_converter: ")
+    self.assertIn(message, err)
+
+  def test_any_failure_is_one_line_unless_a_traceback_is_asked_for(self):
+    source = shutil.copytree(SOURCE, self.tmp / "source")
+    for data in (source / "2" / "items" / "ocdbt.process_0" / "d").iterdir():
+      data.write_bytes(b"")
+    args = f"--source_path={source}", f"--target_path={self.tmp}/out"
+    done = run(*args)
+    self.assertEqual((done.returncode, done.stdout), (1, ""))
+    self.assertLen(done.stderr.splitlines(), 1)
+    self.assertIn("Traceback", run(*args, "--traceback").stderr)
+    self.assertEqual(os.listdir(self.tmp), ["source"])
+
+  def test_a_failed_verification_has_a_code_of_its_own(self):
+    piece = execute._piece  # pylint: disable=protected-access
+
+    def negated(*args):
+      region, values = piece(*args)
+      return region, np.negative(values) if values.ndim else values
+
+    with absltest.mock.patch.object(execute, "_piece", negated):
+      code, _, err = call(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out")
+    self.assertEqual(code, command.VERIFICATION_FAILED)
+    self.assertIn("Nothing was committed", err)
+    self.assertEqual(os.listdir(self.tmp), [])
+
+  def test_the_command_alone_chooses_the_cpu(self):
+    code = f"import os, {MODULE}; print(os.environ.get('JAX_PLATFORMS'))"
+    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    self.assertEqual(done.stdout.strip(), "None")
+    script = f"import os, runpy, sys; sys.argv = ['x']\ntry: runpy.run_module('{MODULE}', run_name='__main__')\n"
+    script += "except SystemExit: print(os.environ['JAX_PLATFORMS'])"
+    for given, wanted in (({}, "cpu"), ({"JAX_PLATFORMS": "tpu"}, "tpu")):
+      done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env | given)
+      self.assertEqual(done.stdout.strip(), wanted)
+
+  def test_every_flag_is_in_the_readme_and_every_flag_in_the_readme_is_real(self):
+    real = {name for name in command.define_flags() if name not in ("h", "help")}
+    text = (util.ROOT / "README.md").read_text()
+    self.assertEqual(set(re.findall(r"--([a-z_]+)\b(?!-)", text)) - {"help"}, real)
+
+
+class Terminal(io.StringIO):
+
+  def isatty(self):
+    return True
+
+
+class ProgressTest(parameterized.TestCase):
+
+  def test_a_bar_on_a_terminal(self):
+    stream = Terminal()
+    bar = progress.Progress(stream)
+    bar.start("writing", 2**20)
+    bar.advance(2**20)
+    bar.finish()
+    self.assertIn("writing: 100%", stream.getvalue())
+
+  def test_lines_elsewhere(self):
+    stream = io.StringIO()
+    lines = progress.Progress(stream)
+    with absltest.mock.patch.object(time, "monotonic", side_effect=[0.0, 5.0, 11.0, 12.0]):
+      lines.start("writing", 4 * 2**20)
+      for _ in range(3):
+        lines.advance(2**20)
+      lines.finish()
+    self.assertLen(stream.getvalue().splitlines(), 1)  # One in ten seconds.
+    self.assertIn("2.00M/4.00M", stream.getvalue())
+
+
+if __name__ == "__main__":
+  absltest.main()
