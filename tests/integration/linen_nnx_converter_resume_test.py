@@ -28,9 +28,10 @@ import tempfile
 
 from absl.testing import absltest
 import jax
-from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 import numpy as np
 import pytest
+
+from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 
 STEPS, SAVED = 6, 2  # Runs have six steps; that of step 2 is converted.
 LINEN = {"enable_nnx": False, "pure_nnx": False, "pure_nnx_decoder": False}
@@ -76,7 +77,7 @@ def train(folder: pathlib.Path, **config) -> dict[int, str]:
   )
   output = done.stdout + done.stderr
   assert done.returncode == 0, output[-5000:]
-  found = re.findall(r"completed step: (\d+).* loss: (\S+), perplexity: (\S+)", output)
+  found = re.findall(r"completed step: (\d+),.*? loss: (\S+),.* perplexity: (\S+)", output)
   return {int(step): (loss.strip(","), perplexity) for step, loss, perplexity in found}
 
 
