@@ -1,0 +1,80 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Memory stays within the budget, whatever the size of the checkpoint: 4 GiB converted in processes of their own."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+GIB = 2**30
+LAYERS, MATRICES, SHAPE = 16, 8, (4096, 4096)  # 16 * 8 * 32 MiB of bfloat16 are 4 GiB.
+CHUNK_BYTES = 4 * 2**20
+
+# Prints the peak of the process's memory in KiB, imports included. (`ru_maxrss` would be the parent's, if that is larger.)
+SCRIPT = """
+import pathlib, re, sys
+from maxtext.checkpoint_conversion import linen_nnx_converter
+code = linen_nnx_converter.main(sys.argv[1:])
+print(re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
+sys.exit(code)
+"""
+
+
+def save(folder: pathlib.Path):
+  """Writes a checkpoint of 4 GiB in small chunks; random bits, so that nothing compresses."""
+  random = np.random.default_rng(0)
+  bits = lambda: np.frombuffer(random.bytes(2 * SHAPE[0] * SHAPE[1]), jax.numpy.bfloat16.dtype).reshape(SHAPE)
+  layers = {f"layers_{i}": {f"w_{j}": bits() for j in range(MATRICES)} for i in range(LAYERS)}
+  tree = {"params": {"params": {"decoder": layers}}, "step": np.array(1, np.int32)}
+  save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    checkpointer.save(folder, args=ocp.args.PyTreeSave(tree, save_args))
+
+
+@pytest.mark.integration
+class MemoryTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.tmp = pathlib.Path(tempfile.mkdtemp())
+    cls.addClassCleanup(shutil.rmtree, cls.tmp)
+    save(cls.tmp / "source")
+
+  @parameterized.parameters((2.0, True), (0.25, True), (0.25, False))
+  def test_peak(self, budget_gib, scan_layers):
+    """No more than the budget and 1 GiB, to write and to verify."""
+    target = self.tmp / "target"
+    arguments = [f"--source_path={self.tmp / 'source'}", f"--target_path={target}", "--overwrite"]
+    arguments += [f"--memory_budget_gib={budget_gib}", f"--scan_layers={scan_layers}"]
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    peak = int(done.stdout.splitlines()[-1]) * 1024
+    self.assertLess(peak, budget_gib * GIB + GIB, f"peak {peak / GIB:.2f} GiB")
+    # And that it is small against the 4 GiB, so that a larger budget is no licence to hold all.
+    self.assertLess(peak, 2.5 * GIB)
+
+
+if __name__ == "__main__":
+  absltest.main()
