@@ -31,7 +31,7 @@ GIB = 2**30
 LAYERS, MATRICES, SHAPE = 16, 8, (4096, 4096)  # 16 * 8 * 32 MiB of bfloat16 are 4 GiB.
 CHUNK_BYTES = 4 * 2**20
 
-# Prints the peak of the process's memory in KiB, imports included. (`ru_maxrss` would be the parent's, if that is larger.)
+# Prints the peak of the process's memory in KiB, imports included. (`ru_maxrss` may be the parent's.)
 SCRIPT = """
 import pathlib, re, sys
 from maxtext.checkpoint_conversion import linen_nnx_converter
