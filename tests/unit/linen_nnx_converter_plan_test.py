@@ -65,9 +65,9 @@ class PlanTest(parameterized.TestCase):
         {"a": struct(3), "b": struct(3), "c": struct(2, 3)},
         {"x": struct(3, 2), "y": struct(3), "z": struct(3)},
         {
-            ("x",): plan_lib.Stack((("a",), ("b",)), 1),
-            ("y",): plan_lib.Slice(("c",), 0, 0),
-            ("z",): plan_lib.Slice(("c",), 0, 1),
+            ("x",): plan_lib.Stack((("a",), ("b",)), (1,), (2,)),
+            ("y",): plan_lib.Slice(("c",), (0,), (0,)),
+            ("z",): plan_lib.Slice(("c",), (0,), (1,)),
         },
     ).validate()
 
@@ -89,12 +89,12 @@ class PlanTest(parameterized.TestCase):
           "^a: ",
       ),
       ("dropped_and_used", {"a": struct(3)}, {"x": struct(3)}, {("x",): copied("a")}, [("a",)], "^a: .*and dropped"),
-      ("index_lost", {"a": struct(3)}, {"x": struct()}, {("x",): plan_lib.Slice(("a",), 0, 1)}, (), "^a: "),
+      ("index_lost", {"a": struct(3)}, {"x": struct()}, {("x",): plan_lib.Slice(("a",), (0,), (1,))}, (), "^a: "),
       (
           "index_twice",
           {"a": struct(2)},
           {"x": struct(), "y": struct()},
-          {("x",): plan_lib.Slice(("a",), 0, 1), ("y",): plan_lib.Slice(("a",), 0, 1)},
+          {("x",): plan_lib.Slice(("a",), (0,), (1,)), ("y",): plan_lib.Slice(("a",), (0,), (1,))},
           (),
           "^a: ",
       ),

@@ -201,17 +201,19 @@ def _piece(part, region, data) -> tuple[tuple[Any, ...], Any]:
   if isinstance(move, plan_lib.Copy):
     return region, data
   if isinstance(move, plan_lib.Stack):
-    return (*region[: move.axis], part.index, *region[move.axis :]), data
-  inside = (slice(None),) * move.axis + (part.index - region[move.axis].start,)
-  return (*region[: move.axis], *region[move.axis + 1 :]), data[inside]
+    return plan_lib.insert(region, move.axes, part.index), data
+  inside: list[Any] = [slice(None)] * len(region)
+  for axis, index in zip(move.axes, part.index):
+    inside[axis] = index - region[axis].start
+  return plan_lib.remove(region, move.axes), data[tuple(inside)]
 
 
 def _overlaps(part, region) -> bool:
   """Whether a block of this region holds anything of `part`."""
   if not isinstance(part.move, plan_lib.Slice):
     return True
-  along = region[part.move.axis]
-  return along.start <= part.index < along.stop
+  along = [region[axis] for axis in part.move.axes]
+  return all(part_of.start <= index < part_of.stop for part_of, index in zip(along, part.index))
 
 
 def _block_shape(shape, chunk_shape, itemsize) -> tuple[int, ...]:
@@ -254,12 +256,15 @@ def _moved(move, leaves, target):
     is_cast = abstract_state.is_array(target) and sources[0].dtype != target.dtype
     return checked_cast(move.source, sources[0], target.dtype) if is_cast else sources[0]
   if isinstance(move, plan_lib.Slice):
-    take = lambda arrays: arrays[0][(slice(None),) * move.axis + (move.index,)]
-  elif any(isinstance(source, jax.Array) for source in sources):
-    take = lambda arrays: jnp.stack(arrays, axis=move.axis)
-  else:
-    take = lambda arrays: np.stack(arrays, axis=move.axis)
-  return _on_bits(take, sources)
+    index = plan_lib.insert([slice(None)] * len(target.shape), move.axes, move.index)
+    return _on_bits(lambda arrays: arrays[0][index], sources)
+  library: Any = jnp if any(isinstance(source, jax.Array) for source in sources) else np
+
+  def stack(arrays):
+    stacked = library.stack(arrays).reshape(*move.sizes, *arrays[0].shape)
+    return library.moveaxis(stacked, tuple(range(len(move.axes))), move.axes)
+
+  return _on_bits(stack, sources)
 
 
 def _on_bits(function, arrays):

@@ -283,9 +283,9 @@ def _moved(stored: storage.StoredLeaf, move: plan_lib.Move, leaf) -> storage.Sto
   if value_type == storage.SCALAR and not isinstance(move, plan_lib.Copy):
     value_type = storage.NUMPY_ARRAY
   if isinstance(move, plan_lib.Stack):
-    chunk_shape = (*chunk_shape[: move.axis], 1, *chunk_shape[move.axis :])
+    chunk_shape = plan_lib.insert(chunk_shape, move.axes, (1,) * len(move.axes))
   elif isinstance(move, plan_lib.Slice):
-    chunk_shape = (*chunk_shape[: move.axis], *chunk_shape[move.axis + 1 :])
+    chunk_shape = plan_lib.remove(chunk_shape, move.axes)
   if hasattr(sharding, "partition_spec"):
     sharding = dataclasses.replace(sharding, partition_spec=_moved_spec(sharding.partition_spec, move, len(stored.shape)))
   shape = tuple(leaf.shape)
@@ -306,8 +306,8 @@ def _moved_spec(spec, move, rank) -> tuple[Any, ...]:
     return spec
   spec += (None,) * (rank - len(spec))
   if isinstance(move, plan_lib.Stack):
-    return (*spec[: move.axis], None, *spec[move.axis :])
-  return (*spec[: move.axis], *spec[move.axis + 1 :])
+    return plan_lib.insert(spec, move.axes, (None,) * len(move.axes))
+  return plan_lib.remove(spec, move.axes)
 
 
 def _make_parents(path) -> list[epath.Path]:

@@ -17,8 +17,9 @@
 A plan is made from two abstract states and can be printed, checked, inverted and costed before a byte moves.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import itertools
 from typing import Any
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
@@ -35,24 +36,37 @@ STEP_DTYPES = frozenset({"int32", "uint32", "int64", "uint64"})
 class Copy:
   """The target leaf is the source leaf."""
 
-  source: Path
+  source: Any  # A path; while layers are being arranged, a variable. Likewise below.
 
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-  """The target leaf is the source leaves, in order, stacked along a new axis: `np.stack(sources, axis)`."""
+  """The target leaf is the source leaves stacked along new axes.
 
-  sources: tuple[Path, ...]
-  axis: int
+  Attributes:
+    sources: the source leaves, in C order of their place along the axes.
+    axes: the places of the axes in the target's shape, ascending.
+    sizes: their lengths.
+  """
+
+  sources: tuple[Any, ...]
+  axes: tuple[int, ...]
+  sizes: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """The target leaf is one index of an axis of the source leaf: `np.take(source, index, axis)`."""
+  """The target leaf is the source leaf at one index along each of some axes.
 
-  source: Path
-  axis: int
-  index: int
+  Attributes:
+    source: the source leaf.
+    axes: the places of the axes in the source's shape, ascending.
+    index: the index along each.
+  """
+
+  source: Any
+  axes: tuple[int, ...]
+  index: tuple[int, ...]
 
 
 Move = Copy | Stack | Slice
@@ -65,12 +79,12 @@ class Part:
   Attributes:
     target: the target leaf's path.
     move: the target leaf's move.
-    index: for a `Stack`, the source's place in it; for a `Slice`, the index that is taken; 0 for a `Copy`.
+    index: for a `Stack`, the source's place in it; for a `Slice`, the index that is taken; () for a `Copy`.
   """
 
   target: Path
   move: Move
-  index: int
+  index: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +147,8 @@ class Plan:
     """The plan for a person: a line for each target leaf, then one for each source leaf that is dropped."""
     for path, move in self.moves.items():
       sources = ["/".join(source) for source, _ in sources_of(move)]
-      how = type(move).__name__.lower() + ("" if isinstance(move, Copy) else f" axis {move.axis}")
-      how += f" index {move.index}" if isinstance(move, Slice) else ""
+      how = type(move).__name__.lower() + ("" if isinstance(move, Copy) else f" axis {_numbers(move.axes)}")
+      how += f" index {_numbers(move.index)}" if isinstance(move, Slice) else ""
       origin = sources[0] if len(sources) == 1 else f"{sources[0]} … {sources[-1]} ({len(sources)})"
       yield f"{'/'.join(path)}  {described(self.target.leaves[path])}  {how} of {origin}"
     for path, reason in self.dropped.items():
@@ -163,12 +177,25 @@ def described(leaf: abstract_state.Leaf) -> str:
   return f"{tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
 
 
-def sources_of(move: Move) -> Iterator[tuple[Path, int]]:
-  """The source leaves of a move, each with its index along the layer axis."""
+def insert[T](values: Sequence[T], axes: tuple[int, ...], new: Sequence[T]) -> tuple[T, ...]:
+  """`values`, one for each axis, with `new` ones put in at the ascending places `axes`."""
+  result = list(values)
+  for axis, value in zip(axes, new):
+    result.insert(axis, value)
+  return tuple(result)
+
+
+def remove[T](values: Sequence[T], axes: tuple[int, ...]) -> tuple[T, ...]:
+  """`values`, one for each axis, without those at `axes`."""
+  return tuple(value for axis, value in enumerate(values) if axis not in axes)
+
+
+def sources_of(move: Move) -> Iterator[tuple[Path, tuple[int, ...]]]:
+  """The source leaves of a move, each with its index along the layer axes."""
   if isinstance(move, Stack):
-    yield from ((source, i) for i, source in enumerate(move.sources))
+    yield from zip(move.sources, itertools.product(*map(range, move.sizes)))
   else:
-    yield move.source, move.index if isinstance(move, Slice) else 0
+    yield move.source, move.index if isinstance(move, Slice) else ()
 
 
 def result_shape(move: Move, source_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -176,17 +203,23 @@ def result_shape(move: Move, source_shape: tuple[int, ...]) -> tuple[int, ...]:
   if isinstance(move, Copy):
     return tuple(source_shape)
   if isinstance(move, Stack):
-    return (*source_shape[: move.axis], len(move.sources), *source_shape[move.axis :])
-  return (*source_shape[: move.axis], *source_shape[move.axis + 1 :])
+    return insert(source_shape, move.axes, move.sizes)
+  return remove(source_shape, move.axes)
+
+
+def _numbers(values: tuple[int, ...]) -> str:
+  return ", ".join(map(str, values))
 
 
 def _inverted(parts: list[Part]) -> Move:
   """The move that rebuilds a source leaf from the parts that it gave."""
   first = parts[0].move
   if isinstance(first, Slice):
-    return Stack(tuple(part.target for part in sorted(parts, key=lambda part: part.index)), first.axis)
+    ordered = sorted(parts, key=lambda part: part.index)
+    sizes = tuple(last + 1 for last in ordered[-1].index)
+    return Stack(tuple(part.target for part in ordered), first.axes, sizes)
   if isinstance(first, Stack):
-    return Slice(parts[0].target, first.axis, parts[0].index)
+    return Slice(parts[0].target, first.axes, parts[0].index)
   return Copy(parts[0].target)
 
 
@@ -202,11 +235,12 @@ def _check_paths(paths):
 def _check_consumed(path, leaf, parts, is_dropped):
   """A source leaf is wholly consumed, exactly once, or dropped."""
   slices = sorted(part.index for part in parts if isinstance(part.move, Slice))
-  axes = {part.move.axis for part in parts if isinstance(part.move, Slice)}
+  axes = {part.move.axes for part in parts if isinstance(part.move, Slice)}
   if is_dropped:
     complete = not parts
   elif slices:
-    complete = len(parts) == len(slices) and len(axes) == 1 and slices == list(range(leaf.shape[min(axes)]))
+    indices = list(itertools.product(*(range(leaf.shape[axis]) for axis in min(axes))))
+    complete = len(parts) == len(slices) and len(axes) == 1 and slices == indices
   else:
     complete = len(parts) == 1
   if not complete:

@@ -28,6 +28,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import optimizer
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles as roles_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import schedules
 
 Path = abstract_state.Path
 Variable = roles_lib.Variable
@@ -74,13 +75,15 @@ def plan_conversion(
     scan_layers = True
   roles = roles_lib.read(source, source_layout)
   kept, dropped = _select(roles, source.leaves, nnx_aux == "keep", params_only)
-  arranged = layers.arrange(
-      {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)},
-      scan_layers=scan_layers,
-      unscanned=layer_naming or (layers.FLAT if target_framework == "linen" else layers.NESTED),
-      param_scan_axis=param_scan_axis,
-      path_of=lambda variable: roles_lib.write(variable, source_layout, roles.bare_subtrees),
-  )
+  variables = {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)}
+  path_of = lambda variable: roles_lib.write(variable, source_layout, roles.bare_subtrees)
+  naming = layer_naming or (schedules.FLAT if target_framework == "linen" else schedules.NESTED)
+  before = schedules.find(variables, param_scan_axis, path_of)
+  after = layers.target_schedule(before, scan_layers, naming)
+  layers.check_one_role(variables, before, path_of)
+  if scan_layers is False:
+    schedules.refuse_unknown_order(variables, path_of)
+  arranged = layers.arrange(variables, before, after, param_scan_axis=param_scan_axis, path_of=path_of)
   is_linen = source_layout.framework == "linen"
   # A nested optimizer without collection levels, as MaxText's NNX trainers write it, stays as it is within Linen.
   bare_subtrees = roles.bare_subtrees if is_linen else frozenset()
@@ -93,7 +96,7 @@ def plan_conversion(
       source_layout=source_layout,
       target_layout=target_layout,
       empty_nodes=_empty_optimizer_nodes(source, kept) if is_linen else dict(empty_nodes or {}),
-      scan_layers=layers.is_scanned(item.variable.path for item in arranged),
+      scan_layers=schedules.is_scanned(after, (item.variable.path for item in arranged)),
   )
   plan.validate()
   return plan

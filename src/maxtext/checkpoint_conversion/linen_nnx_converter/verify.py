@@ -101,13 +101,17 @@ async def _verify_part(part, target, box, data):
   if isinstance(move, plan_lib.Copy):
     place, expected = box, data
   elif isinstance(move, plan_lib.Stack):
-    place = (*box[: move.axis], (part.index, part.index + 1), *box[move.axis :])
-    expected = np.expand_dims(data, move.axis)
+    place = list(box)
+    for axis, index in zip(move.axes, part.index):
+      place.insert(axis, (index, index + 1))
+    expected = np.expand_dims(data, move.axes)
   else:
-    start, stop = box[move.axis]
-    if not start <= part.index < stop:
+    along = [(index, *box[axis]) for axis, index in zip(move.axes, part.index)]
+    if not all(start <= index < stop for index, start, stop in along):
       return
-    place, expected = (*box[: move.axis], *box[move.axis + 1 :]), np.take(data, part.index - start, axis=move.axis)
+    place, expected = [bounds for axis, bounds in enumerate(box) if axis not in move.axes], data
+    for axis, (index, start, _) in reversed(list(zip(move.axes, along))):
+      expected = np.take(expected, index - start, axis=axis)
   found = await target[_index(place)].read()
   # The step is the only leaf whose dtype may differ; its value may not.
   _compare(part.target, found, expected.astype(found.dtype) if found.shape == () else expected, place)
