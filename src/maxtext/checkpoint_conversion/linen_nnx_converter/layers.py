@@ -20,6 +20,7 @@ import dataclasses
 import jax
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles
 from maxtext.checkpoint_conversion.linen_nnx_converter import schedules
@@ -61,20 +62,36 @@ class _Piece:
 _Key = tuple[str, Path | None, Path]
 
 
-def target_schedule(source: Schedule, scan_layers: bool | None, naming: str) -> Schedule:
-  """The schedule of the target where no config gives it.
+def target_schedule(source: Schedule, scan_layers: bool | None, naming: str, model: Schedule | None = None) -> Schedule:
+  """The schedule of the target.
 
-  Layers that are scanned already stay as they are for `scan_layers`, blocks among them; others are stacked plainly.
+  Where no model gives it, layers that are scanned already stay as they are for `scan_layers`, blocks among them, and
+  others are stacked plainly.
 
   Args:
     source: the schedule of the source.
     scan_layers: whether the target's layers are scanned; None keeps what each group is.
     naming: how to write layers that are not scanned, `flat` or `nested`.
+    model: the schedule that the model's config gives for its decoder.
+
+  Raises:
+    LayerStackError: the source has another number of layers than the model.
   """
-  target = []
-  for group, count in schedules.layer_counts(source).items():
+  counts, wanted = schedules.layer_counts(source), schedules.layer_counts(model or ())
+  for group in dict.fromkeys((*wanted, *(group for group in counts if model and group[0] == "decoder"))):
+    if counts.get(group, 0) != wanted.get(group, 0):
+      raise errors.LayerStackError(
+          group,
+          expected=f"{wanted.get(group, 0)} layers, as the config says",
+          found=f"{counts.get(group, 0)} in the checkpoint",
+          remedy="Give the config of the model that this is a checkpoint of.",
+      )
+  target = list(model or ())
+  for group, count in counts.items():
+    if group in wanted:
+      continue
     stacks = [stack for stack in source if stack.group == group]
-    is_scanned = any(stack.sizes for stack in stacks)
+    is_scanned = any(stack.is_scanned for stack in stacks)
     if is_scanned and scan_layers is not False:
       target += stacks
     else:

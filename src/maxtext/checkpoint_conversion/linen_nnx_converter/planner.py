@@ -48,6 +48,7 @@ def plan_conversion(
     nnx_aux: str = "keep",
     params_only: bool = False,
     empty_nodes: Mapping[Path, Any] | None = None,
+    model_schedule: schedules.Schedule | None = None,
 ) -> plan_lib.Plan:
   """The validated plan of a conversion.
 
@@ -63,6 +64,7 @@ def plan_conversion(
       is for `nnx_to_nnx`.
     nnx_aux: `keep` or `drop`: whether NNX state that is no Param (RNG streams, batch statistics, …) goes along.
     params_only: whether to leave out all but the params collection.
+    model_schedule: the schedule that the model's config gives for the target's decoder.
     empty_nodes: empty optimizer nodes known from an earlier conversion, by Linen path below `opt_state`.
 
   Raises:
@@ -79,7 +81,7 @@ def plan_conversion(
   path_of = lambda variable: roles_lib.write(variable, source_layout, roles.bare_subtrees)
   naming = layer_naming or (schedules.FLAT if target_framework == "linen" else schedules.NESTED)
   before = schedules.find(variables, param_scan_axis, path_of)
-  after = layers.target_schedule(before, scan_layers, naming)
+  after = layers.target_schedule(before, scan_layers, naming, model_schedule)
   layers.check_one_role(variables, before, path_of)
   if scan_layers is False:
     schedules.refuse_unknown_order(variables, path_of)

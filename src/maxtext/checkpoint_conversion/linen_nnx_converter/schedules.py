@@ -66,6 +66,12 @@ class LayerStack:
   strides: tuple[int, ...] = ()
   sizes: tuple[int, ...] = ()
 
+  @property
+  def is_scanned(self) -> bool:
+    """Whether only a scanned model has this stack; what is left over after its blocks may have no layer axis."""
+    name = self.prefix[1] if len(self.prefix) > 1 else ""
+    return bool(self.sizes) or name == "layers_remainder" or _LINEN_REMAINDER.fullmatch(name) is not None
+
   def layer(self, index: tuple[int, ...]) -> int:
     """The number in the group of the layer at `index`."""
     return self.first + sum(stride * i for stride, i in zip(self.strides, index))
@@ -110,7 +116,7 @@ def layer_counts(schedule: Schedule) -> dict[Path, int]:
 
 def is_scanned(schedule: Schedule, paths: Iterable[Path]) -> bool | None:
   """What MaxText's `scan_layers` says of a model of this schedule; None if it has no layers that could be scanned."""
-  if any(stack.sizes for stack in schedule) or any(map(_has_unknown_order, paths)):
+  if any(stack.is_scanned for stack in schedule) or any(map(_has_unknown_order, paths)):
     return True
   return False if schedule else None
 

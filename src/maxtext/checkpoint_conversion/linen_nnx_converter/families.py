@@ -1,0 +1,183 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""How each decoder family of MaxText writes its layers, by release and trainer.
+
+Seen in the abstract states of MaxText 0.2.3, 0.2.4 and 0.2.5; the order inside a block is that of its `…ScannableBlock`.
+A family whose scanned layers are one plain stack needs no row here.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import schedules
+
+LayerStack = schedules.LayerStack
+Release = tuple[int, ...]
+
+_LAYERS = ("decoder", "layers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+  """What a model's config says of its decoder's layers.
+
+  Attributes:
+    block: MaxText's `decoder_block`: `llama2`, `gemma3`, …
+    num_layers: `num_decoder_layers`; Gemma 2 counts pairs.
+    num_dense_layers: `first_num_dense_layers`, of DeepSeek.
+    num_hash_layers: `first_num_hash_layers`, of DeepSeek 4.
+    cycle: `inhomogeneous_layer_cycle_interval`, the length of a block where the family does not fix it.
+  """
+
+  block: str
+  num_layers: int
+  num_dense_layers: int = 0
+  num_hash_layers: int = 0
+  cycle: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """Scanned layers that repeat in blocks.
+
+  Attributes:
+    module: the module that holds the blocks.
+    position: the name of a layer's place in the block, with `{}` for its number; None where all but the last are in
+      `local_layers`, with an axis of their own, and the last is `global_layer`.
+    period: the number of layers in a block; None takes the config's cycle.
+    remainder: the path of a layer that is left over, with `{}` for its number; without `{}`, they are stacked there;
+      None where MaxText does not build them.
+  """
+
+  module: str
+  position: str | None
+  period: int | None = None
+  remainder: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """The blocks of some decoder families, from a release on.
+
+  Attributes:
+    decoder_blocks: the families.
+    trainer: `linen` or `nnx`, or None for both.
+    since: the first release that writes them so; the latest row that applies is taken.
+    blocks: how they are written.
+  """
+
+  decoder_blocks: tuple[str, ...]
+  trainer: str | None
+  since: Release
+  blocks: Blocks
+
+
+_REMAINDER = ("layers_remainder", "layers_{}")
+_STACKED_REMAINDER = ("layers_remainder", "local_layers")
+_LINEN_REMAINDER = ("Gemma4DecoderLayerToLinen_{}",)
+
+# A new release that writes a family otherwise is one more row.
+ROWS = (
+    Row(("llama4", "gpt_oss", "olmo3", "envy"), None, (0,), Blocks("layers", "layers_{}")),
+    Row(("qwen3_next", "qwen3_5"), None, (0,), Blocks("layers", "layer_{}")),
+    Row(("qwen3_next",), None, (0, 2, 5), Blocks("layers", None, remainder=_STACKED_REMAINDER)),
+    Row(("gemma3",), None, (0,), Blocks("layers", "layers_{}", 6, _REMAINDER)),
+    Row(("gemma4",), "linen", (0,), Blocks("scanned_blocks", "layers_{}", 6, _LINEN_REMAINDER)),
+    Row(("gemma4",), "nnx", (0,), Blocks("scanned_blocks", "layers_{}", 6, _REMAINDER)),
+    Row(("gemma4",), "linen", (0, 2, 4), Blocks("scanned_blocks", None, 6, _LINEN_REMAINDER)),
+    Row(("gemma4",), "nnx", (0, 2, 4), Blocks("scanned_blocks", None, 6, _STACKED_REMAINDER)),
+    Row(("deepseek4",), None, (0,), Blocks("scanned_blocks", "layers_{}", 2)),
+)
+
+# NNX numbered its layers under integer keys until this release.
+_FLAT_NNX_SINCE = (0, 2, 4)
+
+
+def schedule(decoder: Decoder, scan_layers: bool, trainer: str, release: Release) -> schedules.Schedule:
+  """The schedule of a decoder as a release of MaxText writes it.
+
+  Args:
+    decoder: the decoder.
+    scan_layers: whether its layers are scanned.
+    trainer: `linen` or `nnx`, whose names are wanted.
+    release: the release, such as `(0, 2, 4)`.
+
+  Raises:
+    LayerStackError: MaxText itself would lose layers that are left over after the blocks.
+  """
+  if decoder.block == "deepseek":
+    return tuple(_deepseek(decoder, scan_layers, trainer, release))
+  if not scan_layers:
+    naming = schedules.NESTED if _is_nested(trainer, release) else schedules.FLAT
+    return schedules.unscanned(_LAYERS, decoder.num_layers, naming)
+  blocks = _blocks(decoder.block, trainer, release)
+  return tuple(_in_blocks(decoder, blocks)) if blocks else schedules.plain(_LAYERS, decoder.num_layers)
+
+
+def _is_nested(trainer, release) -> bool:
+  return trainer == "nnx" and release < _FLAT_NNX_SINCE
+
+
+def _blocks(block, trainer, release) -> Blocks | None:
+  """The latest row that applies."""
+  rows = [row for row in ROWS if block in row.decoder_blocks and row.trainer in (None, trainer) and row.since <= release]
+  return max(rows, key=lambda row: row.since).blocks if rows else None
+
+
+def _deepseek(decoder, scan_layers, trainer, release) -> Iterator[LayerStack]:
+  """DeepSeek 2, 3 and 3.2, Kimi: dense layers, then MoE layers, each numbered from 0."""
+  dense, moe = ("decoder", "dense_layers"), ("decoder", "moe_layers")
+  counts = {dense: decoder.num_dense_layers, moe: decoder.num_layers - decoder.num_dense_layers}
+  for group, count in counts.items():
+    if scan_layers:
+      yield from schedules.plain(group, count) if count else ()
+    elif not _is_nested(trainer, release):
+      yield from schedules.unscanned(group, count, schedules.FLAT)
+    elif group == dense:
+      yield from (LayerStack(("decoder", f"dense_layer_{n}"), dense, n) for n in range(count))
+    else:
+      yield from (LayerStack((*_LAYERS, str(counts[dense] + n)), moe, n) for n in range(count))
+
+
+def _in_blocks(decoder, blocks) -> Iterator[LayerStack]:
+  """The layers before the blocks, the blocks, and what is left over."""
+  before, period = decoder.num_hash_layers, blocks.period or decoder.cycle
+  count, left = divmod(decoder.num_layers - before, period)
+  if left and blocks.remainder is None:
+    raise errors.LayerStackError(
+        ("decoder", blocks.module),
+        expected=f"a number of layers that blocks of {period} can hold, as {decoder.block} is scanned",
+        found=f"{decoder.num_layers - before}",
+        remedy="MaxText would silently lose the rest: keep --scan_layers=False.",
+    )
+  yield from schedules.unscanned(_LAYERS, before, schedules.FLAT)
+  module = ("decoder", blocks.module)
+  if count and blocks.position is None:
+    yield LayerStack((*module, "local_layers"), _LAYERS, before, (period, 1), (count, period - 1))
+    yield LayerStack((*module, "global_layer"), _LAYERS, before + period - 1, (period,), (count,))
+  elif count:
+    for j in range(period):
+      yield LayerStack((*module, blocks.position.format(j)), _LAYERS, before + j, (period,), (count,))
+  if left:
+    yield from _left_over(blocks.remainder, before + count * period, left)
+
+
+def _left_over(path, first, count) -> Iterator[LayerStack]:
+  if path == _STACKED_REMAINDER:
+    yield LayerStack(("decoder", *path), _LAYERS, first, (1,), (count,))
+  else:
+    for r in range(count):
+      yield LayerStack(("decoder", *(name.format(r) for name in path)), _LAYERS, first + r)

@@ -1,0 +1,205 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""MaxText's own abstract states, turned into each other: every decoder family of three releases, without MaxText.
+
+`tests/golden/generate.py` wrote the trees; no two axes of a tree have the same length where the model allows it.
+"""
+
+import json
+import pathlib
+import re
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import linen_nnx_converter_util as util
+import numpy as np
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import families
+from maxtext.checkpoint_conversion.linen_nnx_converter import planner
+
+GOLDEN = util.FIXTURES / "golden"
+RELEASES = ("0.2.3", "0.2.4", "0.2.5")
+_LINE = re.compile(r"(\S+) (?:(None|\{\})|\((.*)\) (\S+) (\S+))")
+
+# What MaxText itself loses or leaves out, so that its own trees cannot be turned into each other.
+EXCEPTIONS = {
+    "qwen3-next-remainder": "up to 0.2.4 the scanned model lacks the layers that are left over after its blocks",
+    "engram": "the unscanned NNX model lacks the engram modules",
+    "pipeline": "the order of a pipeline's layers is not told by its tree",
+}
+OF_0_2_3 = {"fp8": "0.2.3's NNX trainer saves fp8 state among the params, with the layers on axis 0"}
+
+
+def read(path: pathlib.Path, only_params: bool = False) -> abstract_state.AbstractState:
+  """A golden tree; with `only_params` without the NNX variables that are no Params."""
+  leaves = {}
+  for line in path.read_text().splitlines():
+    name, empty, shape, dtype, kind = _LINE.fullmatch(line).groups()
+    where = tuple(name.split("/"))
+    if empty:
+      leaves[where] = None if empty == "None" else {}
+    elif not only_params or not (where[0] == "nnx_aux" or (where[0] == "model" and kind != "Param")):
+      leaves[where] = jax.ShapeDtypeStruct(tuple(map(int, re.findall(r"\d+", shape))), np.dtype(dtype))
+  return abstract_state.AbstractState(leaves, _lists(leaves))
+
+
+def _lists(leaves):
+  """The chains of an optimizer in the Linen layout."""
+  children = {}
+  for path in leaves:
+    end = path.index("params") if "params" in path else len(path)  # Below it are weights, whose layers may be numbered.
+    for i in range(1, end) if path[0] == "opt_state" else ():
+      children.setdefault(path[:i], set()).add(path[i])
+  return frozenset(path for path, names in children.items() if all(name.isdigit() for name in names))
+
+
+def cases(*forms):
+  """Release, case, form and the paths of its scanned and unscanned trees, where both exist."""
+  for release in RELEASES:
+    for scanned in sorted((GOLDEN / release).glob("*.scanned.txt")):
+      case, form, _, _ = scanned.name.rsplit(".", 3)
+      unscanned = scanned.with_name(scanned.name.replace(".scanned.", ".unscanned."))
+      if form in forms and unscanned.exists():
+        yield release, case, form, scanned, unscanned
+
+
+def config(release, case):
+  return json.loads((GOLDEN / release / f"{case}.config.json").read_text())
+
+
+def decoder_of(settings):
+  return families.Decoder(
+      settings["decoder_block"],
+      settings["num_decoder_layers"],
+      settings["first_num_dense_layers"],
+      settings["first_num_hash_layers"],
+      settings["inhomogeneous_layer_cycle_interval"],
+  )
+
+
+class GoldenTest(parameterized.TestCase):
+  maxDiff = 2000
+
+  def assert_state(self, plan, wanted):
+    self.assertEqual(*({"/".join(p): str(leaf) for p, leaf in s.leaves.items()} for s in (plan.target, wanted)))
+    self.assertEqual(plan.target.lists, wanted.lists)
+
+  def is_exception(self, release, case, form):
+    if case == "qwen3-next-remainder":
+      return release != "0.2.5"
+    return case in EXCEPTIONS or (release == "0.2.3" and form == "ondisk" and case in OF_0_2_3)
+
+  @parameterized.parameters(*RELEASES)
+  def test_scanned_and_unscanned(self, release):
+    """Each turned into the other, by the config's schedule, and unstacked by the tree alone."""
+    count = 0
+    for _, case, form, scanned, unscanned in (each for each in cases("linen", "nnx", "ondisk") if each[0] == release):
+      if self.is_exception(release, case, form):
+        continue
+      settings, version = config(release, case), tuple(map(int, release.split(".")))
+      trainer = "linen" if form == "linen" else "nnx"
+      options = {
+          "direction": "nnx_to_nnx" if form == "nnx" else "linen_to_linen",
+          "param_scan_axis": settings["param_scan_axis"],
+      }
+      trees = {True: read(scanned, only_params=True), False: read(unscanned, only_params=True)}
+      for scan_layers in (True, False):
+        with self.subTest(f"{release} {case} {form} scan_layers={scan_layers}"):
+          schedule = families.schedule(decoder_of(settings), scan_layers, trainer, version)
+          plan = planner.plan_conversion(
+              trees[not scan_layers], scan_layers=scan_layers, model_schedule=schedule, **options
+          )
+          self.assert_state(plan, trees[scan_layers])
+          self.assertEqual(plan.scan_layers, scan_layers)
+          count += 1
+      if not (trainer == "nnx" and version < (0, 2, 4)):  # Whose names for DeepSeek only the config asks for.
+        with self.subTest(f"{release} {case} {form} by the tree alone"):
+          plan = planner.plan_conversion(trees[True], scan_layers=False, layer_naming="flat", **options)
+          self.assert_state(plan, trees[False])
+    self.assertGreater(count, 50)
+
+  @parameterized.parameters("0.2.4", "0.2.5")
+  def test_nnx_and_what_its_trainer_saves(self, release):
+    """All leaves: RNG state and other variables too, which the converter tells apart without their types."""
+    for path in sorted((GOLDEN / release).glob("*.nnx.*.txt")):
+      if path.name == "pipeline.nnx.unscanned.txt":  # Its layers in the pipeline stay stacked, those outside do not.
+        continue
+      with self.subTest(path.name):
+        nnx, saved = read(path), read(path.with_name(path.name.replace(".nnx.", ".ondisk.")))
+        keep = {
+            "scan_layers": None,
+            "layer_naming": "flat",
+            "param_scan_axis": config(release, path.name.split(".nnx.")[0])["param_scan_axis"],
+        }
+        self.assert_state(planner.plan_conversion(nnx, **keep), saved)
+        back = planner.plan_conversion(saved, nnx_values="plain", **keep | {"scan_layers": ".nnx.scanned." in path.name})
+        self.assert_state(back, nnx)
+
+  def test_linen_and_nnx(self):
+    """The Linen trainer's state is what the NNX trainer of the same release saves, but for NNX-only state."""
+    for path in sorted((GOLDEN / "0.2.4").glob("*.linen.*.txt")):
+      case = path.name.split(".linen.")[0]
+      saved = path.with_name(path.name.replace(".linen.", ".ondisk."))
+      differ = (
+          "gemma4-remainder",
+          "gemma4-scan_axis_0",
+          "deepseek4-no_bias",
+          "engram",
+          "fp8",
+          "pipeline",
+      )  # Do in MaxText.
+      if not saved.exists() or case in differ:
+        continue
+      with self.subTest(path.name):
+        scan_layers = ".scanned." in path.name
+        axis = config("0.2.4", case)["param_scan_axis"]
+        there = planner.plan_conversion(read(path), scan_layers=scan_layers, layer_naming="flat", param_scan_axis=axis)
+        back = planner.plan_conversion(there.target, layer_naming="flat", param_scan_axis=axis)
+        self.assert_state(back, read(saved, only_params=True))
+
+  @parameterized.parameters("0.2.3", "0.2.4")
+  def test_layers_that_maxtext_would_lose_are_not_given_up(self, release):
+    settings = config(release, "qwen3-next-remainder")
+    with self.assertRaisesRegex(errors.LayerStackError, "blocks of 4 can hold, as qwen3_next is scanned, found 22"):
+      families.schedule(decoder_of(settings), True, "nnx", tuple(map(int, release.split("."))))
+
+  def test_a_checkpoint_of_another_depth_is_refused(self):
+    decoder = families.Decoder("gemma3", 12)
+    tree = read(GOLDEN / "0.2.4" / "gemma3-remainder.linen.unscanned.txt")
+    with self.assertRaisesRegex(
+        errors.LayerStackError, "decoder/layers: expected 12 layers, as the config says, found 26"
+    ):
+      planner.plan_conversion(tree, model_schedule=families.schedule(decoder, True, "linen", (0, 2, 4)))
+
+  @parameterized.parameters(
+      ("gemma4", (0, 2, 3), (0, 2, 4), "gemma4-even"), ("qwen3_next", (0, 2, 4), (0, 2, 5), "qwen3-next")
+  )
+  def test_blocks_of_one_release_become_those_of_the_next(self, block, older, newer, case):
+    """One axis is put in, or taken out, without unstacking."""
+    name = lambda version: ".".join(map(str, version))
+    trees = [read(GOLDEN / name(v) / f"{case}.nnx.scanned.txt", only_params=True) for v in (older, newer)]
+    decoder = decoder_of(config(name(older), case))
+    self.assertEqual(decoder.block, block)
+    for source, target, version in ((*trees, newer), (*reversed(trees), older)):
+      schedule = families.schedule(decoder, True, "nnx", version)
+      plan = planner.plan_conversion(source, direction="nnx_to_nnx", model_schedule=schedule)
+      self.assert_state(plan, target)
+
+
+if __name__ == "__main__":
+  absltest.main()
