@@ -120,10 +120,8 @@ class GoldenTest(parameterized.TestCase):
       trees = {True: read(scanned, only_params=True), False: read(unscanned, only_params=True)}
       for scan_layers in (True, False):
         with self.subTest(f"{release} {case} {form} scan_layers={scan_layers}"):
-          schedule = families.schedule(decoder_of(settings), scan_layers, trainer, version)
-          plan = planner.plan_conversion(
-              trees[not scan_layers], scan_layers=scan_layers, model_schedule=schedule, **options
-          )
+          by_config = {"release": version, "trainer": trainer, "decoder": decoder_of(settings)}
+          plan = planner.plan_conversion(trees[not scan_layers], scan_layers=scan_layers, **by_config, **options)
           self.assert_state(plan, trees[scan_layers])
           self.assertEqual(plan.scan_layers, scan_layers)
           count += 1
@@ -184,7 +182,7 @@ class GoldenTest(parameterized.TestCase):
     with self.assertRaisesRegex(
         errors.LayerStackError, "decoder/layers: expected 12 layers, as the config says, found 26"
     ):
-      planner.plan_conversion(tree, model_schedule=families.schedule(decoder, True, "linen", (0, 2, 4)))
+      planner.plan_conversion(tree, scan_layers=True, release=(0, 2, 4), decoder=decoder)
 
   @parameterized.parameters(
       ("gemma4", (0, 2, 3), (0, 2, 4), "gemma4-even"), ("qwen3_next", (0, 2, 4), (0, 2, 5), "qwen3-next")
@@ -196,8 +194,8 @@ class GoldenTest(parameterized.TestCase):
     decoder = decoder_of(config(name(older), case))
     self.assertEqual(decoder.block, block)
     for source, target, version in ((*trees, newer), (*reversed(trees), older)):
-      schedule = families.schedule(decoder, True, "nnx", version)
-      plan = planner.plan_conversion(source, direction="nnx_to_nnx", model_schedule=schedule)
+      by_config = {"release": version, "trainer": "nnx", "decoder": decoder}
+      plan = planner.plan_conversion(source, direction="nnx_to_nnx", scan_layers=True, **by_config)
       self.assert_state(plan, target)
 
 

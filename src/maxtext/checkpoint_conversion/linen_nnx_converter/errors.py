@@ -63,6 +63,10 @@ class DirectionError(ConversionError):
   """The direction contradicts what the source is."""
 
 
+class ConfigError(ConversionError):
+  """A MaxText config that cannot be read, or that contradicts the checkpoint."""
+
+
 class UnaccountedLeafError(ConversionError):
   """A leaf that no rule of the layout accounts for."""
 

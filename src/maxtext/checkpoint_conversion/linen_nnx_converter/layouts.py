@@ -44,6 +44,7 @@ class StateLayout:
     step_dtype: the step's dtype.
     boxed_variables: whether each variable of the model is `{value: leaf}`.
     boxed_optimizer: whether each optimizer leaf, the step included, is `{value: leaf}`.
+    nnx_optimizer: whether, in Linen, the optimizer's state has the form that MaxText's NNX trainers give it.
   """
 
   name: str
@@ -54,6 +55,7 @@ class StateLayout:
   step_dtype: str
   boxed_variables: bool = False
   boxed_optimizer: bool = False
+  nnx_optimizer: bool = False
 
   def __str__(self) -> str:
     boxes = {(False, False): "plain", (True, False): "boxed", (True, True): "boxed everywhere"}
@@ -62,6 +64,8 @@ class StateLayout:
 
 
 LINEN = StateLayout("Linen TrainState", "linen", ("params",), ("opt_state",), ("step",), "int32")
+# What the NNX trainers of MaxText 0.2.3 to 0.2.5 read and write, in place of an NNX layout.
+LINEN_OF_NNX = dataclasses.replace(LINEN, name="Linen layout of the NNX trainer", nnx_optimizer=True)
 NNX_PLAIN = StateLayout(
     "NNX TrainStateNNX", "nnx", ("model",), ("optimizer", "opt_state"), ("optimizer", "step"), "uint32"
 )

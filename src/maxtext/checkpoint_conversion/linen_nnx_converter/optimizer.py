@@ -16,9 +16,8 @@
 
 Linen keeps optax's own tree: a chain is a list, and a transformation without state leaves an empty node behind. NNX
 keeps the leaves alone: a chain is a dict keyed by the index, and an empty state is absent. (A `MaskedNode` is not: it
-stands in place of a leaf in both.) So on the way from NNX
-to Linen the lists and the empty nodes are put back. Holes between two filled places show in the keys; what shows
-nowhere is known of optax's own states, listed below.
+stands in place of a leaf in both.) So on the way from NNX to Linen the lists and the empty nodes are put back. Holes
+between two filled places show in the keys; what shows nowhere is known of optax's own states, listed below.
 """
 
 from collections.abc import Iterable, Mapping
@@ -81,6 +80,28 @@ def linen_structure(
       if str(index) not in children[path]:
         empties[(*path, str(index))] = None
   return empties, frozenset(lists)
+
+
+def bare_subtrees(subtrees: Iterable[Path]) -> frozenset[Path]:
+  """The params-like subtrees that MaxText's NNX trainers save without a collection level.
+
+  Its `train_state_nnx` knows `mu` and `nu`, at the top or in the outer chain; nested optimizers stay as NNX has them.
+  """
+  has_level = lambda path: path[-1] in ("mu", "nu") and (len(path) == 1 or (len(path) == 2 and path[0].isdigit()))
+  return frozenset(path for path in subtrees if not has_level(path))
+
+
+def nnx_trainer_structure(opt_paths: Iterable[Path]) -> tuple[dict[Path, Any], frozenset[Path]]:
+  """The empty nodes and the lists of an optimizer state as MaxText's NNX trainers save it: the outer chain alone.
+
+  Args:
+    opt_paths: the paths of the optimizer's leaves below `opt_state`, as NNX has them.
+  """
+  names = {path[0] for path in opt_paths if path}
+  if not names or not all(name.isdigit() for name in names):
+    return {}, frozenset()
+  places = map(str, range(max(map(int, names)) + 1))
+  return {(place,): None for place in places if place not in names}, frozenset({()})
 
 
 def _cut(path, subtrees) -> Path:

@@ -23,10 +23,12 @@ import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import families
 from maxtext.checkpoint_conversion.linen_nnx_converter import layers
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import optimizer
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles as roles_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import schedules
 
@@ -48,7 +50,9 @@ def plan_conversion(
     nnx_aux: str = "keep",
     params_only: bool = False,
     empty_nodes: Mapping[Path, Any] | None = None,
-    model_schedule: schedules.Schedule | None = None,
+    release: releases.Version | None = None,
+    trainer: str | None = None,
+    decoder: families.Decoder | None = None,
 ) -> plan_lib.Plan:
   """The validated plan of a conversion.
 
@@ -64,35 +68,42 @@ def plan_conversion(
       is for `nnx_to_nnx`.
     nnx_aux: `keep` or `drop`: whether NNX state that is no Param (RNG streams, batch statistics, …) goes along.
     params_only: whether to leave out all but the params collection.
-    model_schedule: the schedule that the model's config gives for the target's decoder.
     empty_nodes: empty optimizer nodes known from an earlier conversion, by Linen path below `opt_state`.
+    release: the MaxText release that shall read the target; with it, `auto` goes to what that release reads.
+    trainer: which of its trainers, `linen` or `nnx`; None takes the Linen trainer as long as there is one.
+    decoder: the decoder of the model's config, which says how its layers are scanned.
 
   Raises:
     ConversionError: one of its subclasses, naming the path that stands in the way.
   """
   source_layout = layouts.detect(source)
-  target_framework = _target_framework(direction, source_layout)
-  target_layout = _target_layout(source_layout, target_framework, nnx_values, params_only)
-  if scan_layers is None and (source_layout.framework, target_framework) == ("linen", "nnx"):
+  reads = releases.find(release, trainer) if release else None
+  takes_release_form = reads is not None and direction == "auto" and not params_only
+  if takes_release_form:
+    target_layout = reads.layout
+  else:
+    target_framework = _target_framework(direction, source_layout)
+    target_layout = _target_layout(source_layout, target_framework, nnx_values, params_only)
+  if scan_layers is None and (source_layout.framework, target_layout.framework) == ("linen", "nnx"):
     scan_layers = True
+  if layer_naming is None:
+    own = schedules.FLAT if target_layout.framework == "linen" else schedules.NESTED
+    layer_naming = reads.layer_naming if reads else own
   roles = roles_lib.read(source, source_layout)
   kept, dropped = _select(roles, source.leaves, nnx_aux == "keep", params_only)
-  variables = {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)}
-  path_of = lambda variable: roles_lib.write(variable, source_layout, roles.bare_subtrees)
-  naming = layer_naming or (schedules.FLAT if target_framework == "linen" else schedules.NESTED)
-  before = schedules.find(variables, param_scan_axis, path_of)
-  after = layers.target_schedule(before, scan_layers, naming, model_schedule)
-  layers.check_one_role(variables, before, path_of)
-  if scan_layers is False:
-    schedules.refuse_unknown_order(variables, path_of)
-  arranged = layers.arrange(variables, before, after, param_scan_axis=param_scan_axis, path_of=path_of)
+  model = None
+  if decoder is not None and scan_layers is not None and reads is not None:
+    model = families.schedule(decoder, scan_layers, reads.trainer, release)
+  arranged, after = _arrange(source, source_layout, roles, kept, scan_layers, layer_naming, param_scan_axis, model)
+  # What is not asked for stays as it is: within Linen, the form that a trainer gave to a nested optimizer.
+  keeps_form = source_layout.framework == target_layout.framework and not takes_release_form
+  target, moves = _target(
+      source, source_layout, target_layout, roles, kept, arranged, None if keeps_form else empty_nodes or {}
+  )
   is_linen = source_layout.framework == "linen"
-  # A nested optimizer without collection levels, as MaxText's NNX trainers write it, stays as it is within Linen.
-  bare_subtrees = roles.bare_subtrees if is_linen else frozenset()
-  leaves, moves = _target_leaves(source, target_layout, bare_subtrees, kept, arranged)
   plan = plan_lib.Plan(
       source,
-      _structured(leaves, source, source_layout, target_layout, roles, kept, empty_nodes or {}),
+      target,
       moves,
       dropped,
       source_layout=source_layout,
@@ -102,6 +113,31 @@ def plan_conversion(
   )
   plan.validate()
   return plan
+
+
+def _arrange(source, source_layout, roles, kept, scan_layers, naming, param_scan_axis, model):
+  """The variables of the target, arranged, and the schedule that they follow."""
+  variables = {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)}
+  path_of = lambda variable: roles_lib.write(variable, source_layout, roles.bare_subtrees)
+  before = schedules.find(variables, param_scan_axis, path_of)
+  after = layers.target_schedule(before, scan_layers, naming, model)
+  layers.check_one_role(variables, before, path_of)
+  if scan_layers is False:
+    schedules.refuse_unknown_order(variables, path_of)
+  return layers.arrange(variables, before, after, param_scan_axis=param_scan_axis, path_of=path_of), after
+
+
+def _target(source, source_layout, target_layout, roles, kept, arranged, empty_nodes):
+  """The target's state and moves. `empty_nodes` is None where the optimizer keeps its form."""
+  if empty_nodes is None:
+    bare_subtrees = roles.bare_subtrees if source_layout.framework == "linen" else frozenset()
+    leaves, moves = _target_leaves(source, target_layout, bare_subtrees, kept, arranged)
+    lists = _with_children(source.lists, leaves) if source_layout.framework == "linen" else frozenset()
+    return abstract_state.AbstractState(leaves, lists), moves
+  subtrees = {role.subtree for role in kept.values() if isinstance(role, Variable) and role.subtree is not None}
+  bare_subtrees = optimizer.bare_subtrees(subtrees) if target_layout.nnx_optimizer else frozenset()
+  leaves, moves = _target_leaves(source, target_layout, bare_subtrees, kept, arranged)
+  return _structured(leaves, source, target_layout, bare_subtrees, roles, kept, empty_nodes), moves
 
 
 def _target_framework(direction, source_layout) -> str:
@@ -204,33 +240,36 @@ def _empty_optimizer_nodes(source, kept) -> dict[Path, Any]:
   return {role.path: source.leaves[path] for path, role in roles.items() if abstract_state.is_empty(source.leaves[path])}
 
 
-def _structured(leaves, source, source_layout, target_layout, roles, kept, empty_nodes) -> abstract_state.AbstractState:
-  """The target state, with the lists and the empty nodes that its framework writes."""
-  if target_layout.framework == "nnx":
-    if source_layout.framework == "linen":
-      # All but an opt_state that is empty as a whole, which MaxText writes into checkpoints for decoding.
-      nodes = filter(None, _empty_optimizer_nodes(source, kept))
-      absent = {roles_lib.write(roles_lib.OptimizerLeaf(path), target_layout) for path in nodes}
-      leaves = {path: leaf for path, leaf in leaves.items() if path not in absent}
+def _structured(leaves, source, target_layout, bare_subtrees, roles, kept, empty_nodes) -> abstract_state.AbstractState:
+  """The target state, with the lists and the empty nodes that its layout has."""
+  if target_layout.opt_state is None:
     return abstract_state.AbstractState(leaves)
-  if source_layout.framework == "linen":
-    return abstract_state.AbstractState(leaves, _with_children(source.lists, leaves))
-  if not any(isinstance(role, (roles_lib.OptimizerLeaf, roles_lib.Step)) for role in kept.values()):
-    return abstract_state.AbstractState(leaves)
+  if target_layout.framework == "nnx" or target_layout.nnx_optimizer:
+    # All but an opt_state that is empty as a whole, which MaxText writes into checkpoints for decoding.
+    nodes = filter(None, _empty_optimizer_nodes(source, kept))
+    absent = {roles_lib.write(roles_lib.OptimizerLeaf(path), target_layout) for path in nodes}
+    leaves = {path: leaf for path, leaf in leaves.items() if path not in absent}
   prefix = target_layout.opt_state
   opt_paths = {path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix}
-  subtrees = {role.subtree for role in kept.values() if isinstance(role, Variable) and role.subtree is not None}
-  empties, lists = optimizer.linen_structure(opt_paths, subtrees, empty_nodes)
-  leaves = leaves | _mask_holes(leaves, target_layout, roles) | {(*prefix, *path): leaf for path, leaf in empties.items()}
+  has_optimizer = any(isinstance(role, (roles_lib.OptimizerLeaf, roles_lib.Step)) for role in kept.values())
+  if target_layout.framework == "nnx" or not has_optimizer:
+    return abstract_state.AbstractState(leaves)
+  if target_layout.nnx_optimizer:
+    empties, lists = optimizer.nnx_trainer_structure(opt_paths)
+  else:
+    subtrees = {role.subtree for role in kept.values() if isinstance(role, Variable) and role.subtree is not None}
+    empties, lists = optimizer.linen_structure(opt_paths, subtrees, empty_nodes)
+  holes = _mask_holes(leaves, target_layout, roles.masked_subtrees, bare_subtrees)
+  leaves = leaves | holes | {(*prefix, *path): leaf for path, leaf in empties.items()}
   return abstract_state.AbstractState(leaves, frozenset((*prefix, *path) for path in lists))
 
 
-def _mask_holes(leaves, layout, roles) -> dict[Path, None]:
+def _mask_holes(leaves, layout, masked_subtrees, bare_subtrees) -> dict[Path, None]:
   """The `MaskedNode`s, None on disk, that a masked params-like subtree has in place of the params that it leaves out."""
   prefix = (*layout.variables, layouts.PARAMS)
   params = [path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix]
-  holes = (Variable(layouts.PARAMS, path, subtree) for subtree in roles.masked_subtrees for path in params)
-  paths = (roles_lib.write(hole, layout) for hole in holes)
+  holes = (Variable(layouts.PARAMS, path, subtree) for subtree in masked_subtrees for path in params)
+  paths = (roles_lib.write(hole, layout, bare_subtrees) for hole in holes)
   return {path: None for path in paths if path not in leaves}
 
 

@@ -1,0 +1,94 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a MaxText config says. The one module that imports MaxText, and only when a config is given."""
+
+from collections.abc import Sequence
+import os
+from typing import Any
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import families
+from maxtext.checkpoint_conversion.linen_nnx_converter import releases
+
+_LAYER_STACKS_OF_UNKNOWN_ORDER = ("using_pipeline_parallelism", "engram_layers")
+
+
+def load(arguments: Sequence[str]) -> Any:
+  """Reads a config as MaxText's own commands do: `base.yml model_name=… scan_layers=…`.
+
+  Args:
+    arguments: the path of a config, or its name in MaxText's configs folder, and settings that override it.
+
+  Raises:
+    ConfigError: MaxText cannot read it.
+  """
+  # pylint: disable=import-outside-toplevel
+  try:
+    from maxtext.configs import pyconfig
+    from maxtext.utils import globals as maxtext_globals
+
+    name, *overrides = arguments
+    packaged = os.path.join(maxtext_globals.MAXTEXT_CONFIGS_DIR, name)
+    path = name if os.path.exists(name) or not os.path.exists(packaged) else packaged
+    return pyconfig.initialize(["linen_nnx_converter", path, *overrides])
+  except (
+      Exception
+  ) as e:  # Whatever a config, or a MaxText that lacks its dependencies, raises.  pylint: disable=broad-except
+    raise errors.ConfigError(
+        " ".join(arguments),
+        expected="a config that the installed MaxText can read",
+        found=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}",
+        remedy="Run in MaxText's environment, and check the config and its settings.",
+    ) from e
+
+
+def version() -> releases.Version:
+  """The version of the installed MaxText."""
+  import maxtext  # pylint: disable=import-outside-toplevel
+
+  return releases.parse(maxtext.__version__)
+
+
+def trainer(config: Any, release: releases.Version) -> str:
+  """Which trainer the config runs, in a release that may have both."""
+  if release > releases.LINEN_UNTIL:
+    return "nnx"
+  return "nnx" if getattr(config, "pure_nnx", False) else "linen"
+
+
+def decoder(config: Any) -> families.Decoder | None:
+  """The decoder's layers; None where their order does not follow from the config, as with pipelines and engram."""
+  if any(getattr(config, name, None) for name in _LAYER_STACKS_OF_UNKNOWN_ORDER):
+    return None
+  block = config.decoder_block
+  return families.Decoder(
+      getattr(block, "value", block),
+      config.num_decoder_layers,
+      getattr(config, "first_num_dense_layers", 0),
+      getattr(config, "first_num_hash_layers", 0),
+      getattr(config, "inhomogeneous_layer_cycle_interval", 1),
+  )
+
+
+def source_path(config: Any) -> str | None:
+  """The checkpoint that a run with this config would load."""
+  return config.load_full_state_path or config.load_parameters_path or None
+
+
+def target_path(config: Any) -> str | None:
+  """The checkpoints folder that a run with this config resumes from."""
+  if not config.base_output_directory or not config.run_name:
+    return None
+  return os.path.join(config.base_output_directory, config.run_name, "checkpoints")
