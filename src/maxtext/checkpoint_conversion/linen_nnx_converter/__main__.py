@@ -29,6 +29,7 @@ DONE, REFUSED, VERIFICATION_FAILED = 0, 1, 2  # Exit codes.
 USAGE = """Converts a MaxText checkpoint between Flax Linen and Flax NNX, exact to the bit.
 
 usage: python -m maxtext.checkpoint_conversion.linen_nnx_converter --source_path=… --target_path=… [flags]
+           [base.yml model_name=… scan_layers=… …]
 """
 
 
@@ -55,10 +56,20 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_boolean(
       "scan_layers",
       None,
-      "Whether the target's layers are scanned. Unset: yes for linen_to_nnx, otherwise as the source has them.",
+      "Whether the target's layers are scanned. Unset: the config's, or yes for linen_to_nnx and otherwise as the source "
+      "has them.",
       **common,
   )
-  flags.DEFINE_integer("param_scan_axis", 1, "The layer axis of scanned Params.", lower_bound=0, **common)
+  flags.DEFINE_integer(
+      "param_scan_axis", None, "The layer axis of scanned Params. Unset: the config's, or 1.", lower_bound=0, **common
+  )
+  flags.DEFINE_string(
+      "maxtext_release",
+      None,
+      "The MaxText release that shall read the target, such as 0.2.5. With it, auto goes to the layout that this release "
+      "reads. Unset: the installed one, if a config is given.",
+      **common,
+  )
   flags.DEFINE_enum(
       "layer_naming",
       None,
@@ -110,12 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   if values.help:
     print(USAGE + values.module_help(_MODULE))
     return DONE
-  if rest:
-    return _refuse(f"{rest[0]}: expected flags only, found an argument. A MaxText config is not read yet: leave it out.")
   for name in ("source_path", "target_path"):
-    if not values[name].value:
+    if not values[name].value and not rest:
       return _refuse(f"--{name}: expected a path, found none. Run with --help to see all flags.")
-  return _convert(values)
+  return _convert(values, rest)
 
 
 def console_main() -> None:
@@ -128,16 +137,18 @@ def console_main() -> None:
   sys.exit(main(sys.argv))
 
 
-def _convert(values) -> int:
+def _convert(values, config_arguments) -> int:
   """Converts as the flags say, and prints what was done."""
   # pylint: disable=import-outside-toplevel
   from maxtext.checkpoint_conversion.linen_nnx_converter import convert
   from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+  from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
   from maxtext.checkpoint_conversion.linen_nnx_converter import progress
 
   options = {name: values[name].value for name in values if name not in ("help", "traceback", "h")}
   try:
-    conversion = convert.convert_checkpoint(**options, progress=progress.Progress())
+    config = maxtext_config.load(config_arguments) if config_arguments else None
+    conversion = convert.convert_checkpoint(**options, config=config, progress=progress.Progress())
   except errors.ConversionError as e:
     if values.traceback:
       raise

@@ -24,12 +24,15 @@ from typing import Any, Protocol
 from etils import epath
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import framing
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
+from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
+from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 from maxtext.checkpoint_conversion.linen_nnx_converter import verify as verify_lib
 
@@ -176,9 +179,11 @@ def save_checkpoint(state: Any, path: PathLike) -> None:
 
 
 def convert_checkpoint(
-    source_path: PathLike,
-    target_path: PathLike,
+    source_path: PathLike | None = None,
+    target_path: PathLike | None = None,
     *,
+    config: Any = None,
+    maxtext_release: str | None = None,
     memory_budget_gib: float = 2.0,
     verify: bool = True,
     overwrite: bool = False,
@@ -191,6 +196,9 @@ def convert_checkpoint(
   Args:
     source_path: a checkpoints folder (its latest step is taken), a step, an items folder, or a pytree's folder.
     target_path: where to; it gets the shape of the source, `<target_path>/<step>/items` with its sibling items.
+    config: a MaxText config of the model. It says how the layers are scanned, and defaults for the paths: what a run with
+      it would load, and where it would resume from.
+    maxtext_release: the MaxText release that shall read the target, such as `0.2.5`; with a config, the installed one.
     memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
     verify: whether to re-read source and target and compare every byte before the commit.
     overwrite: whether to replace an existing target, which stays whole until the new one is.
@@ -206,6 +214,15 @@ def convert_checkpoint(
     ConversionError: one of its subclasses. Nothing is left at the target then.
   """
   begin = time.monotonic()
+  if config is not None:
+    source_path = source_path or maxtext_config.source_path(config)
+    target_path = target_path or maxtext_config.target_path(config)
+    options = _with_config(options, config, maxtext_release)
+  elif maxtext_release:
+    options["release"] = releases.parse(maxtext_release)
+  if not source_path or not target_path:
+    name = "--target_path" if source_path else "--source_path"
+    raise errors.TargetError(name, expected="a path", found="none", remedy=f"Give {name}.")
   location = locations.find_source(source_path)
   target = locations.find_target(target_path, location)
   locations.check_target(source_path, location, target_path, target, overwrite=overwrite)
@@ -240,6 +257,27 @@ def convert_checkpoint(
       overwrite=overwrite,
   )
   return result[0]
+
+
+def _with_config(options: dict[str, Any], config, maxtext_release) -> dict[str, Any]:
+  """The options, with what the config says where they leave it open.
+
+  Raises:
+    ConfigError: an option contradicts the config.
+  """
+  options = {name: value for name, value in options.items() if value is not None}
+  for name in ("scan_layers", "param_scan_axis"):
+    wanted = getattr(config, name)
+    if options.setdefault(name, wanted) != wanted:
+      raise errors.ConfigError(
+          f"--{name}={options[name]}",
+          expected=f"{name}={wanted}, as the config says",
+          found=f"{options[name]}",
+          remedy="Give it once, to the config.",
+      )
+  release = releases.parse(maxtext_release) if maxtext_release else maxtext_config.version()
+  trainer = maxtext_config.trainer(config, release)
+  return options | {"release": release, "trainer": trainer, "decoder": maxtext_config.decoder(config)}
 
 
 def _convert_tree(state, **options) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def plan_conversion(
     *,
     direction: str = "auto",
     scan_layers: bool | None = None,
-    param_scan_axis: int = 1,
+    param_scan_axis: int | None = None,
     layer_naming: str | None = None,
     nnx_values: str | None = None,
     nnx_aux: str = "keep",
@@ -61,7 +61,7 @@ def plan_conversion(
     direction: one of `DIRECTIONS`; `auto` goes to the other framework.
     scan_layers: whether the target's layers are scanned; None is True for `linen_to_nnx` and otherwise keeps what each
       stack is.
-    param_scan_axis: the layer axis of scanned Params.
+    param_scan_axis: the layer axis of scanned Params; None is 1, MaxText's default.
     layer_naming: how to write layers that are not scanned, `flat` (`layers_<n>`) or `nested` (`layers/<n>`); None takes
       flat for Linen and nested for NNX.
     nnx_values: which NNX leaves are boxed, one of `NNX_VALUES`; None boxes the model for `linen_to_nnx` and keeps what
@@ -76,6 +76,7 @@ def plan_conversion(
   Raises:
     ConversionError: one of its subclasses, naming the path that stands in the way.
   """
+  param_scan_axis = 1 if param_scan_axis is None else param_scan_axis
   source_layout = layouts.detect(source)
   reads = releases.find(release, trainer) if release else None
   takes_release_form = reads is not None and direction == "auto" and not params_only
@@ -92,7 +93,7 @@ def plan_conversion(
   roles = roles_lib.read(source, source_layout)
   kept, dropped = _select(roles, source.leaves, nnx_aux == "keep", params_only)
   model = None
-  if decoder is not None and scan_layers is not None and reads is not None:
+  if decoder is not None and scan_layers is not None and release is not None and reads is not None:
     model = families.schedule(decoder, scan_layers, reads.trainer, release)
   arranged, after = _arrange(source, source_layout, roles, kept, scan_layers, layer_naming, param_scan_axis, model)
   # What is not asked for stays as it is: within Linen, the form that a trainer gave to a nested optimizer.

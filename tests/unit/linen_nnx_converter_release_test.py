@@ -1,0 +1,128 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a release reads: the trees that MaxText's trainers wrote with each optimizer, turned into another release's.
+
+The trees are those of checkpoints that tiny runs of MaxText 0.2.3, 0.2.4 and 0.2.5 saved; `[]` marks the entry of a list.
+"""
+
+import pathlib
+import re
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import jax
+import linen_nnx_converter_util as util
+import numpy as np
+
+from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import planner
+from maxtext.checkpoint_conversion.linen_nnx_converter import releases
+
+OPTIMIZERS = util.FIXTURES / "optimizers"
+NAMES = sorted(path.stem for path in (OPTIMIZERS / "0.2.5").glob("*.txt"))
+IN_0_2_3 = sorted(path.stem for path in (OPTIMIZERS / "0.2.3-nnx").glob("*.txt"))
+
+
+def read(path: pathlib.Path, with_aux: bool = True) -> abstract_state.AbstractState:
+  leaves, lists = {}, set()
+  for line in path.read_text().splitlines():
+    name, leaf = line.split(" ", 1)
+    keys = name.split("/")
+    where = tuple(key.removesuffix("[]") for key in keys)
+    lists.update(where[:i] for i, key in enumerate(keys) if key.endswith("[]"))
+    if match := re.fullmatch(r"(\w+)\[(.*)\]", leaf):
+      leaf = jax.ShapeDtypeStruct(tuple(map(int, re.findall(r"\d+", match[2]))), np.dtype(match[1]))
+    else:
+      leaf = {"None": None, "{}": {}, "Dict": {}}[leaf]
+    if with_aux or where[0] != "nnx_aux":
+      leaves[where] = leaf
+  return abstract_state.AbstractState(leaves, frozenset(lists))
+
+
+class ReleaseTest(parameterized.TestCase):
+  maxDiff = 3000
+
+  def assert_state(self, plan, wanted):
+    self.assertEqual(*({"/".join(p): str(leaf) for p, leaf in s.leaves.items()} for s in (plan.target, wanted)))
+    self.assertEqual(plan.target.lists, wanted.lists)
+
+  @parameterized.parameters(*NAMES)
+  def test_linen_for_0_2_5(self, name):
+    """The form without which 0.2.5 raises, or silently starts nested moments at zero."""
+    source = read(OPTIMIZERS / "0.2.4-linen" / f"{name}.txt")
+    self.assert_state(
+        planner.plan_conversion(source, release=(0, 2, 5)), read(OPTIMIZERS / "0.2.5" / f"{name}.txt", with_aux=False)
+    )
+
+  @parameterized.parameters(*NAMES)
+  def test_0_2_4_nnx_for_0_2_5(self, name):
+    source = read(OPTIMIZERS / "0.2.4-nnx" / f"{name}.txt")
+    self.assert_state(planner.plan_conversion(source, release=(0, 2, 5)), source)
+
+  @parameterized.parameters(*(name for name in NAMES if "mask" not in name or name == "tmask"))
+  def test_nnx_for_the_linen_trainer(self, name):
+    source = read(OPTIMIZERS / "0.2.4-nnx" / f"{name}.txt")
+    wanted = read(OPTIMIZERS / "0.2.4-linen" / f"{name}.txt")
+    leaves = wanted.leaves | {path: leaf for path, leaf in source.leaves.items() if path[0] == "nnx_aux"}
+    plan = planner.plan_conversion(source, release=(0, 2, 4), trainer="linen")
+    self.assert_state(plan, abstract_state.AbstractState(leaves, wanted.lists))
+
+  @parameterized.parameters(*NAMES)
+  def test_true_nnx_for_0_2_5(self, name):
+    """A TrainStateNNX of spring 2026, which had no Linen layout."""
+    source = read(OPTIMIZERS / "0.2.5" / f"{name}.txt")
+    nnx = planner.plan_conversion(source, direction="linen_to_nnx", nnx_values="plain").target
+    self.assert_state(planner.plan_conversion(nnx, release=(0, 2, 5)), source)
+
+  def test_integer_keys_of_0_2_3_become_names(self):
+    source = util.FIXTURES / "maxtext-0.2.3" / "nnx_unscan"
+    tree = converter.load_checkpoint(source)
+    for release in ("0.2.4", "0.2.5"):
+      plan = planner.plan_conversion(
+          abstract_state.abstract(abstract_state.flatten(tree)), release=releases.parse(release)
+      )
+      self.assertIn(("params", "params", "decoder", "layers_3", "mlp", "wo", "kernel"), plan.target.leaves)
+      self.assertFalse(any("3" in path for path in plan.target.leaves))
+    same = planner.plan_conversion(
+        abstract_state.abstract(abstract_state.flatten(tree)), release=(0, 2, 3), trainer="nnx"
+    )
+    self.assertEqual(same.target.leaves, same.source.leaves)
+
+  def test_the_spring_2026_trainers_checkpoint_for_each_release(self):
+    tree = converter.load_checkpoint(util.FIXTURES / "maxtext-main-2026-05-14" / "nnx_unscan")
+    source = abstract_state.abstract(abstract_state.flatten(tree))
+    for release, layer in (((0, 2, 3), ("layers", "3")), ((0, 2, 4), ("layers_3",)), ((0, 2, 5), ("layers_3",))):
+      plan = planner.plan_conversion(source, release=release, trainer="nnx")
+      self.assertIn(("params", "params", "decoder", *layer, "mlp", "wo", "kernel"), plan.target.leaves)
+      self.assertEqual(plan.target_layout.framework, "linen")
+
+  @parameterized.parameters(("0.2.5", "nnx"), ("0.2.4", "linen"), ("0.3.0.dev1", "nnx"))
+  def test_the_trainer_of_a_release(self, release, trainer):
+    self.assertEqual(releases.find(releases.parse(release)).trainer, trainer)
+
+  @parameterized.parameters(((0, 2, 5), "linen"), ((0, 2, 2), "nnx"))
+  def test_a_trainer_that_a_release_lacks(self, version, trainer):
+    with self.assertRaisesRegex(errors.DirectionError, f"expected a release with a trainer of {trainer}"):
+      releases.find(version, trainer)
+
+  def test_no_version(self):
+    with self.assertRaisesRegex(errors.DirectionError, "--maxtext_release=new: expected a version such as 0.2.5"):
+      releases.parse("new")
+
+
+if __name__ == "__main__":
+  absltest.main()
