@@ -139,7 +139,8 @@ class CommandTest(parameterized.TestCase):
       ("no_target", ["--source_path=x"], "--target_path: expected a path, found none"),
       ("bad_direction", ["--direction=sideways"], "flag --direction=sideways"),
       ("bad_axis", ["--param_scan_axis=-1"], "flag --param_scan_axis=-1"),
-      ("config", ["x", "base.yml"], "base.yml: expected flags only"),
+      ("config", ["x", "none.yml"], "none.yml: expected a config that the installed MaxText can read"),
+      ("release", ["--source_path=x", "--target_path=y", "--maxtext_release=new"], "expected a version such as 0.2.5"),
       ("missing", ["--source_path=/nowhere", "--target_path=x"], "/nowhere: expected a checkpoint, found nothing"),
       (
           "direction",

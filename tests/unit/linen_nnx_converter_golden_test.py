@@ -17,6 +17,7 @@
 `tests/golden/generate.py` wrote the trees; no two axes of a tree have the same length where the model allows it.
 """
 
+import itertools
 import json
 import pathlib
 import re
@@ -89,6 +90,7 @@ def decoder_of(settings):
       settings["first_num_dense_layers"],
       settings["first_num_hash_layers"],
       settings["inhomogeneous_layer_cycle_interval"],
+      settings["model_name"],
   )
 
 
@@ -197,6 +199,28 @@ class GoldenTest(parameterized.TestCase):
       by_config = {"release": version, "trainer": "nnx", "decoder": decoder}
       plan = planner.plan_conversion(source, direction="nnx_to_nnx", scan_layers=True, **by_config)
       self.assert_state(plan, target)
+
+  @parameterized.parameters(*itertools.product(("deepseek3", "kimi", "deepseek3-mtp2"), (True, False), (True, False)))
+  def test_a_param_that_0_2_5_made_another_variable(self, case, was_scanned, scan_layers):
+    """DeepSeek-V3's routing bias: (experts, layers) and trained, then (layers, experts) in nnx_aux, without moments."""
+    name = lambda is_scanned: f"{case}.ondisk.{'scanned' if is_scanned else 'unscanned'}.txt"
+    source = read(GOLDEN / "0.2.4" / name(was_scanned), only_params=True)
+    wanted = read(GOLDEN / "0.2.5" / name(scan_layers))
+    decoder = decoder_of(config("0.2.5", case))
+    plan = planner.plan_conversion(source, release=(0, 2, 5), decoder=decoder, scan_layers=scan_layers)
+    is_new = lambda path: any(key == "rngs" or key.endswith("_final_norm") for key in path)  # RNGs, and a norm of 0.2.5.
+    leaves = {path: leaf for path, leaf in wanted.leaves.items() if not is_new(path)}
+    self.assert_state(plan, abstract_state.AbstractState(leaves, wanted.lists))
+    self.assertTrue(all(path[-2:] == ("gate", "bias") and path[0] == "opt_state" for path in plan.dropped))
+    self.assertNotEmpty(plan.dropped)
+    if was_scanned and scan_layers:
+      self.assertGreater(plan.counts()["transpose"], 0)
+
+  def test_without_the_models_name_it_is_refused(self):
+    source = read(GOLDEN / "0.2.4" / "deepseek3.ondisk.scanned.txt")
+    with self.assertRaisesRegex(errors.ConfigError, "gate/bias: expected the model's name, .* found no config"):
+      planner.plan_conversion(source, release=(0, 2, 5))
+    planner.plan_conversion(source, release=(0, 2, 4), trainer="nnx")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ The trees are those of checkpoints that tiny runs of MaxText 0.2.3, 0.2.4 and 0.
 
 import pathlib
 import re
+import shutil
+import tempfile
+import types
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -29,6 +32,8 @@ import numpy as np
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import execute
+from maxtext.checkpoint_conversion.linen_nnx_converter import model_check
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 
@@ -122,6 +127,91 @@ class ReleaseTest(parameterized.TestCase):
   def test_no_version(self):
     with self.assertRaisesRegex(errors.DirectionError, "--maxtext_release=new: expected a version such as 0.2.5"):
       releases.parse("new")
+
+
+class ConfigTest(parameterized.TestCase):
+  """A config's settings, on real checkpoints; `tests/integration` reads real configs with MaxText."""
+
+  def setUp(self):
+    super().setUp()
+    self.tmp = pathlib.Path(tempfile.mkdtemp())
+    self.addCleanup(shutil.rmtree, self.tmp)
+
+  def config(self, **settings):
+    """The settings of MaxText's config that matter here."""
+    defaults = {
+        "model_name": "default",
+        "decoder_block": "llama2",
+        "num_decoder_layers": 4,
+        "scan_layers": True,
+        "param_scan_axis": 1,
+        "load_full_state_path": "",
+        "load_parameters_path": "",
+        "base_output_directory": "",
+        "run_name": "",
+    }
+    return types.SimpleNamespace(**(defaults | settings))
+
+  def convert(self, source, config, **options):
+    return converter.convert_checkpoint(source, self.tmp / "out", config=config, check_model=False, **options)
+
+  @parameterized.parameters(True, False)
+  def test_the_config_gives_the_arrangement(self, scan_layers):
+    source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
+    conversion = self.convert(source, self.config(scan_layers=scan_layers), maxtext_release="0.2.5")
+    self.assertEqual(conversion.plan.scan_layers, scan_layers)
+    self.assertEqual(str(conversion.plan.target_layout), "Linen layout of the NNX trainer")
+    decoder = converter.load_checkpoint(self.tmp / "out")["params"]["params"]["decoder"]
+    self.assertIn("layers" if scan_layers else "layers_3", decoder)
+
+  def test_the_config_gives_the_paths(self):
+    source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan" / "2" / "items"
+    config = self.config(load_full_state_path=str(source), base_output_directory=str(self.tmp), run_name="run")
+    converter.convert_checkpoint(config=config, check_model=False, maxtext_release="0.2.4")
+    self.assertTrue((self.tmp / "run" / "checkpoints" / "2" / "items" / "_METADATA").exists())
+
+  @parameterized.parameters(
+      ({"num_decoder_layers": 6}, {}, "decoder/layers: expected 6 layers, as the config says, found 4 in the checkpoint"),
+      ({}, {"scan_layers": False}, "--scan_layers=False: expected scan_layers=True, as the config says, found False"),
+      ({}, {"param_scan_axis": 0}, "--param_scan_axis=0: expected param_scan_axis=1"),
+      ({"decoder_block": "deepseek", "first_num_dense_layers": 1}, {}, "decoder/dense_layers: expected 1 layers"),
+  )
+  def test_a_config_that_contradicts_the_checkpoint(self, settings, options, message):
+    with self.assertRaisesRegex(errors.ConversionError, message):
+      self.convert(util.FIXTURES / "maxtext-0.2.4" / "linen_scan", self.config(**settings), **options)
+    self.assertEmpty(list(self.tmp.iterdir()))
+
+  def test_a_routing_bias_is_transposed(self):
+    """(experts, layers) among the params becomes (layers, experts) in nnx_aux, on disk and in memory, and is verified."""
+    bias = np.arange(5 * 3, dtype=np.float32).reshape(5, 3)
+    layers = {"gate": {"bias": bias, "kernel": util.array(4, 3, 5)}}
+    tree = util.linen({"decoder": {"dense_layers": {"w": util.array(4, 1)}, "moe_layers": layers}})
+    converter.save_checkpoint(tree, self.tmp / "source")
+    config = self.config(
+        decoder_block="deepseek", model_name="deepseek3-671b", num_decoder_layers=4, first_num_dense_layers=1
+    )
+    conversion = self.convert(self.tmp / "source", config, maxtext_release="0.2.5")
+    out = converter.load_checkpoint(self.tmp / "out")
+    np.testing.assert_array_equal(out["nnx_aux"]["model"]["decoder"]["moe_layers"]["gate"]["bias"], bias.T)
+    self.assertNotIn("bias", out["opt_state"][0]["mu"]["params"]["decoder"]["moe_layers"]["gate"])
+    self.assertEqual(conversion.plan.counts()["transpose"], 1)
+    self.assertIn("left out 2 leaves (MaxText 0.2.5 trains no gate/bias)", conversion.summary())
+    source = abstract_state.flatten(tree)
+    moved = execute.apply(conversion.plan, source.leaves)
+    np.testing.assert_array_equal(moved["nnx_aux", "model", "decoder", "moe_layers", "gate", "bias"], bias.T)
+
+
+class ModelCheckTest(absltest.TestCase):
+
+  def test_differences_are_named(self):
+    struct = jax.ShapeDtypeStruct((2,), np.float32)
+    state = lambda **leaves: abstract_state.AbstractState({(name, "x"): leaf for name, leaf in leaves.items()})
+    model_check.check(state(a=struct, nnx_aux=struct), state(a=struct))
+    model_check.check(state(a=struct), state(a=struct, nnx_aux=struct))
+    with self.assertRaisesRegex(errors.ConfigError, r"^b/x: expected \(2,\) float32, found nothing .1 leaves differ"):
+      model_check.check(state(a=struct), state(a=struct, b=struct))
+    with self.assertRaisesRegex(errors.ConfigError, r"^b/x: expected nothing there, .* found \(2,\) float32"):
+      model_check.check(state(a=struct, b=struct), state(a=struct))
 
 
 if __name__ == "__main__":

@@ -94,6 +94,9 @@ def define_flags() -> flags.FlagValues:
       **common,
   )
   flags.DEFINE_boolean("params_only", False, "Convert the params alone, without optimizer and step.", **common)
+  flags.DEFINE_boolean(
+      "check_model", True, "With a config, compare the target with the installed MaxText's own state first.", **common
+  )
   flags.DEFINE_float("memory_budget_gib", 2.0, "GiB of memory for the data under way.", lower_bound=0.0625, **common)
   flags.DEFINE_boolean("verify", True, "Re-read both sides and compare every byte before the commit.", **common)
   flags.DEFINE_boolean("overwrite", False, "Replace an existing target.", **common)

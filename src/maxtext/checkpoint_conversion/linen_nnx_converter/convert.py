@@ -30,6 +30,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import framing
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
+from maxtext.checkpoint_conversion.linen_nnx_converter import model_check
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
@@ -108,7 +109,7 @@ class Conversion:
     )
 
 
-_MOVE_NAMES = {"copy": "copied", "stack": "stacked", "slice": "sliced"}
+_MOVE_NAMES = {"copy": "copied", "stack": "stacked", "slice": "sliced", "transpose": "transposed"}
 
 
 def detect_format(state: Any) -> str:
@@ -184,6 +185,7 @@ def convert_checkpoint(
     *,
     config: Any = None,
     maxtext_release: str | None = None,
+    check_model: bool = True,
     memory_budget_gib: float = 2.0,
     verify: bool = True,
     overwrite: bool = False,
@@ -198,6 +200,8 @@ def convert_checkpoint(
     target_path: where to; it gets the shape of the source, `<target_path>/<step>/items` with its sibling items.
     config: a MaxText config of the model. It says how the layers are scanned, and defaults for the paths: what a run with
       it would load, and where it would resume from.
+    check_model: whether to compare the target with the installed MaxText's own state, where a config is given and the
+      target is for the installed release.
     maxtext_release: the MaxText release that shall read the target, such as `0.2.5`; with a config, the installed one.
     memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
     verify: whether to re-read source and target and compare every byte before the commit.
@@ -229,6 +233,8 @@ def convert_checkpoint(
   source = storage.Checkpoint(location.items)
   custom_metadata = location.custom_metadata()
   plan = planner.plan_conversion(source.state, empty_nodes=_recorded_empty_nodes(custom_metadata), **options)
+  if config is not None and check_model:
+    _check_model(plan, config, options["release"])
   execute.check_casts(plan, source.read)
   leaves = framing.target_leaves(plan, source)
   nbytes = sum(leaf.nbytes for leaf in leaves.values() if isinstance(leaf, framing.TargetLeaf))
@@ -278,6 +284,15 @@ def _with_config(options: dict[str, Any], config, maxtext_release) -> dict[str, 
   release = releases.parse(maxtext_release) if maxtext_release else maxtext_config.version()
   trainer = maxtext_config.trainer(config, release)
   return options | {"release": release, "trainer": trainer, "decoder": maxtext_config.decoder(config)}
+
+
+def _check_model(plan, config, release):
+  """Compares the target with the model of the config, where the installed MaxText is the one that shall read it."""
+  trainer = maxtext_config.trainer(config, release)
+  is_whole = any(path[0] == "opt_state" for path in plan.target.leaves)
+  reads = releases.find(release, trainer).layout
+  if is_whole and release == maxtext_config.version() and plan.target_layout == reads:
+    model_check.check(plan.target, maxtext_config.saved_state(config, trainer))
 
 
 def _convert_tree(state, **options) -> dict[str, Any]:

@@ -202,6 +202,8 @@ def _piece(part, region, data) -> tuple[tuple[Any, ...], Any]:
     return region, data
   if isinstance(move, plan_lib.Stack):
     return plan_lib.insert(region, move.axes, part.index), data
+  if isinstance(move, plan_lib.Transpose):
+    return tuple(region[axis] for axis in move.axes), np.transpose(data, move.axes)
   inside: list[Any] = [slice(None)] * len(region)
   for axis, index in zip(move.axes, part.index):
     inside[axis] = index - region[axis].start
@@ -258,6 +260,8 @@ def _moved(move, leaves, target):
   if isinstance(move, plan_lib.Slice):
     index = plan_lib.insert([slice(None)] * len(target.shape), move.axes, move.index)
     return _on_bits(lambda arrays: arrays[0][index], sources)
+  if isinstance(move, plan_lib.Transpose):
+    return _on_bits(lambda arrays: arrays[0].transpose(move.axes), sources)
   library: Any = jnp if any(isinstance(source, jax.Array) for source in sources) else np
 
   def stack(arrays):

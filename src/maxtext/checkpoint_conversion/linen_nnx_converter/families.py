@@ -40,6 +40,7 @@ class Decoder:
     num_dense_layers: `first_num_dense_layers`, of DeepSeek.
     num_hash_layers: `first_num_hash_layers`, of DeepSeek 4.
     cycle: `inhomogeneous_layer_cycle_interval`, the length of a block where the family does not fix it.
+    model_name: `model_name`; MaxText decides by it which variables are Params.
   """
 
   block: str
@@ -47,6 +48,7 @@ class Decoder:
   num_dense_layers: int = 0
   num_hash_layers: int = 0
   cycle: int = 1
+  model_name: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,48 @@ ROWS = (
 
 # NNX numbered its layers under integer keys until this release.
 _FLAT_NNX_SINCE = (0, 2, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class FormerParam:
+  """A Param that a release made another Variable, which has its layer axis first and no moments.
+
+  Attributes:
+    since: the first release in which it is no Param.
+    model_names: how the names of the models begin in which this is so.
+    groups: the layers that may have it; where no config gives the model's name, it is refused there.
+    path: the end of its path.
+  """
+
+  since: Release
+  model_names: tuple[str, ...]
+  groups: tuple[str, ...]
+  path: tuple[str, ...]
+
+
+# DeepSeek-V3's routing bias, a `MoEBiasVar` (`GateLogit` in MaxText's `layers/moe.py`).
+FORMER_PARAMS = (FormerParam((0, 2, 5), ("deepseek3", "kimi-k2"), ("moe_layers", "mtp_block"), ("gate", "bias")),)
+
+
+def is_former_param(path: tuple[str, ...], decoder: Decoder | None, release: Release) -> bool:
+  """Whether the Param of this path is none in the release.
+
+  Raises:
+    ConfigError: that depends on the model's name, and there is no config to tell it.
+  """
+  for former in FORMER_PARAMS:
+    if release < former.since or path[-len(former.path) :] != former.path:
+      continue
+    if decoder is not None:
+      return decoder.model_name.startswith(former.model_names)
+    if any(part.startswith(former.groups) for part in path[:2]):
+      raise errors.ConfigError(
+          path,
+          expected="the model's name, which decides whether this is a Param",
+          found="no config",
+          remedy="Give the model's config: base.yml model_name=…",
+      )
+  return False
 
 
 def schedule(decoder: Decoder, scan_layers: bool, trainer: str, release: Release) -> schedules.Schedule:

@@ -286,6 +286,8 @@ def _moved(stored: storage.StoredLeaf, move: plan_lib.Move, leaf) -> storage.Sto
     chunk_shape = plan_lib.insert(chunk_shape, move.axes, (1,) * len(move.axes))
   elif isinstance(move, plan_lib.Slice):
     chunk_shape = plan_lib.remove(chunk_shape, move.axes)
+  elif isinstance(move, plan_lib.Transpose):
+    chunk_shape = tuple(chunk_shape[axis] for axis in move.axes)
   if hasattr(sharding, "partition_spec"):
     sharding = dataclasses.replace(sharding, partition_spec=_moved_spec(sharding.partition_spec, move, len(stored.shape)))
   shape = tuple(leaf.shape)
@@ -307,6 +309,8 @@ def _moved_spec(spec, move, rank) -> tuple[Any, ...]:
   spec += (None,) * (rank - len(spec))
   if isinstance(move, plan_lib.Stack):
     return plan_lib.insert(spec, move.axes, (None,) * len(move.axes))
+  if isinstance(move, plan_lib.Transpose):
+    return tuple(spec[axis] for axis in move.axes)
   return plan_lib.remove(spec, move.axes)
 
 

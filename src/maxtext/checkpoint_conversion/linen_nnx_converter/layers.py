@@ -106,6 +106,7 @@ def arrange(
     *,
     param_scan_axis: int,
     path_of: schedules.PathOf,
+    former_params: frozenset[Path] = frozenset(),
 ) -> list[Arranged]:
   """Arranges the layers of `variables` anew. Variables outside layers are copied.
 
@@ -115,6 +116,7 @@ def arrange(
     target: the schedule to write; it holds the same layers.
     param_scan_axis: the layer axis of scanned Params, in the source and in the target.
     path_of: the path that messages give for a variable.
+    former_params: the paths of Params that are none in the target.
 
   Raises:
     LayerStackError: layers to be stacked are not alike, or the way is too far for one conversion.
@@ -124,15 +126,20 @@ def arrange(
   for variable, leaf in variables.items():
     stack = next((prefixes[p] for p in (variable.path[:3], variable.path[:2]) if p in prefixes), None)
     if stack is None:
-      arranged.append(Arranged(variable, None if abstract_state.is_empty(leaf) else plan.Copy(variable), leaf))
+      moved = dataclasses.replace(variable, collection=_collection(variable, former_params))
+      arranged.append(Arranged(moved, None if abstract_state.is_empty(leaf) else plan.Copy(variable), leaf))
       continue
-    key = variable.collection, variable.subtree, variable.path[len(stack.prefix) :]
+    key = _collection(variable, former_params), variable.subtree, variable.path[len(stack.prefix) :]
     for index in stack.indices():
       layers.setdefault((stack.group, stack.layer(index)), {})[key] = _Piece(variable, stack, index)
   maker = _Maker(variables, layers, param_scan_axis, path_of)
   for stack in target:
     arranged += maker.leaves(stack)
   return arranged
+
+
+def _collection(variable: Variable, former_params: frozenset[Path]) -> str:
+  return roles.NNX_AUX if variable.path in former_params else variable.collection
 
 
 class _Maker:
@@ -197,7 +204,9 @@ class _Maker:
     indices = [piece.index for piece in pieces]
     own = self._axes(pieces[0])
     if len(sources) == 1 and indices == list(pieces[0].stack.indices()) and (pieces[0].stack.sizes == stack.sizes):
-      return plan.Copy(sources[0])
+      rank = len(self._variables[sources[0]].shape) - len(axes)
+      order = plan.insert(plan.remove(range(rank + len(axes)), own), axes, own)
+      return plan.Copy(sources[0]) if own == axes else plan.Transpose(sources[0], order)
     if not stack.sizes:
       return plan.Slice(sources[0], own, indices[0])
     if not any(indices):

@@ -15,9 +15,12 @@
 """What a MaxText config says. The one module that imports MaxText, and only when a config is given."""
 
 from collections.abc import Sequence
+import functools
+import inspect
 import os
 from typing import Any
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import families
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
@@ -79,6 +82,7 @@ def decoder(config: Any) -> families.Decoder | None:
       getattr(config, "first_num_dense_layers", 0),
       getattr(config, "first_num_hash_layers", 0),
       getattr(config, "inhomogeneous_layer_cycle_interval", 1),
+      config.model_name,
   )
 
 
@@ -92,3 +96,77 @@ def target_path(config: Any) -> str | None:
   if not config.base_output_directory or not config.run_name:
     return None
   return os.path.join(config.base_output_directory, config.run_name, "checkpoints")
+
+
+def saved_state(config: Any, trainer_name: str) -> abstract_state.AbstractState:
+  """The abstract state of what the installed MaxText's trainer saves, by tracing alone: no weight is made.
+
+  Args:
+    config: the config, whose optimizer counts too.
+    trainer_name: `linen` or `nnx`.
+
+  Raises:
+    ConfigError: MaxText cannot trace the model.
+  """
+  try:
+    tree = _linen_tree(config) if trainer_name == "linen" else _nnx_tree(config)
+  except Exception as e:  # Whatever a model raises while it is traced.  pylint: disable=broad-except
+    raise errors.ConfigError(
+        f"model_name={config.model_name}",
+        expected="a model that the installed MaxText can trace",
+        found=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}",
+        remedy="Check the config, or pass --nocheck_model.",
+    ) from e
+  return abstract_state.abstract(abstract_state.flatten(tree))
+
+
+# pylint: disable=import-outside-toplevel
+def _optimizer(config, model, mesh):
+  """The optax transformation of the trainer; what it takes differs from release to release."""
+  from maxtext.utils import train_utils
+
+  make = train_utils.create_training_optimizer
+  return make(config, model, **({"mesh": mesh} if "mesh" in inspect.signature(make).parameters else {}))[1]
+
+
+def _mesh(config):
+  import jax
+
+  from maxtext.utils import maxtext_utils
+
+  return jax.sharding.Mesh(maxtext_utils.create_device_mesh(config), config.mesh_axes)
+
+
+def _linen_tree(config) -> dict[str, Any]:
+  from flax.core import meta
+  import jax
+
+  from maxtext.utils import maxtext_utils
+  from maxtext.utils import model_creation_utils
+
+  mesh = _mesh(config)
+  model = model_creation_utils.from_config(config, mesh=mesh)
+  tx = _optimizer(config, model, mesh)
+  init = functools.partial(maxtext_utils.init_initial_state, model, tx, config, True, jax.random.PRNGKey(0))
+  with mesh:
+    state = meta.unbox(jax.eval_shape(init))
+  return {"params": state.params, "opt_state": state.opt_state, "step": state.step}
+
+
+def _nnx_tree(config) -> dict[str, Any]:
+  from flax import nnx
+
+  from maxtext.common import train_state_nnx
+  from maxtext.utils import model_creation_utils
+
+  mesh = _mesh(config)
+  create_model, model = model_creation_utils.create_nnx_abstract_model(config, mesh)
+  tx = _optimizer(config, model, mesh)
+
+  def create_state():
+    model = create_model()
+    return train_state_nnx.TrainStateNNX(model, nnx.Optimizer(model, tx, wrt=nnx.Param))
+
+  with mesh, nnx.logical_axis_rules(config.logical_axis_rules):
+    state = nnx.state(nnx.eval_shape(create_state))
+  return train_state_nnx.to_checkpoint_dict(state)

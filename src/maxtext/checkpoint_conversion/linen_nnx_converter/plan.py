@@ -69,7 +69,15 @@ class Slice:
   index: tuple[int, ...]
 
 
-Move = Copy | Stack | Slice
+@dataclasses.dataclass(frozen=True)
+class Transpose:
+  """The target leaf is the source leaf with its axes in another order: `np.transpose(source, axes)`."""
+
+  source: Any
+  axes: tuple[int, ...]
+
+
+Move = Copy | Stack | Slice | Transpose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +149,7 @@ class Plan:
   def counts(self) -> dict[str, int]:
     """The number of target leaves by kind of move, and of dropped source leaves."""
     kinds = [type(move).__name__.lower() for move in self.moves.values()]
-    return {kind: kinds.count(kind) for kind in ("copy", "stack", "slice")} | {"dropped": len(self.dropped)}
+    return {kind: kinds.count(kind) for kind in ("copy", "stack", "slice", "transpose")} | {"dropped": len(self.dropped)}
 
   def lines(self) -> Iterator[str]:
     """The plan for a person: a line for each target leaf, then one for each source leaf that is dropped."""
@@ -204,6 +212,8 @@ def result_shape(move: Move, source_shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(source_shape)
   if isinstance(move, Stack):
     return insert(source_shape, move.axes, move.sizes)
+  if isinstance(move, Transpose):
+    return tuple(source_shape[axis] for axis in move.axes)
   return remove(source_shape, move.axes)
 
 
@@ -220,6 +230,8 @@ def _inverted(parts: list[Part]) -> Move:
     return Stack(tuple(part.target for part in ordered), first.axes, sizes)
   if isinstance(first, Stack):
     return Slice(parts[0].target, first.axes, parts[0].index)
+  if isinstance(first, Transpose):
+    return Transpose(parts[0].target, tuple(first.axes.index(axis) for axis in range(len(first.axes))))
   return Copy(parts[0].target)
 
 

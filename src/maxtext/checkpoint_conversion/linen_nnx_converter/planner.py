@@ -95,7 +95,12 @@ def plan_conversion(
   model = None
   if decoder is not None and scan_layers is not None and release is not None and reads is not None:
     model = families.schedule(decoder, scan_layers, reads.trainer, release)
-  arranged, after = _arrange(source, source_layout, roles, kept, scan_layers, layer_naming, param_scan_axis, model)
+  former_params = frozenset()
+  if takes_release_form and reads.trainer == "nnx":
+    former_params = _former_params(kept, dropped, decoder, release)
+  arranged, after = _arrange(
+      source, source_layout, roles, kept, scan_layers, layer_naming, param_scan_axis, model, former_params
+  )
   # What is not asked for stays as it is: within Linen, the form that a trainer gave to a nested optimizer.
   keeps_form = source_layout.framework == target_layout.framework and not takes_release_form
   target, moves = _target(
@@ -116,7 +121,19 @@ def plan_conversion(
   return plan
 
 
-def _arrange(source, source_layout, roles, kept, scan_layers, naming, param_scan_axis, model):
+def _former_params(kept, dropped, decoder, release) -> frozenset[Path]:
+  """The paths of Params that are none in the release. Their moments have no place there: they move to `dropped`."""
+  is_model_param = lambda role: isinstance(role, Variable) and role == Variable(layouts.PARAMS, role.path)
+  paths = {role.path for role in kept.values() if is_model_param(role)}
+  former = frozenset(path for path in paths if families.is_former_param(path, decoder, release))
+  for source_path, role in list(kept.items()):
+    if isinstance(role, Variable) and role.subtree is not None and role.path in former:
+      del kept[source_path]
+      dropped[source_path] = f"MaxText {'.'.join(map(str, release))} trains no {'/'.join(role.path[-2:])}"
+  return former
+
+
+def _arrange(source, source_layout, roles, kept, scan_layers, naming, param_scan_axis, model, former_params):
   """The variables of the target, arranged, and the schedule that they follow."""
   variables = {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)}
   path_of = lambda variable: roles_lib.write(variable, source_layout, roles.bare_subtrees)
@@ -125,7 +142,8 @@ def _arrange(source, source_layout, roles, kept, scan_layers, naming, param_scan
   layers.check_one_role(variables, before, path_of)
   if scan_layers is False:
     schedules.refuse_unknown_order(variables, path_of)
-  return layers.arrange(variables, before, after, param_scan_axis=param_scan_axis, path_of=path_of), after
+  options = {"param_scan_axis": param_scan_axis, "path_of": path_of, "former_params": former_params}
+  return layers.arrange(variables, before, after, **options), after
 
 
 def _target(source, source_layout, target_layout, roles, kept, arranged, empty_nodes):

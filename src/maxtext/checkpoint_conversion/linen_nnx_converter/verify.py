@@ -105,6 +105,8 @@ async def _verify_part(part, target, box, data):
     for axis, index in zip(move.axes, part.index):
       place.insert(axis, (index, index + 1))
     expected = np.expand_dims(data, move.axes)
+  elif isinstance(move, plan_lib.Transpose):
+    place, expected = [box[axis] for axis in move.axes], data.transpose(move.axes)
   else:
     along = [(index, *box[axis]) for axis, index in zip(move.axes, part.index)]
     if not all(start <= index < stop for index, start, stop in along):

@@ -1,0 +1,87 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Runs of MaxText's own trainers, tiny and on the CPU."""
+
+import os
+import pathlib
+import re
+import subprocess
+
+import jax
+import numpy as np
+
+STEPS, SAVED = 6, 2  # Runs have six steps; that of step 2 is converted.
+LINEN = {"enable_nnx": False, "pure_nnx": False, "pure_nnx_decoder": False}
+NNX = {"enable_nnx": True, "pure_nnx": True, "pure_nnx_decoder": True}
+TINY = {
+    "run_name": "run",
+    "hardware": "cpu",
+    "skip_jax_distributed_system": True,
+    "dataset_type": "synthetic",
+    "steps": STEPS,
+    "checkpoint_period": SAVED,
+    "async_checkpointing": False,
+    "attention": "dot_product",
+    "base_emb_dim": 32,
+    "base_mlp_dim": 64,
+    "base_num_query_heads": 4,
+    "base_num_kv_heads": 4,
+    "head_dim": 8,
+    "base_num_decoder_layers": 4,
+    "vocab_size": 256,
+    "max_target_length": 16,
+    "per_device_batch_size": 1,
+    "enable_goodput_recording": False,
+    "monitor_goodput": False,
+    "enable_checkpoint_cloud_logger": False,
+    "dtype": "float32",  # So that scanned and unscanned layers compute the same to the printed digits.
+}
+
+
+def train(folder: pathlib.Path, python: str = "MAXTEXT_PYTHON", **config) -> dict[int, tuple[str, str]]:
+  """Runs MaxText's trainer, and returns what it printed of each step: loss and perplexity.
+
+  Args:
+    folder: where it writes its checkpoints.
+    python: the environment variable that names a Python with MaxText's trainer.
+    **config: MaxText's settings.
+  """
+  python = os.environ[python]
+  find = "import importlib.util as u; print(u.find_spec('maxtext').submodule_search_locations[0])"
+  package = subprocess.run([python, "-c", find], capture_output=True, text=True, check=True).stdout.strip()
+  settings = TINY | {"base_output_directory": folder} | config
+  command = [python, "-m", "maxtext.trainers.pre_train.train", f"{package}/configs/base.yml"]
+  done = subprocess.run(
+      command + [f"{name}={value}" for name, value in settings.items()],
+      capture_output=True,
+      text=True,
+      check=False,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
+  output = done.stdout + done.stderr
+  assert done.returncode == 0, output[-5000:]
+  found = re.findall(r"completed step: (\d+),.*? loss: (\S+),.* perplexity: (\S+)", output)
+  return {int(step): (loss.strip(","), perplexity) for step, loss, perplexity in found}
+
+
+def checkpoints(folder: pathlib.Path) -> pathlib.Path:
+  return folder / "run" / "checkpoints"
+
+
+def bits(tree):
+  return {
+      jax.tree_util.keystr(path): (np.asarray(leaf).dtype.str, np.asarray(leaf).shape, np.asarray(leaf).tobytes())
+      for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
