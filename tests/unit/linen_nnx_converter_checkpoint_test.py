@@ -140,7 +140,7 @@ class MaxTextCheckpointTest(CheckpointTestCase):
     self.assertTrue(record["verified"])
     self.assertEqual(
         record["leaves"],
-        {"copy": 39 if scan_layers else 12, "stack": 0, "slice": 0 if scan_layers else 108, "dropped": 0},
+        {"copy": 39 if scan_layers else 12, "stack": 0, "slice": 0 if scan_layers else 108, "transpose": 0, "dropped": 0},
     )
 
   def test_sibling_items_go_along(self):

@@ -97,7 +97,7 @@ def plan_conversion(
     model = families.schedule(decoder, scan_layers, reads.trainer, release)
   former_params = frozenset()
   if takes_release_form and reads.trainer == "nnx":
-    former_params = _former_params(kept, dropped, decoder, release)
+    former_params = _former_params(source.leaves, kept, dropped, decoder, release)
   arranged, after = _arrange(
       source, source_layout, roles, kept, scan_layers, layer_naming, param_scan_axis, model, former_params
   )
@@ -121,7 +121,7 @@ def plan_conversion(
   return plan
 
 
-def _former_params(kept, dropped, decoder, release) -> frozenset[Path]:
+def _former_params(leaves, kept, dropped, decoder, release) -> frozenset[Path]:
   """The paths of Params that are none in the release. Their moments have no place there: they move to `dropped`."""
   is_model_param = lambda role: isinstance(role, Variable) and role == Variable(layouts.PARAMS, role.path)
   paths = {role.path for role in kept.values() if is_model_param(role)}
@@ -129,6 +129,8 @@ def _former_params(kept, dropped, decoder, release) -> frozenset[Path]:
   for source_path, role in list(kept.items()):
     if isinstance(role, Variable) and role.subtree is not None and role.path in former:
       del kept[source_path]
+      if abstract_state.is_empty(leaves[source_path]):
+        continue
       dropped[source_path] = f"MaxText {'.'.join(map(str, release))} trains no {'/'.join(role.path[-2:])}"
   return former
 
