@@ -222,6 +222,15 @@ class GoldenTest(parameterized.TestCase):
       planner.plan_conversion(source, release=(0, 2, 5))
     planner.plan_conversion(source, release=(0, 2, 4), trainer="nnx")
 
+  def test_the_way_back_lacks_its_moments(self):
+    source = read(GOLDEN / "0.2.5" / "deepseek3.ondisk.scanned.txt")
+    with self.assertRaisesRegex(
+        errors.ConfigError, "gate/bias: expected a Param with moments, as MaxText 0.2.4 keeps it"
+    ):
+      planner.plan_conversion(source, release=(0, 2, 4))
+    deepseek4 = read(GOLDEN / "0.2.4" / "deepseek4.ondisk.scanned.txt")  # Whose bias was never a Param.
+    planner.plan_conversion(deepseek4, release=(0, 2, 4), trainer="nnx")
+
 
 if __name__ == "__main__":
   absltest.main()

@@ -93,6 +93,11 @@ class ReleaseTest(parameterized.TestCase):
     nnx = planner.plan_conversion(source, direction="linen_to_nnx", nnx_values="plain").target
     self.assert_state(planner.plan_conversion(nnx, release=(0, 2, 5)), source)
 
+  @parameterized.parameters(*NAMES)
+  def test_the_params_alone_for_a_release(self, name):
+    plan = planner.plan_conversion(read(OPTIMIZERS / "0.2.4-linen" / f"{name}.txt"), release=(0, 2, 5), params_only=True)
+    self.assertTrue(all(path[:2] == ("params", "params") for path in plan.target.leaves))
+
   def test_integer_keys_of_0_2_3_become_names(self):
     source = util.FIXTURES / "maxtext-0.2.3" / "nnx_unscan"
     tree = converter.load_checkpoint(source)

@@ -150,6 +150,23 @@ def is_former_param(path: tuple[str, ...], decoder: Decoder | None, release: Rel
   return False
 
 
+def refuse_later_variable(path: tuple[str, ...], release: Release):
+  """Refuses NNX state that an older release keeps as a Param, with moments that no longer exist.
+
+  Raises:
+    ConfigError: the release is one of those.
+  """
+  for former in FORMER_PARAMS:
+    is_one = path[-len(former.path) :] == former.path and any(part.startswith(former.groups) for part in path[:2])
+    if is_one and release < former.since:
+      raise errors.ConfigError(
+          path,
+          expected=f"a Param with moments, as MaxText {'.'.join(map(str, release))} keeps it",
+          found="a variable that is no Param and has none",
+          remedy=f"Convert for {'.'.join(map(str, former.since))} or later.",
+      )
+
+
 def schedule(decoder: Decoder, scan_layers: bool, trainer: str, release: Release) -> schedules.Schedule:
   """The schedule of a decoder as a release of MaxText writes it.
 

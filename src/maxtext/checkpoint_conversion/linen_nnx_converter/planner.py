@@ -76,10 +76,9 @@ def plan_conversion(
   Raises:
     ConversionError: one of its subclasses, naming the path that stands in the way.
   """
-  param_scan_axis = 1 if param_scan_axis is None else param_scan_axis
   source_layout = layouts.detect(source)
   reads = releases.find(release, trainer) if release else None
-  takes_release_form = reads is not None and direction == "auto" and not params_only
+  takes_release_form = reads is not None and direction == "auto"
   if takes_release_form:
     target_layout = reads.layout
   else:
@@ -87,26 +86,24 @@ def plan_conversion(
     target_layout = _target_layout(source_layout, target_framework, nnx_values, params_only)
   if scan_layers is None and (source_layout.framework, target_layout.framework) == ("linen", "nnx"):
     scan_layers = True
-  if layer_naming is None:
-    own = schedules.FLAT if target_layout.framework == "linen" else schedules.NESTED
-    layer_naming = reads.layer_naming if reads else own
   roles = roles_lib.read(source, source_layout)
   kept, dropped = _select(roles, source.leaves, nnx_aux == "keep", params_only)
-  model = None
-  if decoder is not None and scan_layers is not None and release is not None and reads is not None:
-    model = families.schedule(decoder, scan_layers, reads.trainer, release)
   former_params = frozenset()
-  if takes_release_form and reads.trainer == "nnx":
+  if takes_release_form and release is not None:
     former_params = _former_params(source.leaves, kept, dropped, decoder, release)
   arranged, after = _arrange(
-      source, source_layout, roles, kept, scan_layers, layer_naming, param_scan_axis, model, former_params
+      {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)},
+      lambda variable: roles_lib.write(variable, source_layout, roles.bare_subtrees),
+      scan_layers,
+      layer_naming or _layer_naming(target_layout, reads),
+      1 if param_scan_axis is None else param_scan_axis,
+      _model_schedule(decoder, scan_layers, release, reads),
+      former_params,
   )
   # What is not asked for stays as it is: within Linen, the form that a trainer gave to a nested optimizer.
   keeps_form = source_layout.framework == target_layout.framework and not takes_release_form
-  target, moves = _target(
-      source, source_layout, target_layout, roles, kept, arranged, None if keeps_form else empty_nodes or {}
-  )
-  is_linen = source_layout.framework == "linen"
+  nodes = None if keeps_form else empty_nodes or {}
+  target, moves = _target(source, source_layout, target_layout, roles, kept, arranged, nodes)
   plan = plan_lib.Plan(
       source,
       target,
@@ -114,17 +111,34 @@ def plan_conversion(
       dropped,
       source_layout=source_layout,
       target_layout=target_layout,
-      empty_nodes=_empty_optimizer_nodes(source, kept) if is_linen else dict(empty_nodes or {}),
+      empty_nodes=_empty_optimizer_nodes(source, kept) if source_layout.framework == "linen" else empty_nodes or {},
       scan_layers=schedules.is_scanned(after, (item.variable.path for item in arranged)),
   )
   plan.validate()
   return plan
 
 
+def _layer_naming(target_layout, reads) -> str:
+  """How layers that are not scanned are written where nothing else is asked for."""
+  if reads is not None:
+    return reads.layer_naming
+  return schedules.FLAT if target_layout.framework == "linen" else schedules.NESTED
+
+
+def _model_schedule(decoder, scan_layers, release, reads) -> schedules.Schedule | None:
+  """The schedule of the config's decoder, if there is one and it is asked for."""
+  if decoder is None or scan_layers is None or release is None or reads is None:
+    return None
+  return families.schedule(decoder, scan_layers, reads.trainer, release)
+
+
 def _former_params(leaves, kept, dropped, decoder, release) -> frozenset[Path]:
   """The paths of Params that are none in the release. Their moments have no place there: they move to `dropped`."""
   is_model_param = lambda role: isinstance(role, Variable) and role == Variable(layouts.PARAMS, role.path)
   paths = {role.path for role in kept.values() if is_model_param(role)}
+  for role in kept.values():
+    if isinstance(role, Variable) and role.collection == layouts.NNX_AUX:
+      families.refuse_later_variable(role.path, release)
   former = frozenset(path for path in paths if families.is_former_param(path, decoder, release))
   for source_path, role in list(kept.items()):
     if isinstance(role, Variable) and role.subtree is not None and role.path in former:
@@ -135,10 +149,8 @@ def _former_params(leaves, kept, dropped, decoder, release) -> frozenset[Path]:
   return former
 
 
-def _arrange(source, source_layout, roles, kept, scan_layers, naming, param_scan_axis, model, former_params):
+def _arrange(variables, path_of, scan_layers, naming, param_scan_axis, model, former_params):
   """The variables of the target, arranged, and the schedule that they follow."""
-  variables = {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)}
-  path_of = lambda variable: roles_lib.write(variable, source_layout, roles.bare_subtrees)
   before = schedules.find(variables, param_scan_axis, path_of)
   after = layers.target_schedule(before, scan_layers, naming, model)
   layers.check_one_role(variables, before, path_of)
