@@ -137,6 +137,8 @@ def console_main() -> None:
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
   # What goes wrong is said once, below; Orbax's warnings are about options that it was given here on purpose.
   logging.set_verbosity(logging.FATAL)
+  if "--traceback" not in sys.argv:  # TensorStore operations that Orbax leaves under way when one fails complain here.
+    sys.unraisablehook = lambda _: None
   sys.exit(main(sys.argv))
 
 

@@ -130,20 +130,28 @@ async def stream(
   """
   batch_bytes = min(_BATCH_BYTES, memory_budget // (_COST_OF_A_BYTE * _BATCHES_IN_FLIGHT))
   gate = _ByteGate(_BATCHES_IN_FLIGHT * batch_bytes)
-  tasks = set()
-  try:
-    for batch in _batches(work, batch_bytes):
-      nbytes = await gate.enter(sum(block.nbytes for block in batch))
-      for task in [task for task in tasks if task.done()]:
-        tasks.remove(task)
-        task.result()
-      task = asyncio.create_task(_write_batch(batch, open_source, targets, new_transaction(), on_written))
-      task.add_done_callback(lambda _, nbytes=nbytes: gate.leave(nbytes))
-      tasks.add(task)
-    await asyncio.gather(*tasks)
-  finally:
-    for task in tasks:
-      task.cancel()
+  tasks = []
+  for batch in _batches(work, batch_bytes):
+    nbytes = await gate.enter(sum(block.nbytes for block in batch))
+    if any(task.done() and task.exception() for task in tasks):
+      break
+    tasks = [task for task in tasks if not task.done()]
+    task = asyncio.create_task(_write_batch(batch, open_source, targets, new_transaction(), on_written))
+    task.add_done_callback(lambda _, nbytes=nbytes: gate.leave(nbytes))
+    tasks.append(task)
+  await settle(tasks)
+
+
+async def settle(awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
+  """Waits for all, and then raises the first failure, if there is one.
+
+  A TensorStore operation that is still under way when its event loop closes complains about that on standard error.
+  """
+  results = await asyncio.gather(*awaitables, return_exceptions=True)
+  for result in results:
+    if isinstance(result, BaseException):
+      raise result
+  return results
 
 
 class _ByteGate:
@@ -169,7 +177,7 @@ class _ByteGate:
 
 async def _write_batch(batch, open_source, targets, transaction, on_written):
   sources = {source: await open_source(source) for source in dict.fromkeys(block.source for block in batch)}
-  await asyncio.gather(*(_write_block(block, sources[block.source], targets, transaction) for block in batch))
+  await settle(_write_block(block, sources[block.source], targets, transaction) for block in batch)
   await transaction.commit_async()
   for block in batch:
     on_written(block)
@@ -192,7 +200,7 @@ async def _write_block(block, source, targets, transaction):
     if values.dtype != target.dtype.numpy_dtype:
       values = checked_cast(block.source, values, target.dtype.numpy_dtype)
     writes.append(target[region].write(values))
-  await asyncio.gather(*writes)
+  await settle(writes)
 
 
 def _piece(part, region, data) -> tuple[tuple[Any, ...], Any]:

@@ -77,8 +77,12 @@ async def verify_arrays(
   stored = {path: parts for path, parts in plan.parts().items() if is_stored(path)}
   gate = asyncio.Semaphore(1 if any(chunk_bytes(path) > box_bytes for path in stored) else 2)
 
+  failures = []
+
   async def verify_leaf(path, parts):
     async with gate:
+      if failures:
+        return
       source = await open_source(path)
       targets = await asyncio.gather(*(open_target(part.target) for part in parts))
       itemsize = source.dtype.numpy_dtype.itemsize
@@ -87,12 +91,15 @@ async def verify_arrays(
         await asyncio.gather(*(_verify_part(part, target, box, data) for part, target in zip(parts, targets)))
       on_verified(path, math.prod(source.shape) * itemsize)
 
-  tasks = [asyncio.ensure_future(verify_leaf(path, parts)) for path, parts in stored.items()]
-  try:
-    await asyncio.gather(*tasks)
-  finally:
-    for task in tasks:
-      task.cancel()
+  async def verify_unless_failed(path, parts):
+    try:
+      await verify_leaf(path, parts)
+    except Exception as e:  # Raised below, when nothing is under way any more.  pylint: disable=broad-except
+      failures.append(e)
+
+  await asyncio.gather(*(verify_unless_failed(path, parts) for path, parts in stored.items()))
+  if failures:
+    raise failures[0]
 
 
 async def _verify_part(part, target, box, data):
