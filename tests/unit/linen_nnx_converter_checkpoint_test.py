@@ -404,13 +404,13 @@ class PathsTest(CheckpointTestCase):
     with self.assertRaisesRegex(errors.NotACheckpointError, "expected an Orbax checkpoint of a pytree"):
       converter.convert_checkpoint(self.tmp / source, self.tmp / "out")
 
-  def test_a_state_in_several_items_is_refused(self):
-    for name in ("model_params", "optimizer_state"):
-      shutil.copytree(self.checkpoints / "2" / "items", self.tmp / "tunix" / "1" / name)
+  @parameterized.parameters("sft", "rl")
+  def test_a_state_in_several_items_is_refused(self, trainer):
+    """As Tunix saves it."""
     with self.assertRaisesRegex(
         errors.NotACheckpointError, "expected one pytree, .* found model_params, optimizer_state"
     ):
-      converter.convert_checkpoint(self.tmp / "tunix", self.tmp / "out")
+      converter.convert_checkpoint(util.FIXTURES / "tunix" / trainer, self.tmp / "out")
 
   @parameterized.named_parameters(
       ("temporary", lambda c: (c / "2").rename(c.parent / "2.orbax-checkpoint-tmp"), "run/2.orbax-checkpoint-tmp"),
