@@ -14,10 +14,15 @@
 
 """What the tests of the converter share: fixtures, tiny trees, and equality to the bit."""
 
+import os
 import pathlib
+import shutil
+import tempfile
 
+from absl.testing import parameterized
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "assets" / "linen_nnx_converter"
@@ -98,3 +103,20 @@ def unscanned_params(layers=3):
       },
       "token_embedder": {"embedding": array(7, 4)},
   }
+
+
+class CheckpointTestCase(parameterized.TestCase):
+  """Has a folder of its own, `tmp`."""
+
+  def setUp(self):
+    super().setUp()
+    self.tmp = pathlib.Path(tempfile.mkdtemp()).resolve()
+    self.addCleanup(shutil.rmtree, self.tmp)
+
+  def save(self, name, tree, **options):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
+      checkpointer.save(self.tmp / name, args=ocp.args.PyTreeSave(tree))
+    return self.tmp / name
+
+  def assert_nothing_left(self, *names):
+    self.assertCountEqual(os.listdir(self.tmp), names)

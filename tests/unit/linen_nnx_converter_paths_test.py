@@ -1,0 +1,195 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Paths, and what goes wrong with them: spellings, refusals, failures half way, overwriting."""
+
+import itertools
+import os
+import shutil
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import linen_nnx_converter_util as util
+import numpy as np
+
+from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import execute
+
+
+class PathsTest(util.CheckpointTestCase):
+  """The spellings of a path, and what they turn into."""
+
+  def setUp(self):
+    super().setUp()
+    self.checkpoints = self.tmp / "run" / "checkpoints"
+    shutil.copytree(util.FIXTURES / "maxtext-0.2.4" / "linen_scan", self.checkpoints)
+    shutil.copytree(self.checkpoints / "2", self.checkpoints / "10")
+
+  @parameterized.parameters(
+      ("run/checkpoints", "out", "out/10/items"),
+      ("run/checkpoints/", "out/", "out/10/items"),
+      ("run/checkpoints/2", "out", "out/2/items"),
+      ("run/checkpoints/2/items", "out", "out/2/items"),
+      ("run/checkpoints/2", "out/7", "out/7/items"),
+      ("run/checkpoints/2/items", "out/2/items", "out/2/items"),
+      ("run/checkpoints/2", "a folder/ünï cödé", "a folder/ünï cödé/2/items"),
+  )
+  def test_spellings(self, source, target, items):
+    # Joined as text, to keep a trailing slash.
+    conversion = converter.convert_checkpoint(f"{self.tmp}/{source}", f"{self.tmp}/{target}")
+    self.assertEqual(os.fspath(conversion.target), os.path.realpath(self.tmp / items))
+    self.assertTrue((self.tmp / items / "_METADATA").exists())
+    self.assertTrue((self.tmp / items).parent.joinpath("_CHECKPOINT_METADATA").exists())
+
+  def test_a_flat_pytree_stays_flat(self):
+    source = self.save("flat", {"params": {"params": {"w": util.array(2)}}})
+    converter.convert_checkpoint(source, self.tmp / "out")
+    self.assertTrue((self.tmp / "out" / "_METADATA").exists())
+    self.assertIn("linen_nnx_converter", (self.tmp / "out" / "_CHECKPOINT_METADATA").read_text())
+
+  def test_relative_paths_and_symbolic_links(self):
+    (self.tmp / "link").symlink_to(self.checkpoints)
+    self.addCleanup(os.chdir, os.getcwd())
+    os.chdir(self.tmp)
+    converter.convert_checkpoint("link", "out")
+    self.assertTrue((self.tmp / "out" / "10" / "items" / "_METADATA").exists())
+
+  def test_an_existing_target_is_refused(self):
+    converter.convert_checkpoint(self.checkpoints, self.tmp / "out")
+    before = util.snapshot(self.tmp / "out")
+    with self.assertRaisesRegex(errors.TargetError, "out/10: expected nothing there yet, found an existing path"):
+      converter.convert_checkpoint(self.checkpoints, self.tmp / "out")
+    self.assertEqual(util.snapshot(self.tmp / "out"), before)
+    converter.convert_checkpoint(self.checkpoints / "2", self.tmp / "out")  # Another step beside it is no overwriting.
+    self.assertCountEqual(os.listdir(self.tmp / "out"), ["2", "10"])
+
+  def test_an_empty_folder_is_no_existing_target(self):
+    (self.tmp / "out").mkdir()
+    converter.convert_checkpoint(self.save("flat", {"params": {"params": {"w": util.array(2)}}}), self.tmp / "out")
+    self.assertTrue((self.tmp / "out" / "_METADATA").exists())
+
+  def test_overwrite(self):
+    converter.convert_checkpoint(self.checkpoints, self.tmp / "out", scan_layers=False)
+    converter.convert_checkpoint(self.checkpoints, self.tmp / "out", overwrite=True)
+    self.assertIn("layers", converter.load_checkpoint(self.tmp / "out")["model"]["decoder"])
+    self.assertCountEqual(os.listdir(self.tmp / "out"), ["10"])
+
+  def test_a_failed_overwrite_leaves_the_old_target(self):
+    converter.convert_checkpoint(self.checkpoints, self.tmp / "out")
+    before = util.snapshot(self.tmp / "out")
+    with self.break_writing(), self.assertRaisesRegex(OSError, "No space left"):
+      converter.convert_checkpoint(self.checkpoints, self.tmp / "out", overwrite=True)
+    self.assertEqual(util.snapshot(self.tmp / "out"), before)
+    self.assertCountEqual(os.listdir(self.tmp / "out"), ["10"])
+
+  @parameterized.parameters("out", "new/folders/out", "run/other")
+  def test_a_failure_leaves_nothing(self, target):
+    before = util.files(self.tmp)
+    with self.break_writing(), self.assertRaisesRegex(OSError, "No space left"):
+      converter.convert_checkpoint(self.checkpoints, self.tmp / target)
+    self.assertEqual(util.files(self.tmp), before)
+
+  def test_a_target_that_fails_verification_is_not_committed(self):
+    """A write that does not write what it should, which only re-reading can notice."""
+    cast = execute._piece  # pylint: disable=protected-access
+
+    def flipped(part, region, data):
+      region, values = cast(part, region, data)
+      if "wo" in part.target and "mu" in part.target:
+        values = np.array(values)
+        values.reshape(-1).view(np.uint8)[-1] ^= 1
+      return region, values
+
+    before = util.files(self.tmp)
+    with absltest.mock.patch.object(execute, "_piece", flipped):
+      with self.assertRaisesRegex(
+          errors.VerificationError, r"opt_state/0/mu/decoder/layers/mlp/wo/kernel: .* at index \(63, 3, 31\)"
+      ):
+        converter.convert_checkpoint(self.checkpoints, self.tmp / "out")
+      self.assertEqual(util.files(self.tmp), before)
+      converter.convert_checkpoint(self.checkpoints, self.tmp / "out", verify=False)
+
+  @parameterized.parameters(
+      ("run/checkpoints", "run/checkpoints"),
+      ("run/checkpoints/2", "run/checkpoints/2"),
+      ("run/checkpoints/2", "run/checkpoints"),
+      ("run/checkpoints", "run/checkpoints/converted"),
+      ("run/checkpoints/2/items", "run/checkpoints/2/items/nnx"),
+      ("run/checkpoints", "run"),
+  )
+  def test_a_target_that_overlaps_the_source_is_refused(self, source, target):
+    before = util.snapshot(self.tmp)
+    with self.assertRaisesRegex(errors.TargetError, "expected a target apart from the source"):
+      converter.convert_checkpoint(self.tmp / source, self.tmp / target, overwrite=True)
+    self.assertEqual(util.snapshot(self.tmp), before)
+
+  def test_a_target_that_cannot_be_written_is_refused(self):
+    (self.tmp / "file").write_text("")
+    with self.assertRaisesRegex(errors.TargetError, "expected a place that can be written, found .*/file"):
+      converter.convert_checkpoint(self.checkpoints, self.tmp / "file" / "out")
+
+  def test_no_source(self):
+    with self.assertRaisesRegex(errors.SourceNotFoundError, "nowhere: expected a checkpoint, found nothing"):
+      converter.convert_checkpoint(self.tmp / "nowhere", self.tmp / "out")
+
+  @parameterized.parameters("run", "run/checkpoints/2/_CHECKPOINT_METADATA")
+  def test_no_checkpoint(self, source):
+    with self.assertRaisesRegex(errors.NotACheckpointError, "expected an Orbax checkpoint of a pytree"):
+      converter.convert_checkpoint(self.tmp / source, self.tmp / "out")
+
+  @parameterized.parameters("sft", "rl")
+  def test_a_state_in_several_items_is_refused(self, trainer):
+    """As Tunix saves it."""
+    with self.assertRaisesRegex(
+        errors.NotACheckpointError, "expected one pytree, .* found model_params, optimizer_state"
+    ):
+      converter.convert_checkpoint(util.FIXTURES / "tunix" / trainer, self.tmp / "out")
+
+  @parameterized.named_parameters(
+      ("temporary", lambda c: (c / "2").rename(c.parent / "2.orbax-checkpoint-tmp"), "run/2.orbax-checkpoint-tmp"),
+      ("no_metadata", lambda c: (c / "2" / "items" / "_METADATA").unlink(), "run/checkpoints/2/items"),
+      ("no_manifest", lambda c: (c / "2" / "items" / "manifest.ocdbt").unlink(), "run/checkpoints/2"),
+      ("no_data", lambda c: shutil.rmtree(c / "2" / "items" / "d"), "run/checkpoints/2"),
+      ("bad_json", lambda c: (c / "2" / "items" / "_METADATA").write_text("{"), "run/checkpoints/2"),
+  )
+  def test_an_unfinished_checkpoint(self, damage, source):
+    damage(self.checkpoints)
+    with self.assertRaises(errors.UnfinishedCheckpointError):
+      converter.convert_checkpoint(self.tmp / source, self.tmp / "out")
+    self.assertFalse((self.tmp / "out").exists())
+
+  def test_a_truncated_data_file(self):
+    largest = max((self.checkpoints / "2" / "items" / "ocdbt.process_0" / "d").iterdir(), key=lambda f: f.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    before = util.files(self.tmp)
+    with self.assertRaisesRegex(errors.DamagedSourceError, ": expected chunks that can be read, found"):
+      converter.convert_checkpoint(self.checkpoints / "2", self.tmp / "out")
+    self.assertEqual(util.files(self.tmp), before)
+
+  def break_writing(self):
+    """Lets the disk fill up half way: the tenth block cannot be written."""
+    blocks = itertools.count()
+    piece = execute._piece  # pylint: disable=protected-access
+
+    def failing(part, region, data):
+      if next(blocks) == 10:
+        raise OSError(28, "No space left on device")
+      return piece(part, region, data)
+
+    return absltest.mock.patch.object(execute, "_piece", failing)
+
+
+if __name__ == "__main__":
+  absltest.main()
