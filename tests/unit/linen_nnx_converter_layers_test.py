@@ -191,6 +191,23 @@ class LayersTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.LayerStackError, "layers_1"):
       converter.convert_linen_to_nnx(state(decoder), scan_layers=False)
 
+  def test_names_the_missing_layer_in_every_layout(self):
+    linen = util.linen({"decoder": flat_layers(count=3)})
+    for nnx_values, path in (("plain", "model/decoder/layers/1"), ("all_boxed", "model/decoder/layers/1")):
+      nnx = converter.convert_linen_to_nnx(linen, scan_layers=False, nnx_values=nnx_values)
+      moments = nnx["optimizer"]["opt_state"]["0"]
+      for tree in (nnx["model"], moments["mu"], moments["nu"]):
+        del tree["decoder"]["layers"]["1"]
+      with self.assertRaisesRegex(errors.LayerStackError, f"^{path}: expected the layers 0 to 2 of decoder/layers"):
+        converter.convert_nnx_to_linen(nnx)
+
+  def test_an_absurd_number_of_layers_is_refused(self):
+    struct = jax.ShapeDtypeStruct((3, 2**62), np.float32)
+    with self.assertRaisesRegex(
+        errors.LayerStackError, "decoder/layers/w: expected at most 100000 layers, found 4611686"
+    ):
+      converter.convert_linen_to_nnx(state({"layers": {"w": struct}}), scan_layers=False)
+
   @parameterized.parameters(
       ({"layers": {"w": util.array(3, 4)}, "layers_0": {"w": util.array(3)}},),
       ({"layers": {"0": {"w": util.array(3)}}, "layers_0": {"w": util.array(3)}},),

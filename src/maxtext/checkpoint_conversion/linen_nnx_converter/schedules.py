@@ -22,6 +22,7 @@ scanned are stacks without an axis.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import itertools
+import math
 import re
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
@@ -43,6 +44,7 @@ _BLOCK_CHILD = re.compile(r"layers?_(0|[1-9]\d*)")
 _OLD_DENSE_NAME = re.compile(r"dense_layer_(0|[1-9]\d*)")  # NNX DeepSeek up to MaxText 0.2.3.
 _LINEN_REMAINDER = re.compile(r"Gemma4DecoderLayerToLinen_(0|[1-9]\d*)")
 # Layers in an order that neither names nor shapes tell.
+_MOST_LAYERS = 100_000  # A shape that says more is damaged; listing its layers would take all memory.
 _UNKNOWN_ORDER = re.compile(
     r"pipeline_module|(?:.*_)?layers_outside_pipeline(?:_\d+)?|(?:.*_)?layers_(?:engram_\d+|\d+_\d+)"
 )
@@ -146,7 +148,7 @@ def find(variables: Mapping[Variable, abstract_state.Leaf], param_scan_axis: int
   for prefix, below in prefixes.items():
     sizes[prefix] = _sizes(below, variables, _axis_count(prefix, prefixes), param_scan_axis, path_of)
   schedule = tuple(sorted(_stacks(sizes), key=lambda stack: (stack.group, stack.first)))
-  check(schedule, lambda prefix: path_of(dataclasses.replace(prefixes[prefix][0], path=prefix)))
+  check(schedule, lambda prefix: _unboxed(path_of(dataclasses.replace(next(iter(variables)), path=prefix, subtree=None))))
   return schedule
 
 
@@ -167,13 +169,17 @@ def check(schedule: Schedule, path_of: Callable[[Path], Path]):
     for n in range(count):
       if (group, n) not in held:
         some = next(stack for stack in schedule if stack.group == group)
-        like = some.prefix[:-1] + (re.sub(r"\d+$", str(n), some.prefix[-1]),)
         raise errors.LayerStackError(
-            path_of(some.prefix)[: -len(some.prefix)] + like if like != some.prefix else path_of(some.prefix),
+            path_of((*some.prefix[:-1], re.sub(r"\d+$", str(n), some.prefix[-1]))),
             expected=f"the layers 0 to {count - 1} of {'/'.join(group)}",
             found=f"no layer {n}",
             remedy="The checkpoint is damaged, or its layers are numbered in a way that needs the model's config.",
         )
+
+
+def _unboxed(path: Path) -> Path:
+  """The path of a module: boxes stand around leaves alone."""
+  return path[:-1] if path[-1] == roles.VALUE else path
 
 
 def refuse_unknown_order(variables: Iterable[Variable], path_of: PathOf):
@@ -236,6 +242,8 @@ def _sizes(below, variables, axis_count, param_scan_axis, path_of) -> tuple[int,
     found = tuple(shape[axis] for axis in axes)
     if sizes is None:
       sizes, first = found, variable
+      if math.prod(sizes) > _MOST_LAYERS:
+        raise unlike(path_of(variable), f"at most {_MOST_LAYERS} layers", str(math.prod(sizes)))
     elif found != sizes:
       numbers = lambda values: " x ".join(map(str, values))
       wanted = f"{numbers(sizes)} layers, as {'/'.join(path_of(first))} has on its layer axis"
