@@ -16,9 +16,11 @@
 
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -74,6 +76,20 @@ class MemoryTest(parameterized.TestCase):
     self.assertLess(peak, budget_gib * GIB + GIB, f"peak {peak / GIB:.2f} GiB")
     # And that it is small against the 4 GiB, so that a larger budget is no licence to hold all.
     self.assertLess(peak, 2.5 * GIB)
+
+  @parameterized.parameters(signal.SIGINT, signal.SIGTERM)
+  def test_a_signal_half_way_leaves_nothing(self, number):
+    command = [sys.executable, "-m", "maxtext.checkpoint_conversion.linen_nnx_converter"]
+    command += [f"--source_path={self.tmp / 'source'}", f"--target_path={self.tmp / 'stopped'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not any((self.tmp).glob("stopped*/**/d/*")):  # Until it writes.
+      time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    out, err = process.communicate()
+    self.assertEqual((process.returncode, out), (130, ""), err)
+    self.assertEqual(err, "linen_nnx_converter: interrupted: nothing was left at the target.\n")
+    self.assertEmpty(list(self.tmp.glob("stopped*")))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class CommandTest(parameterized.TestCase):
         lines,
     )
     self.assertIn("optimizer/step  () uint32  copy of step", lines)
-    self.assertRegex(lines[-1], "^would convert Linen TrainState -> NNX TrainStateNNX, boxed 120 leaves, 0.7 MiB")
+    self.assertRegex(lines[-1], "^would convert Linen TrainState -> NNX TrainStateNNX, boxed: 120 leaves, 0.7 MiB")
     self.assertLen(lines, 121)
     self.assertEqual(os.listdir(self.tmp), [])
 

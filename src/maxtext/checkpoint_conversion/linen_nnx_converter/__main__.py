@@ -16,6 +16,7 @@
 
 from collections.abc import Sequence
 import os
+import signal
 import sys
 
 from absl import flags
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the program's name and its arguments, or the arguments alone if the first one is a flag.
 
   Returns:
-    The exit code: 0 done, 1 refused, 2 verification failed.
+    The exit code: 0 done, 1 refused, 2 verification failed, 130 interrupted.
   """
   values = define_flags()
   argv = list(sys.argv if argv is None else argv)
@@ -139,6 +140,7 @@ def console_main() -> None:
   logging.set_verbosity(logging.FATAL)
   if "--traceback" not in sys.argv:  # TensorStore operations that Orbax leaves under way when one fails complain here.
     sys.unraisablehook = lambda _: None
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
   sys.exit(main(sys.argv))
 
 

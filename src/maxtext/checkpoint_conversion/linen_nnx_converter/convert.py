@@ -102,9 +102,9 @@ class Conversion:
     dropped = (
         f"; left out {counts['dropped']} leaves ({', '.join(sorted(set(plan.dropped.values())))})" if plan.dropped else ""
     )
-    done = f"in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}: " if not self.dry_run else ""
+    done = f" in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}" if not self.dry_run else ""
     return (
-        f"{'would convert' if self.dry_run else 'converted'} {plan.source_layout} -> {plan.target_layout} {done}"
+        f"{'would convert' if self.dry_run else 'converted'} {plan.source_layout} -> {plan.target_layout}{done}: "
         f"{len(plan.moves)} leaves, {self.nbytes / 2**20:,.1f} MiB ({moves}){dropped} -> {self.target}"
     )
 

@@ -21,6 +21,7 @@ Orbax makes the temporary folder, writes the metadata, merges and commits. What 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 import dataclasses
+import time
 from typing import Any
 import uuid
 
@@ -42,6 +43,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 Path = abstract_state.Path
 
 _OPENS_AT_ONCE = 1000
+_REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_REMOVALS = 200, 4, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +161,7 @@ def save(
       checkpointer.save(path, args=arguments)
   except BaseException:
     for leftover in filter(None, (checkpointer.temporary, *created)):
-      if leftover.exists():
-        leftover.rmtree()
+      _remove(leftover)
     raise
   if path != final:
     _replace(final, path)
@@ -328,6 +329,26 @@ def _make_parents(path) -> list[epath.Path]:
         path, expected="a place that can be written", found=storage.first_line(e), remedy="Choose another --target_path."
     ) from e
   return missing[-1:]
+
+
+def _remove(folder: epath.Path):
+  """Removes a folder into which TensorStore may still be writing, since what is under way cannot be called back.
+
+  Raises:
+    TargetError: something remains.
+  """
+  gone = 0
+  for _ in range(_REMOVALS):
+    gone = 0 if folder.exists() else gone + 1
+    if gone == _CHECKS_AFTER_REMOVAL:
+      return
+    try:
+      if not gone:
+        folder.rmtree()
+    except OSError:  # A file appeared while the folder was being emptied.
+      pass
+    time.sleep(_SECONDS_BETWEEN_REMOVALS)
+  raise errors.TargetError(folder, expected="to be removed", found="files that come back", remedy="Remove it by hand.")
 
 
 def _replace(final, replacement):
