@@ -337,10 +337,10 @@ def _verify(plan, source, items, budget, progress):
 
 def _finish_step(folder, location, custom_metadata, conversion):
   """Carries along what belongs to the step besides the train state, and writes the record."""
-  for sibling in location.siblings():
-    locations.copy_tree(sibling, folder / sibling.name)
+  siblings = {sibling.name: sibling for sibling in location.siblings()}
+  for name, sibling in siblings.items():
+    locations.copy_tree(sibling, folder / name)
   handlers = location.step_metadata().get("item_handlers")
-  siblings = {sibling.name for sibling in location.siblings()}
   carried = (
       {name: handler for name, handler in handlers.items() if name in siblings} if isinstance(handlers, dict) else {}
   )

@@ -130,7 +130,7 @@ def save(
   Raises:
     TargetError: the target cannot be written.
   """
-  final = target.step_folder or target.items
+  final = target.final
   path = final.parent / f"{final.name}.replacement-{uuid.uuid4().hex[:8]}" if overwrite and final.exists() else final
   array_handler = _ArrayHandler(write_arrays)
   registry = ocp.type_handlers.create_type_handler_registry(

@@ -124,7 +124,7 @@ def arrange(
   prefixes = {stack.prefix: stack for stack in source}
   arranged, layers = [], {}
   for variable, leaf in variables.items():
-    stack = next((prefixes[p] for p in (variable.path[:3], variable.path[:2]) if p in prefixes), None)
+    stack = _stack_of(variable, prefixes)
     if stack is None:
       moved = dataclasses.replace(variable, collection=_collection(variable, former_params))
       arranged.append(Arranged(moved, None if abstract_state.is_empty(leaf) else plan.Copy(variable), leaf))
@@ -136,6 +136,11 @@ def arrange(
   for stack in target:
     arranged += maker.leaves(stack)
   return arranged
+
+
+def _stack_of(variable: Variable, prefixes: Mapping[Path, LayerStack]) -> LayerStack | None:
+  """The stack below whose prefix, of three keys or of two, the variable stands."""
+  return prefixes.get(variable.path[:3]) or prefixes.get(variable.path[:2])
 
 
 def _collection(variable: Variable, former_params: frozenset[Path]) -> str:
@@ -242,10 +247,10 @@ def check_one_role(variables: Iterable[Variable], schedule: Schedule, path_of: s
   prefixes = {stack.prefix: stack for stack in schedule}
   first_of = {}
   for variable in variables:
-    prefix = next((p for p in (variable.path[:3], variable.path[:2]) if p in prefixes), None)
-    if prefix is None or variable.subtree is not None:
+    stack = _stack_of(variable, prefixes)
+    if stack is None or variable.subtree is not None:
       continue
-    first = first_of.setdefault((prefixes[prefix].group, variable.path[len(prefix) :]), variable)
+    first = first_of.setdefault((stack.group, variable.path[len(stack.prefix) :]), variable)
     kinds = {first.collection, variable.collection}
     if len(kinds) > 1 and roles.NNX_AUX in kinds:
       wanted = f"{first.collection}, as {'/'.join(path_of(first))} is"

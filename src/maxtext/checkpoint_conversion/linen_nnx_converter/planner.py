@@ -35,9 +35,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import schedules
 Path = abstract_state.Path
 Variable = roles_lib.Variable
 
-DIRECTIONS = ("auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx")
-NNX_VALUES = ("boxed", "plain", "all_boxed")
-
 
 def plan_conversion(
     source: abstract_state.AbstractState,
@@ -58,14 +55,14 @@ def plan_conversion(
 
   Args:
     source: the abstract state of the source.
-    direction: one of `DIRECTIONS`; `auto` goes to the other framework.
+    direction: `linen_to_nnx`, `nnx_to_linen`, `linen_to_linen` or `nnx_to_nnx`; `auto` goes to the other framework.
     scan_layers: whether the target's layers are scanned; None is True for `linen_to_nnx` and otherwise keeps what each
       stack is.
     param_scan_axis: the layer axis of scanned Params; None is 1, MaxText's default.
     layer_naming: how to write layers that are not scanned, `flat` (`layers_<n>`) or `nested` (`layers/<n>`); None takes
       flat for Linen and nested for NNX.
-    nnx_values: which NNX leaves are boxed, one of `NNX_VALUES`; None boxes the model for `linen_to_nnx` and keeps what
-      is for `nnx_to_nnx`.
+    nnx_values: which NNX leaves are boxed: `boxed` (those of the model), `plain` or `all_boxed`; None boxes the model for
+      `linen_to_nnx` and keeps what is for `nnx_to_nnx`.
     nnx_aux: `keep` or `drop`: whether NNX state that is no Param (RNG streams, batch statistics, …) goes along.
     params_only: whether to leave out all but the params collection.
     empty_nodes: empty optimizer nodes known from an earlier conversion, by Linen path below `opt_state`.
@@ -170,7 +167,7 @@ def _target(source, source_layout, target_layout, roles, kept, arranged, empty_n
   subtrees = {role.subtree for role in kept.values() if isinstance(role, Variable) and role.subtree is not None}
   bare_subtrees = optimizer.bare_subtrees(subtrees) if target_layout.nnx_optimizer else frozenset()
   leaves, moves = _target_leaves(source, target_layout, bare_subtrees, kept, arranged)
-  return _structured(leaves, source, target_layout, bare_subtrees, roles, kept, empty_nodes), moves
+  return _structured(leaves, source, target_layout, subtrees, bare_subtrees, roles, kept, empty_nodes), moves
 
 
 def _target_framework(direction, source_layout) -> str:
@@ -273,7 +270,7 @@ def _empty_optimizer_nodes(source, kept) -> dict[Path, Any]:
   return {role.path: source.leaves[path] for path, role in roles.items() if abstract_state.is_empty(source.leaves[path])}
 
 
-def _structured(leaves, source, target_layout, bare_subtrees, roles, kept, empty_nodes) -> abstract_state.AbstractState:
+def _structured(leaves, source, target_layout, subtrees, bare_subtrees, roles, kept, empty_nodes):
   """The target state, with the lists and the empty nodes that its layout has."""
   if target_layout.opt_state is None:
     return abstract_state.AbstractState(leaves)
@@ -290,7 +287,6 @@ def _structured(leaves, source, target_layout, bare_subtrees, roles, kept, empty
   if target_layout.nnx_optimizer:
     empties, lists = optimizer.nnx_trainer_structure(opt_paths)
   else:
-    subtrees = {role.subtree for role in kept.values() if isinstance(role, Variable) and role.subtree is not None}
     empties, lists = optimizer.linen_structure(opt_paths, subtrees, empty_nodes)
   holes = _mask_holes(leaves, target_layout, roles.masked_subtrees, bare_subtrees)
   leaves = leaves | holes | {(*prefix, *path): leaf for path, leaf in empties.items()}

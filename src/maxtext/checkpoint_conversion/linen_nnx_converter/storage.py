@@ -19,6 +19,7 @@ Tried with orbax-checkpoint 0.11.39 and 0.12.4. What is private to Orbax is impo
 
 import asyncio
 import dataclasses
+import importlib.metadata
 import json
 import os
 from typing import Any
@@ -161,7 +162,11 @@ def save_tree(directory: epath.Path, tree: Any):
 
 def versions() -> dict[str, str]:
   """The versions of the libraries that read and write."""
-  return {"jax": jax.__version__, "orbax-checkpoint": ocp.__version__, "tensorstore": _tensorstore_version()}
+  return {
+      "jax": jax.__version__,
+      "orbax-checkpoint": ocp.__version__,
+      "tensorstore": importlib.metadata.version("tensorstore"),
+  }
 
 
 def _stored_leaf(leaf, value_type, ext_metadata) -> StoredLeaf:
@@ -191,12 +196,6 @@ def _value_types(document) -> dict[Path, str]:
       tuple(str(key["key"]) for key in entry["key_metadata"]): entry["value_metadata"]["value_type"]
       for entry in document["tree_metadata"].values()
   }
-
-
-def _tensorstore_version() -> str:
-  from importlib import metadata  # pylint: disable=import-outside-toplevel
-
-  return metadata.version("tensorstore")
 
 
 def first_line(e: BaseException) -> str:
