@@ -90,7 +90,7 @@ class PathsTest(util.CheckpointTestCase):
     converter.convert_checkpoint(self.checkpoints, self.tmp / "out")
     before = util.snapshot(self.tmp / "out")
     with self.break_writing(), self.assertRaisesRegex(OSError, "No space left"):
-      converter.convert_checkpoint(self.checkpoints, self.tmp / "out", overwrite=True)
+      converter.convert_checkpoint(self.checkpoints, self.tmp / "out", overwrite=True, scan_layers=False)
     self.assertEqual(util.snapshot(self.tmp / "out"), before)
     self.assertCountEqual(os.listdir(self.tmp / "out"), ["10"])
 
@@ -98,7 +98,7 @@ class PathsTest(util.CheckpointTestCase):
   def test_a_failure_leaves_nothing(self, target):
     before = util.files(self.tmp)
     with self.break_writing(), self.assertRaisesRegex(OSError, "No space left"):
-      converter.convert_checkpoint(self.checkpoints, self.tmp / target)
+      converter.convert_checkpoint(self.checkpoints, self.tmp / target, scan_layers=False)
     self.assertEqual(util.files(self.tmp), before)
 
   def test_a_target_that_fails_verification_is_not_committed(self):
@@ -115,11 +115,11 @@ class PathsTest(util.CheckpointTestCase):
     before = util.files(self.tmp)
     with absltest.mock.patch.object(execute, "_piece", flipped):
       with self.assertRaisesRegex(
-          errors.VerificationError, r"opt_state/0/mu/decoder/layers/mlp/wo/kernel: .* at index \(63, 3, 31\)"
+          errors.VerificationError, r"opt_state/0/mu/decoder/layers/0/mlp/wo/kernel: .* at index \(63, 31\)"
       ):
-        converter.convert_checkpoint(self.checkpoints, self.tmp / "out")
+        converter.convert_checkpoint(self.checkpoints, self.tmp / "out", scan_layers=False)
       self.assertEqual(util.files(self.tmp), before)
-      converter.convert_checkpoint(self.checkpoints, self.tmp / "out", verify=False)
+      converter.convert_checkpoint(self.checkpoints, self.tmp / "out", scan_layers=False, verify=False)
 
   @parameterized.parameters(
       ("run/checkpoints", "run/checkpoints"),
@@ -174,7 +174,7 @@ class PathsTest(util.CheckpointTestCase):
     largest = max((self.checkpoints / "2" / "items" / "ocdbt.process_0" / "d").iterdir(), key=lambda f: f.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     before = util.files(self.tmp)
-    with self.assertRaisesRegex(errors.DamagedSourceError, ": expected chunks that can be read, found"):
+    with self.assertRaisesRegex(errors.DamagedSourceError, "should have at least [0-9]+ bytes, found [0-9]+ bytes"):
       converter.convert_checkpoint(self.checkpoints / "2", self.tmp / "out")
     self.assertEqual(util.files(self.tmp), before)
 

@@ -34,6 +34,13 @@ usage: python -m maxtext.checkpoint_conversion.linen_nnx_converter --source_path
 """
 
 
+class _VerifyParser(flags.ArgumentParser):
+  """Yes, no, or full."""
+
+  def parse(self, argument):
+    return argument if argument == "full" else flags.BooleanParser().parse(argument)
+
+
 def define_flags() -> flags.FlagValues:
   """The command's flags, in a registry of their own so that `main` can be called in-process."""
   values = flags.FlagValues()
@@ -99,7 +106,16 @@ def define_flags() -> flags.FlagValues:
       "check_model", True, "With a config, compare the target with the installed MaxText's own state first.", **common
   )
   flags.DEFINE_float("memory_budget_gib", 2.0, "GiB of memory for the data under way.", lower_bound=0.0625, **common)
-  flags.DEFINE_boolean("verify", True, "Re-read both sides and compare every byte before the commit.", **common)
+  flags.DEFINE_enum(
+      "copy_mode",
+      "auto",
+      ("auto", "link", "copy"),
+      "How data files come to the target where their bytes need not change: as hard links, as copies, or as links where "
+      "the file system can.",
+      **common,
+  )
+  verify = "Compare the target with the source, to the bit, before the commit; --verify=full decodes all of both."
+  flags.DEFINE_flag(flags.Flag(_VerifyParser(), None, "verify", True, verify, boolean=True), **common)
   flags.DEFINE_boolean("overwrite", False, "Replace an existing target.", **common)
   flags.DEFINE_boolean("dry_run", False, "Print the plan and write nothing.", **common)
   flags.DEFINE_boolean("traceback", False, "Show the traceback of a failure.", **common)
@@ -171,7 +187,7 @@ def _convert(values, config_arguments) -> int:
         f"{options['target_path']}: {type(e).__name__}: {' '.join(str(e).split())[:500]}. Nothing was left there."
     )
   if conversion.dry_run:
-    print("\n".join(conversion.plan.lines()))
+    print("\n".join(conversion.lines()))
   print(conversion.summary())
   return DONE
 

@@ -15,11 +15,11 @@
 """The conversions: of trees in memory, and of checkpoints on disk."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import os
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from etils import epath
 
@@ -27,33 +27,24 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import framing
+from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
 from maxtext.checkpoint_conversion.linen_nnx_converter import model_check
+from maxtext.checkpoint_conversion.linen_nnx_converter import moving
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
+from maxtext.checkpoint_conversion.linen_nnx_converter import proof
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 from maxtext.checkpoint_conversion.linen_nnx_converter import verify as verify_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import ways
 
 Path = abstract_state.Path
 PathLike = str | os.PathLike[str]
 
 RECORD = "linen_nnx_converter"  # The key of the record in the target's custom metadata.
-
-
-class Progress(Protocol):
-  """What is told of the work under way."""
-
-  def start(self, task: str, nbytes: int) -> None:
-    """A task begins that goes through this many bytes."""
-
-  def advance(self, nbytes: int) -> None:
-    """So many bytes of the task are done."""
-
-  def finish(self) -> None:
-    """The task is done."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +55,7 @@ class Conversion:
     plan: the plan.
     source: the folder of the source's pytree.
     target: the folder of the target's pytree.
-    nbytes: the size of the target's arrays.
+    ways: how the bytes of each target leaf that is an array went.
     seconds: how long it took.
     verified: whether every byte of the target was compared with the source.
     dry_run: whether nothing was written.
@@ -73,10 +64,22 @@ class Conversion:
   plan: plan_lib.Plan
   source: epath.Path
   target: epath.Path
-  nbytes: int
+  ways: Mapping[Path, ways.Way]
   seconds: float = 0.0
   verified: bool = False
   dry_run: bool = False
+
+  @property
+  def nbytes(self) -> dict[ways.Way, int]:
+    """The bytes of the target's arrays, by the way that they went."""
+    return ways.nbytes(self.plan, self.ways)
+
+  def lines(self) -> Iterator[str]:
+    """The plan for a person, with the way that the bytes of each leaf go."""
+    paths = iter(self.plan.moves)
+    for line in self.plan.lines():
+      way = self.ways.get(next(paths, ()))
+      yield f"{line}, {way}" if way else line
 
   def record(self) -> dict[str, Any]:
     """The JSON record that is kept in the target's custom metadata."""
@@ -87,7 +90,8 @@ class Conversion:
         "target_layout": str(plan.target_layout),
         "scan_layers": plan.scan_layers,
         "leaves": plan.counts(),
-        "bytes": self.nbytes,
+        "bytes": sum(self.nbytes.values()),
+        "bytes_by_way": {way.name.lower(): nbytes for way, nbytes in self.nbytes.items()},
         "dropped": {"/".join(path): reason for path, reason in plan.dropped.items()},
         "empty_nodes": [[list(path), leaf] for path, leaf in plan.empty_nodes.items()],
         "seconds": round(self.seconds, 3),
@@ -102,11 +106,16 @@ class Conversion:
     dropped = (
         f"; left out {counts['dropped']} leaves ({', '.join(sorted(set(plan.dropped.values())))})" if plan.dropped else ""
     )
+    sizes = ", ".join(f"{_size(nbytes)} {way}" for way, nbytes in self.nbytes.items() if nbytes)
     done = f" in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}" if not self.dry_run else ""
     return (
         f"{'would convert' if self.dry_run else 'converted'} {plan.source_layout} -> {plan.target_layout}{done}: "
-        f"{len(plan.moves)} leaves, {self.nbytes / 2**20:,.1f} MiB ({moves}){dropped} -> {self.target}"
+        f"{len(plan.moves)} leaves ({moves}), {sizes}{dropped} -> {self.target}"
     )
+
+
+def _size(nbytes: int) -> str:
+  return f"{nbytes} bytes" if nbytes < 2**16 else f"{nbytes / 2**20:,.1f} MiB"
 
 
 _MOVE_NAMES = {"copy": "copied", "stack": "stacked", "slice": "sliced", "transpose": "transposed"}
@@ -187,10 +196,11 @@ def convert_checkpoint(
     maxtext_release: str | None = None,
     check_model: bool = True,
     memory_budget_gib: float = 2.0,
-    verify: bool = True,
+    copy_mode: str = "auto",
+    verify: bool | str = True,
     overwrite: bool = False,
     dry_run: bool = False,
-    progress: Progress | None = None,
+    progress: moving.Progress | None = None,
     **options,
 ) -> Conversion:
   """Converts a checkpoint on disk. The target appears whole or not at all; the source is only read.
@@ -204,7 +214,10 @@ def convert_checkpoint(
       target is for the installed release.
     maxtext_release: the MaxText release that shall read the target, such as `0.2.5`; with a config, the installed one.
     memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
-    verify: whether to re-read source and target and compare every byte before the commit.
+    copy_mode: whether to `link` the source's data files where their bytes need not change, to `copy` them, or, as `auto`
+      does, to link them where the file system can.
+    verify: whether to compare the target with the source, to the bit, before the commit. Where the target refers to the
+      source's own chunks, or has them encoded alike, that is the proof; `full` decodes all of both.
     overwrite: whether to replace an existing target, which stays whole until the new one is.
     dry_run: whether to plan only.
     progress: is told how far the work has come.
@@ -236,9 +249,11 @@ def convert_checkpoint(
   if config is not None and check_model:
     _check_model(plan, config, options["release"])
   execute.check_casts(plan, source.read)
-  leaves = framing.target_leaves(plan, source)
-  nbytes = sum(leaf.nbytes for leaf in leaves.values() if isinstance(leaf, framing.TargetLeaf))
-  conversion = Conversion(plan, location.items, target.items, nbytes, dry_run=dry_run)
+  lengths = key_values.file_lengths(source.directory, source.index)
+  routes = ways.choose(plan, source, lengths, brings_dead_bytes=copy_mode == "link")
+  conversion = Conversion(
+      plan, location.items, target.items, {path: route.way for path, route in routes.items()}, dry_run=dry_run
+  )
   if dry_run:
     return dataclasses.replace(conversion, seconds=time.monotonic() - begin)
   result = []
@@ -248,15 +263,17 @@ def convert_checkpoint(
   def before_commit(folder: epath.Path, items: epath.Path):
     progress.finish()
     if verify:
-      _verify(plan, source, items, budget, progress)
-    result.append(dataclasses.replace(conversion, seconds=time.monotonic() - begin, verified=verify))
+      _verify(plan, source, items, budget, progress, is_full=verify == "full")
+    result.append(dataclasses.replace(conversion, seconds=time.monotonic() - begin, verified=bool(verify)))
     _finish_step(folder, location, custom_metadata, result[0])
 
-  progress.start("writing", nbytes)
+  move = moving.Move(plan, source, routes, lengths, copy_mode, budget, progress)
+  progress.start("writing", move.nbytes())
   framing.save(
       target,
-      dataclasses.replace(plan.target, leaves=leaves),
-      _writer(plan, source, budget, progress),
+      dataclasses.replace(plan.target, leaves=framing.target_leaves(plan, source, routes)),
+      move.stream,
+      move.put_encoded,
       use_ocdbt=source.use_ocdbt,
       use_zarr3=source.use_zarr3,
       before_commit=before_commit,
@@ -301,35 +318,22 @@ def _convert_tree(state, **options) -> dict[str, Any]:
   return abstract_state.unflatten(dataclasses.replace(plan.target, leaves=execute.apply(plan, source.leaves)))
 
 
-def _writer(plan, source, budget, progress) -> framing.WriteArrays:
-  """Streams the arrays of some target leaves."""
-
-  async def write_arrays(stores: Mapping[Path, Any]):
-    await execute.stream(
-        execute.blocks(plan, stores, lambda path: source.stored[path].chunk_shape),
-        open_source=source.open,
-        targets=stores,
-        new_transaction=framing.new_transaction,
-        memory_budget=budget,
-        on_written=lambda block: progress.advance(block.nbytes),
-    )
-
-  return write_arrays
-
-
-def _verify(plan, source, items, budget, progress):
+def _verify(plan, source, items, budget, progress, *, is_full: bool):
   """Reads the written pytree back, as anyone would, and compares it with the plan and the source."""
   written = storage.Checkpoint(items)
   verify_lib.verify_state(plan.target, written.state)
-  progress.start("verifying", sum(source.stored[path].nbytes for path in plan.parts() if path in source.stored))
+  proven = frozenset() if is_full else asyncio.run(proof.prove(plan, source, written, memory_budget=budget)).paths
+  unproven = [path for path in plan.moves if path not in proven and path in written.stored]
+  progress.start("verifying", sum(written.stored[path].nbytes for path in unproven))
   asyncio.run(
       verify_lib.verify_arrays(
           plan,
+          unproven,
           open_source=source.open,
           open_target=written.open,
           chunk_shape_of=lambda path: source.stored[path].chunk_shape,
           memory_budget=budget,
-          on_verified=lambda path, nbytes: progress.advance(nbytes),
+          on_verified=progress.advance,
       )
   )
   progress.finish()

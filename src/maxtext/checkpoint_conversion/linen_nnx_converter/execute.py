@@ -15,7 +15,7 @@
 """Carries a plan out: on arrays in memory, or block by block between two checkpoints under a memory budget."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 import dataclasses
 import itertools
 import math
@@ -128,15 +128,30 @@ async def stream(
     memory_budget: bytes, for all copies of the data that is under way.
     on_written: called for each block when it is committed.
   """
-  batch_bytes = min(_BATCH_BYTES, memory_budget // (_COST_OF_A_BYTE * _BATCHES_IN_FLIGHT))
-  gate = _ByteGate(_BATCHES_IN_FLIGHT * batch_bytes)
+
+  async def write_batch(batch):
+    await _write_batch(batch, open_source, targets, new_transaction(), on_written)
+
+  await in_batches(work, write_batch, nbytes_of=lambda block: block.nbytes, limit=batch_bytes(memory_budget))
+
+
+def batch_bytes(memory_budget: int) -> int:
+  """How many bytes to move in one batch, so that all that is under way stays in the budget."""
+  return min(_BATCH_BYTES, memory_budget // (_COST_OF_A_BYTE * _BATCHES_IN_FLIGHT))
+
+
+async def in_batches[T](
+    work: Iterable[T], run: Callable[[list[T]], Coroutine[Any, Any, None]], *, nbytes_of: Callable[[T], int], limit: int
+):
+  """Runs over batches of work of at most `limit` bytes, two at a time; a larger piece is a batch of its own."""
+  gate = _ByteGate(_BATCHES_IN_FLIGHT * limit)
   tasks = []
-  for batch in _batches(work, batch_bytes):
-    nbytes = await gate.enter(sum(block.nbytes for block in batch))
+  for batch in _batches(work, nbytes_of, limit):
+    nbytes = await gate.enter(sum(map(nbytes_of, batch)))
     if any(task.done() and task.exception() for task in tasks):
       break
     tasks = [task for task in tasks if not task.done()]
-    task = asyncio.create_task(_write_batch(batch, open_source, targets, new_transaction(), on_written))
+    task = asyncio.create_task(run(batch))
     task.add_done_callback(lambda _, nbytes=nbytes: gate.leave(nbytes))
     tasks.append(task)
   await settle(tasks)
@@ -244,15 +259,15 @@ def _regions(shape, block_shape) -> Iterator[Region]:
     yield tuple(slice(a, min(a + step, size)) for a, step, size in zip(start, block_shape, shape))
 
 
-def _batches(work, batch_bytes) -> Iterator[list[Block]]:
-  """Groups blocks up to `batch_bytes`; a larger block is a batch of its own."""
+def _batches(work, nbytes_of, limit) -> Iterator[list[Any]]:
+  """Groups pieces of work up to `limit` bytes; a larger piece is a batch of its own."""
   batch, size = [], 0
-  for block in work:
-    if batch and size + block.nbytes > batch_bytes:
+  for piece in work:
+    if batch and size + nbytes_of(piece) > limit:
       yield batch
       batch, size = [], 0
-    batch.append(block)
-    size += block.nbytes
+    batch.append(piece)
+    size += nbytes_of(piece)
   if batch:
     yield batch
 

@@ -19,8 +19,12 @@ Orbax makes the temporary folder, writes the metadata, merges and commits. What 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import base64
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 import dataclasses
+import json
+import math
+import threading
 import time
 from typing import Any
 import uuid
@@ -29,6 +33,7 @@ from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.metadata import array_metadata
 from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.multihost import multihost
 from orbax.checkpoint._src.serialization import tensorstore_utils
@@ -39,6 +44,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter import ways
 
 Path = abstract_state.Path
 
@@ -48,22 +54,31 @@ _REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_REMOVALS = 200, 4, 0.1
 
 @dataclasses.dataclass(frozen=True)
 class TargetLeaf:
-  """A leaf that Orbax is given to save, whose bytes are written by `save`'s `write_arrays`."""
+  """A leaf that Orbax is given to save, whose bytes are written by `save`'s `stream` or `put_encoded`.
+
+  Attributes:
+    path: its path.
+    shape: its shape.
+    dtype: its dtype.
+    chunk_shape: the shape of its chunks.
+    write_shape: what Orbax's array metadata has as the shape of what a device wrote at once.
+    sharding: Orbax's JSON of its sharding, or None.
+    ext_metadata: Orbax's further metadata.
+    is_streamed: whether `stream` writes it.
+  """
 
   path: Path
-  stored: storage.StoredLeaf
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  chunk_shape: tuple[int, ...]
+  write_shape: tuple[int, ...]
+  sharding: str | None
+  ext_metadata: Any
+  is_streamed: bool
 
   @property
   def nbytes(self) -> int:
-    return self.stored.nbytes
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.stored.shape
-
-  @property
-  def dtype(self) -> np.dtype:
-    return self.stored.dtype
+    return math.prod(self.shape) * self.dtype.itemsize
 
 
 # One class for each value type, siblings: Orbax's registry finds a handler by `issubclass`.
@@ -82,33 +97,47 @@ class _ScalarLeaf(TargetLeaf):
 _LEAF_TYPES = {storage.JAX_ARRAY: _ArrayLeaf, storage.NUMPY_ARRAY: _NumpyLeaf, storage.SCALAR: _ScalarLeaf}
 
 # Writes the arrays of these target leaves into these open stores.
-WriteArrays = Callable[[Mapping[Path, ts.TensorStore]], Awaitable[None]]
+Stream = Callable[[Mapping[Path, ts.TensorStore]], Awaitable[None]]
+# Puts the other arrays, chunks and zarr metadata, into the folder of the pytree.
+PutEncoded = Callable[[epath.Path], Awaitable[None]]
 
 
 def new_transaction() -> ts.Transaction:
-  """A transaction for `WriteArrays` to write in."""
+  """A transaction for `Stream` to write in."""
   return ts.Transaction()
 
 
-def target_leaves(plan: plan_lib.Plan, source: storage.Checkpoint) -> dict[Path, Any]:
+def target_leaves(plan: plan_lib.Plan, source: storage.Checkpoint, routes: Mapping[Path, ways.Route]) -> dict[Path, Any]:
   """The leaves to save: what is stored how, as the plan makes it of what the source has stored.
 
   A target leaf has the chunks of its source leaf: of a layer's, with one layer to a chunk, where layers are stacked. So
-  each source chunk is decoded once, and no target chunk is written twice.
+  each source chunk is decoded once, no target chunk is written twice, and what is stacked can be sliced by reference.
   """
   leaves = dict(plan.target.leaves)
-  for path, move in plan.moves.items():
-    origin = next(plan_lib.sources_of(move))[0]
-    if origin in source.stored:
-      stored = _moved(source.stored[origin], move, plan.target.leaves[path])
-      leaves[path] = _LEAF_TYPES[stored.value_type](path, stored)
+  for path, route in routes.items():
+    move = plan.moves[path]
+    origin = source.stored[next(plan_lib.sources_of(move))[0]]
+    value_type = origin.value_type
+    if value_type == storage.SCALAR and not isinstance(move, plan_lib.Copy):
+      value_type = storage.NUMPY_ARRAY
+    leaves[path] = _LEAF_TYPES[value_type](
+        path,
+        shape=tuple(plan.target.leaves[path].shape),
+        dtype=np.dtype(plan.target.leaves[path].dtype),
+        chunk_shape=_moved(origin.chunk_shape, move, 1),
+        write_shape=_moved(origin.write_shape or origin.chunk_shape, move, 1),
+        sharding=origin.sharding and _moved_sharding(origin.sharding, move, len(origin.shape)),
+        ext_metadata=origin.ext_metadata,
+        is_streamed=route.way == ways.Way.STREAMED,
+    )
   return leaves
 
 
 def save(
     target: locations.Location,
     leaves: abstract_state.AbstractState,
-    write_arrays: WriteArrays,
+    stream: Stream,
+    put_encoded: PutEncoded,
     *,
     use_ocdbt: bool,
     use_zarr3: bool,
@@ -120,7 +149,8 @@ def save(
   Args:
     target: where to.
     leaves: the leaves and lists of the pytree.
-    write_arrays: writes the arrays; called with stores that are open for writing.
+    stream: writes the arrays that are streamed; called with stores that are open for writing.
+    put_encoded: puts the others into the folder of the pytree; called once, before Orbax merges the stores.
     use_ocdbt: whether the arrays go into an OCDBT store.
     use_zarr3: whether to write zarr 3.
     before_commit: called with the temporary folder of the checkpoint and that of the pytree when all is written. What
@@ -132,12 +162,13 @@ def save(
   """
   final = target.final
   path = final.parent / f"{final.name}.replacement-{uuid.uuid4().hex[:8]}" if overwrite and final.exists() else final
-  array_handler = _ArrayHandler(write_arrays)
+  writes = _Writes(stream, put_encoded)
+  array_handler = _ArrayHandler(writes)
   registry = ocp.type_handlers.create_type_handler_registry(
       (jax.Array, array_handler),  # Orbax writes array metadata only where it finds this one.
       (_ArrayLeaf, array_handler),
-      (_NumpyLeaf, _NumpyHandler(write_arrays)),
-      (_ScalarLeaf, _ScalarHandler(write_arrays)),
+      (_NumpyLeaf, _NumpyHandler(writes)),
+      (_ScalarLeaf, _ScalarHandler(writes)),
       *((kind, ocp.type_handlers.ScalarHandler()) for kind in (int, float, bool, np.number)),
       (str, ocp.type_handlers.StringHandler()),
   )
@@ -194,34 +225,55 @@ def _with_last_look(handler: ocp.PyTreeCheckpointHandler, before_commit: Callabl
   return handler
 
 
-class _WritingHandler:
-  """The part that the handlers of the three value types share: opening the stores, and `write_arrays`."""
+class _Writes:
+  """What writes the bytes. The handlers share it, for what is encoded is put down once, by the first of them."""
 
-  def __init__(self, write_arrays: WriteArrays, **kwargs):
+  def __init__(self, stream: Stream, put_encoded: PutEncoded):
+    self.stream, self._put_encoded = stream, put_encoded
+    self._is_put, self._lock = False, threading.Lock()
+
+  async def put_encoded(self, items: epath.Path):
+    with self._lock:
+      is_first, self._is_put = not self._is_put, True
+    if is_first:
+      await self._put_encoded(items)
+
+
+class _WritingHandler:
+  """The part that the handlers of the three value types share."""
+
+  def __init__(self, writes: _Writes, **kwargs):
     super().__init__(**kwargs)
-    self._write_arrays = write_arrays
+    self._writes = writes
 
   async def serialize(self, values, infos, args=None):
     """Writes the arrays of `values`; when it returns, all is written."""
     args = args or [ocp.SaveArgs()] * len(values)
     for info in infos:
       await info.await_path_creation()
-    specs = [_write_spec(*each) for each in zip(values, infos, args)]
+    await self._writes.put_encoded(infos[0].parent_dir)
+    streamed = [each for each in zip(values, infos, args) if each[0].is_streamed]
+    specs = {value.path: _write_spec(value, info, arg) for value, info, arg in streamed}
     stores = {}
-    for i in range(0, len(specs), _OPENS_AT_ONCE):
-      batch = range(i, min(i + _OPENS_AT_ONCE, len(specs)))
+    for i in range(0, len(streamed), _OPENS_AT_ONCE):
+      batch = streamed[i : i + _OPENS_AT_ONCE]
       transaction = ts.Transaction()
       opened = await asyncio.gather(
           *(
               ts.open(
-                  ts.Spec(specs[k].json), create=True, open=True, context=infos[k].ts_context, transaction=transaction
+                  ts.Spec(specs[value.path].json),
+                  create=True,
+                  open=True,
+                  context=info.ts_context,
+                  transaction=transaction,
               )
-              for k in batch
+              for value, info, _ in batch
           )
       )
       await transaction.commit_async()
-      stores |= {values[k].path: store.with_transaction(None) for k, store in zip(batch, opened)}
-    await self._write_arrays(stores)
+      stores |= {value.path: store.with_transaction(None) for (value, _, _), store in zip(batch, opened)}
+    if stores:
+      await self._writes.stream(stores)
     await self._write_metadata(values, infos, specs)
     return []
 
@@ -244,25 +296,37 @@ class _ScalarHandler(_WritingHandler, ocp.type_handlers.ScalarHandler):
 class _ArrayHandler(_WritingHandler, ocp.type_handlers.ArrayHandler):
   """For `jax.Array` leaves, which have shardings and array metadata besides."""
 
-  def __init__(self, write_arrays: WriteArrays):
+  def __init__(self, writes: _Writes):
     self._metadatas = array_metadata_store.Store()
-    super().__init__(write_arrays, array_metadata_store=self._metadatas)
+    super().__init__(writes, array_metadata_store=self._metadatas)
 
   async def _write_metadata(self, values, infos, specs):
-    transaction = ts.Transaction()
-    for value, info in zip(values, infos):
-      if value.stored.sharding is not None:
-        spec = tensorstore_utils.get_sharding_tensorstore_spec(info.parent_dir.as_posix(), info.name)
-        store = await ts.open(spec, open=True, context=info.ts_context)
-        await store.with_transaction(transaction).write(value.stored.sharding.to_serialized_string())
-    await transaction.commit_async()
+    folder = infos[0].parent_dir
+    shardings = {info.name: value.sharding for value, info in zip(values, infos) if value.sharding is not None}
+    if shardings:
+      names = {base64.urlsafe_b64encode(name.encode()).decode(): text for name, text in shardings.items()}
+      await asyncio.to_thread((folder / "_sharding").write_text, json.dumps(names))
     await self._metadatas.write(
-        checkpoint_dir=infos[0].parent_dir,
-        array_metadatas=[
-            dataclasses.replace(s.metadata, ext_metadata=v.stored.ext_metadata) for s, v in zip(specs, values)
-        ],
+        checkpoint_dir=folder,
+        array_metadatas=[_array_metadata(v, i, specs.get(v.path)) for v, i in zip(values, infos)],
         process_index=multihost.process_index(),
     )
+
+
+def _array_metadata(value, info, spec) -> array_metadata.ArrayMetadata:
+  """Orbax's array metadata, as it made it for what is streamed."""
+  if spec is not None:
+    return dataclasses.replace(spec.metadata, ext_metadata=value.ext_metadata)
+  return array_metadata.ArrayMetadata(
+      param_name=info.name,
+      shape=value.shape,
+      dtype=value.dtype,
+      write_shape=value.write_shape,
+      chunk_shape=value.chunk_shape,
+      use_ocdbt=info.is_ocdbt_checkpoint,
+      use_zarr3=info.use_zarr3,
+      ext_metadata=value.ext_metadata,
+  )
 
 
 def _write_spec(value, info, args):
@@ -271,48 +335,32 @@ def _write_spec(value, info, args):
       info=info,
       arg=args,
       global_shape=value.shape,
-      local_shape=value.stored.chunk_shape,
+      local_shape=value.chunk_shape,
       dtype=value.dtype,
       use_ocdbt=info.is_ocdbt_checkpoint,
       process_index=multihost.process_index() if info.is_ocdbt_checkpoint else None,
   )
 
 
-def _moved(stored: storage.StoredLeaf, move: plan_lib.Move, leaf) -> storage.StoredLeaf:
-  """How the target leaf is stored, where the source leaf, or one of those to stack, is stored as `stored`."""
-  chunk_shape, sharding, value_type = stored.chunk_shape, stored.sharding, stored.value_type
-  if value_type == storage.SCALAR and not isinstance(move, plan_lib.Copy):
-    value_type = storage.NUMPY_ARRAY
+def _moved[T](values: Sequence[T], move: plan_lib.Move, new: T) -> tuple[T, ...]:
+  """What a source leaf has for each axis, as its target leaf has it; `new` for a layer axis that is put in."""
   if isinstance(move, plan_lib.Stack):
-    chunk_shape = plan_lib.insert(chunk_shape, move.axes, (1,) * len(move.axes))
-  elif isinstance(move, plan_lib.Slice):
-    chunk_shape = plan_lib.remove(chunk_shape, move.axes)
-  elif isinstance(move, plan_lib.Transpose):
-    chunk_shape = tuple(chunk_shape[axis] for axis in move.axes)
-  if hasattr(sharding, "partition_spec"):
-    sharding = dataclasses.replace(sharding, partition_spec=_moved_spec(sharding.partition_spec, move, len(stored.shape)))
-  shape = tuple(leaf.shape)
-  return dataclasses.replace(
-      stored,
-      value_type=value_type,
-      shape=shape,
-      dtype=np.dtype(leaf.dtype),
-      chunk_shape=chunk_shape,
-      sharding=sharding,
-  )
-
-
-def _moved_spec(spec, move, rank) -> tuple[Any, ...]:
-  """The partition spec with the layer axis, which is not sharded, put in or taken out."""
-  spec = tuple(spec)
-  if isinstance(move, plan_lib.Copy):
-    return spec
-  spec += (None,) * (rank - len(spec))
-  if isinstance(move, plan_lib.Stack):
-    return plan_lib.insert(spec, move.axes, (None,) * len(move.axes))
+    return plan_lib.insert(values, move.axes, (new,) * len(move.axes))
+  if isinstance(move, plan_lib.Slice):
+    return plan_lib.remove(values, move.axes)
   if isinstance(move, plan_lib.Transpose):
-    return tuple(spec[axis] for axis in move.axes)
-  return plan_lib.remove(spec, move.axes)
+    return tuple(values[axis] for axis in move.axes)
+  return tuple(values)
+
+
+def _moved_sharding(text: str, move, rank) -> str:
+  """Orbax's JSON of a sharding, with the layer axis, which is not sharded, put in or taken out."""
+  document = json.loads(text)
+  if isinstance(move, plan_lib.Copy) or "partition_spec" not in document:
+    return text
+  spec = document["partition_spec"]
+  document["partition_spec"] = _moved([*spec, *[None] * (rank - len(spec))], move, None)
+  return json.dumps(document)
 
 
 def _make_parents(path) -> list[epath.Path]:

@@ -15,7 +15,7 @@
 """Compares what was written with the source, to the bit. Shares no code with `execute.py`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 import itertools
 import math
 from typing import Any
@@ -47,24 +47,26 @@ def verify_state(expected: abstract_state.AbstractState, found: abstract_state.A
 
 async def verify_arrays(
     plan: plan_lib.Plan,
+    targets: Iterable[Path],
     *,
     open_source: Open,
     open_target: Open,
     chunk_shape_of: Callable[[Path], tuple[int, ...]],
     memory_budget: int,
-    on_verified: Callable[[Path, int], None],
+    on_verified: Callable[[int], None],
 ):
-  """Reads every element of the source that the target has, and compares its bytes with what stands in the target.
+  """Reads every element of the source that these target leaves have, and compares its bytes with what stands in them.
 
   `plan.validate()` has shown that these elements fill the target.
 
   Args:
     plan: the plan that was carried out.
+    targets: the target leaves to compare.
     open_source: opens a source leaf's array.
     open_target: opens a target leaf's array.
     chunk_shape_of: the chunk shape of a source leaf.
     memory_budget: bytes, for all data held at a time; a single chunk may take more.
-    on_verified: called with each source leaf that was found in the target, and its size in bytes.
+    on_verified: called with the size of each target leaf's part of a source leaf that was found, in bytes.
 
   Raises:
     VerificationError: naming the first element that differs.
@@ -73,8 +75,9 @@ async def verify_arrays(
       memory_budget // 16
   )  # Two leaves at a time, each with its box, its counterpart and what decoding them takes.
   chunk_bytes = lambda path: math.prod(chunk_shape_of(path)) * np.dtype(plan.source.leaves[path].dtype).itemsize
-  is_stored = lambda path: abstract_state.is_array(plan.source.leaves[path])
-  stored = {path: parts for path, parts in plan.parts().items() if is_stored(path)}
+  targets = frozenset(targets)
+  wanted = {path: [part for part in parts if part.target in targets] for path, parts in plan.parts().items()}
+  stored = {path: parts for path, parts in wanted.items() if parts and abstract_state.is_array(plan.source.leaves[path])}
   gate = asyncio.Semaphore(1 if any(chunk_bytes(path) > box_bytes for path in stored) else 2)
 
   failures = []
@@ -84,12 +87,12 @@ async def verify_arrays(
       if failures:
         return
       source = await open_source(path)
-      targets = await asyncio.gather(*(open_target(part.target) for part in parts))
+      opened = await asyncio.gather(*(open_target(part.target) for part in parts))
       itemsize = source.dtype.numpy_dtype.itemsize
       for box in _boxes(source.shape, chunk_shape_of(path), box_bytes // itemsize):
         data = await source[_index(box)].read()
-        await asyncio.gather(*(_verify_part(part, target, box, data) for part, target in zip(parts, targets)))
-      on_verified(path, math.prod(source.shape) * itemsize)
+        await asyncio.gather(*(_verify_part(part, target, box, data) for part, target in zip(parts, opened)))
+      on_verified(sum(min(math.prod(t.shape), math.prod(source.shape)) for t in opened) * itemsize)
 
   async def verify_unless_failed(path, parts):
     try:

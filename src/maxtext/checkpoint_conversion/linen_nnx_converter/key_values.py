@@ -1,0 +1,167 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The key-value store under a pytree: which keys it has, and where their values lie.
+
+A pytree's chunks and zarr metadata are the values of a store. Without OCDBT each is a file. With OCDBT the keys are in a
+B-tree, whose nodes and values lie in data files that are never changed once written. TensorStore describes the format:
+https://google.github.io/tensorstore/kvstore/ocdbt/index.html#storage-format
+"""
+
+import asyncio
+import dataclasses
+import os
+from urllib import parse
+
+from etils import epath
+from orbax.checkpoint._src.serialization import tensorstore_utils
+import tensorstore as ts
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+
+_NODES_AT_ONCE = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+  """Where the value of a key lies.
+
+  Attributes:
+    file: the data file, relative to the pytree's folder; empty for a value that stands in the tree itself.
+    offset: where it begins in the file, in bytes.
+    nbytes: its length.
+    inline: the value, if it stands in the tree itself.
+  """
+
+  file: str
+  offset: int
+  nbytes: int
+  inline: bytes | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+  """What a store holds.
+
+  Attributes:
+    values: where the value of each key lies.
+    tree_files: the data files that hold nodes of the B-tree; none without OCDBT.
+  """
+
+  values: dict[str, Value]
+  tree_files: frozenset[str] = frozenset()
+
+
+def spec(directory: epath.Path, name: str | None = None, *, use_ocdbt: bool) -> dict:
+  """TensorStore's spec of the store under a pytree, or of one leaf's part of it."""
+  return tensorstore_utils.build_kvstore_tspec(os.fspath(directory), name, use_ocdbt=use_ocdbt)
+
+
+def manifest_spec(directory) -> dict:
+  """TensorStore's spec of the place of the manifest: Orbax may have it apart from that of the data files."""
+  ocdbt = spec(directory, use_ocdbt=True)
+  return ocdbt.get("manifest") or ocdbt["base"]
+
+
+async def read_index(directory: epath.Path, *, use_ocdbt: bool, context: ts.Context) -> Index:
+  """Reads the keys of a store and where their values lie. No value is read, but for those in the tree itself.
+
+  Raises:
+    DamagedSourceError: a value would lie outside the folder.
+  """
+  if not use_ocdbt:
+    return Index(await asyncio.to_thread(_files, directory))
+  base = await ts.KvStore.open(spec(directory, use_ocdbt=True)["base"], context=context)
+  manifest = await ts.KvStore.open(manifest_spec(directory), context=context)
+  return await _read_tree(directory, base, manifest)
+
+
+async def _read_tree(directory, base, manifest) -> Index:
+  """Walks the B-tree of the newest version, level by level."""
+  root = (await ts.ocdbt.dump(manifest))["versions"][-1]
+  values, files = {}, set()
+  level = [(root["root"]["location"], b"")] if "location" in root["root"] else []
+  for height in reversed(range(root["root_height"] + 1)):  # A damaged tree cannot lead round in a circle.
+    below = []
+    for begin in range(0, len(level), _NODES_AT_ONCE):
+      some = level[begin : begin + _NODES_AT_ONCE]
+      nodes = await asyncio.gather(*(ts.ocdbt.dump(base, location) for location, _ in some))
+      for (location, prefix), node in zip(some, nodes):
+        files.add(_place(directory, location).file)
+        for entry in node["entries"]:
+          if height:
+            below.append((entry["location"], prefix + entry["subtree_common_prefix"]))
+          else:
+            values[(prefix + entry["key"]).decode()] = _value(directory, entry)
+    level = below
+  return Index(values, frozenset(files))
+
+
+def file_lengths(directory: epath.Path, index: Index) -> dict[str, int]:
+  """The lengths of the data files, each of which must hold the values that the index says lie in it.
+
+  Raises:
+    DamagedSourceError: a file is missing or too short, naming a key whose value is not there.
+  """
+  ends: dict[str, tuple[int, str]] = {}
+  for key, value in index.values.items():
+    if value.inline is None:
+      ends[value.file] = max(ends.get(value.file, (0, key)), (value.offset + value.nbytes, key))
+  lengths = {}
+  for file, (end, key) in ends.items():
+    path = directory / file
+    length = path.stat().length if path.exists() else None
+    if length is None or length < end:
+      raise errors.DamagedSourceError(
+          key,
+          expected=f"its value in {path}, which should have at least {end} bytes",
+          found="no such file" if length is None else f"{length} bytes",
+          remedy="The checkpoint is damaged: use another step.",
+      )
+    lengths[file] = length
+  return lengths
+
+
+def _value(directory, entry) -> Value:
+  if "inline_value" in entry:
+    return Value("", 0, len(entry["inline_value"]), entry["inline_value"])
+  return _place(directory, entry["indirect_value"])
+
+
+def _place(directory, location: str) -> Value:
+  """What TensorStore writes as `<type>:<base>:<file>:<offset>:<length>`, the base relative to the store's folder."""
+  _, base, file, offset, nbytes = location.split(":")
+  file = parse.unquote(base) + parse.unquote(file)
+  if file.startswith("/") or ".." in file.split("/"):
+    raise errors.DamagedSourceError(
+        directory,
+        expected="data files inside the checkpoint",
+        found=f"one at {file}",
+        remedy="This is no checkpoint that a trainer wrote: do not use it.",
+    )
+  return Value(file, int(offset), int(nbytes))
+
+
+def _files(directory) -> dict[str, Value]:
+  """Every file below a folder, as a value."""
+  values, folders = {}, [""]
+  while folders:
+    folder = folders.pop()
+    for child in (directory / folder).iterdir():
+      name = f"{folder}{child.name}"
+      if child.is_dir():
+        folders.append(name + "/")
+      else:
+        values[name] = Value(name, 0, child.stat().length)
+  return values

@@ -1,0 +1,137 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Moves the arrays of a plan, each by its route, into the folder that `framing.save` is filling."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any, Protocol
+
+from etils import epath
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
+from maxtext.checkpoint_conversion.linen_nnx_converter import execute
+from maxtext.checkpoint_conversion.linen_nnx_converter import framing
+from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
+from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter import transfer
+from maxtext.checkpoint_conversion.linen_nnx_converter import ways
+
+Path = abstract_state.Path
+
+
+class Progress(Protocol):
+  """What is told of the work under way."""
+
+  def start(self, task: str, nbytes: int) -> None:
+    """A task begins that goes through this many bytes."""
+
+  def advance(self, nbytes: int) -> None:
+    """So many bytes of the task are done."""
+
+  def finish(self) -> None:
+    """The task is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+  """The moving of a plan's arrays: what `framing.save` fills its folder with.
+
+  Attributes:
+    plan: the plan.
+    source: the source.
+    routes: the route of each target leaf that is an array.
+    lengths: the lengths of the source's data files.
+    copy_mode: how to bring data files: one of `transfer.COPY_MODES`.
+    memory_budget: bytes, for all copies of the data that is under way.
+    progress: is told of bytes: those of chunks that are decoded, of values and of files that are copied.
+  """
+
+  plan: plan_lib.Plan
+  source: storage.Checkpoint
+  routes: Mapping[Path, ways.Route]
+  lengths: Mapping[str, int]
+  copy_mode: str
+  memory_budget: int
+  progress: Progress
+
+  def nbytes(self) -> int:
+    """The bytes that `progress` will have been told of in the end."""
+    streamed = ways.nbytes(self.plan, {path: route.way for path, route in self.routes.items()})[ways.Way.STREAMED]
+    raw = sum(self.source.index.values[old].nbytes for old, _ in self._renamed(ways.Way.RAW))
+    return streamed + raw + sum(self.lengths[file] for file in ways.data_files(self.routes, self.source.index))
+
+  async def stream(self, stores: Mapping[Path, Any]):
+    """Writes the arrays that are streamed into open stores."""
+    await execute.stream(
+        execute.blocks(self.plan, stores, lambda path: self.source.stored[path].chunk_shape),
+        open_source=self.source.open,
+        targets=stores,
+        new_transaction=framing.new_transaction,
+        memory_budget=self.memory_budget,
+        on_written=lambda block: self.progress.advance(block.nbytes),
+    )
+
+  async def put_encoded(self, items: epath.Path):
+    """Puts the arrays that are not streamed into the folder of the pytree."""
+    await (self._refer(items) if self.source.use_ocdbt else self._bring_chunks(items))
+    raw = self._renamed(ways.Way.RAW)
+    if raw:
+      await transfer.copy_values(
+          self.source,
+          items,
+          raw,
+          self._documents(ways.Way.RAW),
+          process_index=0,
+          batch_bytes=execute.batch_bytes(self.memory_budget),
+          on_copied=lambda old: self.progress.advance(self.source.index.values[old].nbytes),
+      )
+
+  async def _refer(self, items):
+    """Makes the target's store refer to the source's data files, which are brought along."""
+    renamed = self._renamed(ways.Way.REFERENCE)
+    if not renamed:
+      return
+    index = self.source.index
+    files = ways.data_files(self.routes, index)
+    tree_files = index.tree_files - files
+    await self._bring(items, [(file, file) for file in sorted(files | tree_files)])
+    ranges = chunks.ranges(renamed, index.values)
+    await transfer.rename(self.source, items, ranges, self._documents(ways.Way.REFERENCE))
+    written = await key_values.read_index(items, use_ocdbt=True, context=self.source.context)
+    for file in tree_files - written.tree_files - {value.file for value in written.values.values()}:
+      (items / file).unlink()
+
+  async def _bring_chunks(self, items):
+    """Brings the files of chunks under their new names."""
+    await self._bring(items, self._renamed(ways.Way.REFERENCE))
+    for key, text in self._documents(ways.Way.REFERENCE).items():
+      (items / key).write_bytes(text)
+
+  async def _bring(self, items, files):
+    await transfer.bring(
+        self.source.directory,
+        items,
+        files,
+        copy_mode=self.copy_mode,
+        on_brought=lambda file: self.progress.advance(self.lengths.get(file, 0)),
+    )
+
+  def _renamed(self, way) -> list[tuple[str, str]]:
+    return [pair for route in self.routes.values() if route.way == way for pair in route.renamed]
+
+  def _documents(self, way) -> dict[str, bytes]:
+    return {key: text for route in self.routes.values() if route.way == way for key, text in route.documents.items()}

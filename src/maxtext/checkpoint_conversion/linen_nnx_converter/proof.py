@@ -1,0 +1,153 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Proves that leaves are equal without decoding them: their chunks are the same bytes, in the places that the plan says.
+
+Shares no code with what moves them: it starts from the keys that stand in the target, and asks which chunk of the source
+each should be.
+"""
+
+import asyncio
+from collections.abc import Iterator
+import dataclasses
+import filecmp
+import math
+import os
+
+from etils import epath
+import numpy as np
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
+from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+
+Path = abstract_state.Path
+
+_PAIRS_AT_ONCE = 8  # Chunks, each in the source and in the target.
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+  """Which target leaves are known to be equal to what the plan makes them of.
+
+  Attributes:
+    referenced: those whose chunks lie at the same places of the same data files.
+    same_values: those whose encoded chunks are equal.
+  """
+
+  referenced: frozenset[Path]
+  same_values: frozenset[Path]
+
+  @property
+  def paths(self) -> frozenset[Path]:
+    return self.referenced | self.same_values
+
+
+async def prove(
+    plan: plan_lib.Plan, source: storage.Checkpoint, written: storage.Checkpoint, *, memory_budget: int
+) -> Proof:
+  """Finds the target leaves whose equality can be proven; of the others, which must be decoded, nothing is known.
+
+  Args:
+    plan: the plan that was carried out.
+    source: the source.
+    written: the target.
+    memory_budget: bytes, for the encoded chunks that are compared; a pair of larger ones is held alone.
+  """
+  referenced, copied, same_files = set(), {}, {}
+  for path, move in plan.moves.items():
+    if path not in written.stored or not _is_the_same_encoding(path, move, source, written):
+      continue
+    pairs = list(_chunk_pairs(path, move, source, written))
+    if any(old not in source.index.values or new not in written.index.values for old, new in pairs):
+      continue
+    values = [(source.index.values[old], written.index.values[new]) for old, new in pairs]
+    files = {old.file for old, new in values if old == new and old.inline is None}
+    for file in files - same_files.keys():
+      same_files[file] = await asyncio.to_thread(_is_the_same_file, source.directory / file, written.directory / file)
+    if all(old == new for old, new in values) and all(same_files[file] for file in files):
+      referenced.add(path)
+    elif all(old.nbytes == new.nbytes for old, new in values):
+      copied[path] = pairs
+  largest = max((source.index.values[old].nbytes for pairs in copied.values() for old, _ in pairs), default=1)
+  gate = asyncio.Semaphore(max(1, min(_PAIRS_AT_ONCE, memory_budget // (2 * largest))))
+  equal = await asyncio.gather(*(_have_equal_values(pairs, source, written, gate) for pairs in copied.values()))
+  return Proof(frozenset(referenced), frozenset(path for path, is_equal in zip(copied, equal) if is_equal))
+
+
+def _is_the_same_encoding(path, move, source, written) -> bool:
+  """Whether the zarr metadata agree in all but the layer axes, along which each chunk holds one index."""
+  target = written.stored[path].document
+  documents = [source.stored[origin].document for origin, _ in plan_lib.sources_of(move) if origin in source.stored]
+  if not documents or isinstance(move, plan_lib.Transpose):
+    return False
+  if isinstance(move, plan_lib.Copy):
+    return documents == [target]
+  layered = [target] if isinstance(move, plan_lib.Stack) else documents
+  return (
+      all(chunks.chunk_shape(document)[axis] == 1 for document in layered for axis in move.axes)
+      and all(_without_shapes(document) == _without_shapes(target) for document in documents)
+      and all(_chunk_size(document) == _chunk_size(target) for document in documents)
+      and target.get("order", "C") == "C"
+  )
+
+
+def _without_shapes(document):
+  """A zarr metadata document without what tells the shape of the array, of its chunks, and of theirs."""
+  if isinstance(document, dict):
+    shapes = ("shape", "chunks", "chunk_shape")
+    return {name: _without_shapes(value) for name, value in document.items() if name not in shapes}
+  return [_without_shapes(value) for value in document] if isinstance(document, list) else document
+
+
+def _chunk_size(document) -> int:
+  return math.prod(chunks.chunk_shape(document))
+
+
+def _chunk_pairs(path, move, source, written) -> Iterator[tuple[str, str]]:
+  """For each chunk of a target leaf, the key that it should have been in the source, and its key."""
+  target = written.stored[path]
+  origins = [source.stored[origin] for origin, _ in plan_lib.sources_of(move)]
+  steps = zip(target.shape, target.chunk_shape)
+  for place in np.ndindex(*(-(-size // step) for size, step in steps)):
+    number, inside = 0, list(place)
+    if isinstance(move, plan_lib.Stack):
+      number = int(np.ravel_multi_index([place[axis] for axis in move.axes], move.sizes))
+      inside = [index for axis, index in enumerate(place) if axis not in move.axes]
+    elif isinstance(move, plan_lib.Slice):
+      for axis, index in zip(move.axes, move.index):
+        inside.insert(axis, index)
+    origin = origins[number]
+    yield (
+        f"{origin.name}/{chunks.key(origin.document, tuple(inside))}",
+        f"{target.name}/{chunks.key(target.document, place)}",
+    )
+
+
+def _is_the_same_file(ours: epath.Path, theirs: epath.Path) -> bool:
+  """Whether two paths are one file, or two with the same content."""
+  if "://" in os.fspath(ours) + os.fspath(theirs) or not (ours.exists() and theirs.exists()):
+    return False
+  return os.path.samefile(ours, theirs) or filecmp.cmp(ours, theirs, shallow=False)
+
+
+async def _have_equal_values(pairs, source, written, gate) -> bool:
+  """Whether the encoded chunks are equal."""
+  for old, new in pairs:
+    async with gate:
+      ours, theirs = await asyncio.gather(source.read_value(old), written.read_value(new))
+    if ours != theirs:
+      return False
+  return True

@@ -1,0 +1,173 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Moving encoded chunks from one store to another, under new keys. With `framing.py`, all that writes array bytes."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+import errno
+import os
+import shutil
+
+from etils import epath
+from orbax.checkpoint._src.serialization import tensorstore_utils
+import tensorstore as ts
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import execute
+from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
+from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+
+COPY_MODES = ("auto", "link", "copy")
+
+_FILES_AT_ONCE = 2
+_COPIES_AT_ONCE = 1000
+# What `os.link` says where a file cannot be linked: another file system, none that has links, or too many of them.
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
+
+Pairs = Iterable[tuple[str, str]]
+
+
+async def bring(
+    source: epath.Path, target: epath.Path, files: Pairs, *, copy_mode: str, on_brought: Callable[[str], None]
+):
+  """Links or copies files.
+
+  Args:
+    source: the folder that they are in.
+    target: the folder to bring them to.
+    files: the name of each in `source`, and in `target`.
+    copy_mode: `link`, `copy`, or `auto`: a link where the file system can, else a copy.
+    on_brought: called with the name in `source` of each when it is there.
+
+  Raises:
+    TargetError: `copy_mode` is `link`, and a file cannot be linked.
+  """
+  gate = asyncio.Semaphore(_FILES_AT_ONCE)
+
+  async def bring_one(old, new):
+    async with gate:
+      await asyncio.to_thread(_bring_file, source / old, target / new, copy_mode)
+      on_brought(old)
+
+  files = list(files)
+  for folder in {(target / new).parent for _, new in files}:
+    folder.mkdir(parents=True, exist_ok=True)
+  await execute.settle(bring_one(old, new) for old, new in files)
+
+
+async def rename(
+    source: storage.Checkpoint,
+    target: epath.Path,
+    ranges: Iterable[tuple[str, str, bool]],
+    documents: Mapping[str, bytes],
+):
+  """Makes the target's OCDBT store refer to the source's values, all in one transaction.
+
+  The data files, those of the tree's nodes too, must lie in the target at the same relative paths: TensorStore copies
+  ranges of keys only between stores of one base, so the source is opened with the target as its base and its own
+  manifest.
+
+  Args:
+    source: the source.
+    target: the folder of the target's pytree.
+    ranges: old and new keys or prefixes, as `chunks.ranges` gives them.
+    documents: values to write besides.
+  """
+  target_spec = key_values.spec(target, use_ocdbt=True)
+  source_spec = target_spec | {"manifest": key_values.manifest_spec(source.directory)}
+  tensorstore_utils.add_ocdbt_write_options(target_spec)
+  old_store = await ts.KvStore.open(source_spec, context=source.context)
+  new_store = await ts.KvStore.open(target_spec, context=source.context)
+  transaction = ts.Transaction(atomic=True)
+  new_store = new_store.with_transaction(transaction)
+  single = ts.KvStore.KeyRange("", "\0")  # The empty key alone, relative to a store that is opened at a key.
+  everything = ts.KvStore.KeyRange()
+  operations = [
+      (old_store / old).experimental_copy_range_to(new_store / new, source_range=everything if is_prefix else single)
+      for old, new, is_prefix in ranges
+  ]
+  await execute.settle([*operations, *(new_store.write(key, value) for key, value in documents.items())])
+  await transaction.commit_async()
+
+
+async def copy_values(
+    source: storage.Checkpoint,
+    target: epath.Path,
+    pairs: Pairs,
+    documents: Mapping[str, bytes],
+    *,
+    process_index: int,
+    batch_bytes: int,
+    on_copied: Callable[[str], None],
+):
+  """Copies encoded values into a process's own OCDBT store, which Orbax merges.
+
+  Args:
+    source: the source.
+    target: the folder of the target's pytree.
+    pairs: old and new keys.
+    documents: values to write besides.
+    process_index: whose store it is.
+    batch_bytes: how many bytes to have in memory; a larger value is held alone.
+    on_copied: called with the old key of each value when it is there.
+  """
+  spec = tensorstore_utils.build_kvstore_tspec(os.fspath(target), use_ocdbt=True, process_id=process_index)
+  tensorstore_utils.add_ocdbt_write_options(spec)
+  context = tensorstore_utils.get_ts_context(use_ocdbt=True)
+  new_store = await ts.KvStore.open(spec, context=context)
+  old_store = await ts.KvStore.open(key_values.spec(source.directory, use_ocdbt=True), context=source.context)
+
+  async def copy(old, new, transaction):
+    result = await old_store.read(old)
+    if result.state != "value":
+      raise errors.DamagedSourceError(
+          old, expected="a value", found=f"{result.state} key", remedy="The checkpoint is damaged: use another step."
+      )
+    await new_store.with_transaction(transaction).write(new, result.value)
+
+  async def copy_batch(batch):
+    transaction = ts.Transaction(atomic=True)
+    await execute.settle(copy(old, new, transaction) for old, new in batch)
+    await transaction.commit_async()
+    for old, _ in batch:
+      on_copied(old)
+
+  await execute.in_batches(
+      pairs, copy_batch, nbytes_of=lambda pair: source.index.values[pair[0]].nbytes, limit=batch_bytes
+  )
+  transaction = ts.Transaction(atomic=True)
+  await execute.settle(new_store.with_transaction(transaction).write(key, value) for key, value in documents.items())
+  await transaction.commit_async()
+
+
+def _bring_file(source: epath.Path, target: epath.Path, copy_mode: str):
+  """Links or copies one file; what another leaf has brought already stays."""
+  if copy_mode != "copy":
+    try:
+      os.link(os.path.realpath(source), target)
+      return
+    except FileExistsError:
+      return
+    except OSError as e:
+      if e.errno not in _NO_LINK:
+        raise
+      if copy_mode == "link":
+        raise errors.TargetError(
+            target,
+            expected=f"a file system on which {source} can be linked",
+            found=os.strerror(e.errno),
+            remedy="Choose a --target_path beside the source, or pass --copy_mode=auto.",
+        ) from e
+  shutil.copyfile(source, target)

@@ -1,0 +1,168 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""How the bytes of each target leaf get there: by reference, raw or streamed. Chosen from metadata, without I/O."""
+
+from collections.abc import Mapping
+import dataclasses
+import enum
+import json
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
+from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+
+Path = abstract_state.Path
+
+# Data files that are brought along whole may hold this much besides what the target refers to: other bytes of the
+# source, which would lie dead in the target. It is a share of the live bytes, and room for the tree's nodes.
+_DEAD_SHARE, _DEAD_BYTES = 0.1, 2**20
+
+
+class Way(enum.StrEnum):
+  """How the bytes of a target leaf get there, from the cheapest on."""
+
+  REFERENCE = "by reference"  # The target's keys point into the source's data files, linked or copied whole.
+  RAW = "raw"  # Encoded chunks are copied as they are.
+  STREAMED = "streamed"  # Chunks are decoded, rearranged and encoded.
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+  """How the bytes of a target leaf get there.
+
+  Attributes:
+    way: how.
+    renamed: unless streamed, every key that is taken from the source, with its new name.
+    documents: unless streamed, the keys that are written anew: zarr metadata of another shape.
+  """
+
+  way: Way
+  renamed: tuple[tuple[str, str], ...] = ()
+  documents: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+def choose(
+    plan: plan_lib.Plan,
+    source: storage.Checkpoint,
+    lengths: Mapping[str, int],
+    *,
+    brings_dead_bytes: bool = False,
+) -> dict[Path, Route]:
+  """The route of every target leaf that is an array.
+
+  Args:
+    plan: the plan.
+    source: the source, of which only what was read of its metadata is used.
+    lengths: the lengths of its data files, in bytes.
+    brings_dead_bytes: whether to refer to data files whatever else they hold.
+
+  Raises:
+    DamagedSourceError: the source lacks a chunk.
+    PathCollisionError: two target leaves have the same name in storage.
+  """
+  _check_chunks(plan, source)
+  _check_names(plan)
+  routes = {}
+  for path, move in plan.moves.items():
+    if abstract_state.is_array(plan.target.leaves[path]):
+      routes[path] = _route(path, move, plan, source)
+  if source.use_ocdbt and not brings_dead_bytes and _has_dead_bytes(routes, source.index, lengths):
+    return {
+        path: dataclasses.replace(route, way=Way.RAW) if route.way == Way.REFERENCE else route
+        for path, route in routes.items()
+    }
+  return routes
+
+
+def nbytes(plan: plan_lib.Plan, ways: Mapping[Path, Way]) -> dict[Way, int]:
+  """The bytes of the target's arrays by the way that they go."""
+  totals = dict.fromkeys(Way, 0)
+  for path, way in ways.items():
+    leaf = plan.target.leaves[path]
+    totals[way] += leaf.size * leaf.dtype.itemsize
+  return totals
+
+
+def data_files(routes: Mapping[Path, Route], index: key_values.Index) -> set[str]:
+  """The data files that the leaves by reference point into."""
+  return {value.file for _, value in _referenced(routes, index) if value.inline is None}
+
+
+def _route(path, move, plan, source) -> Route:
+  sources = [origin for origin, _ in plan_lib.sources_of(move)]
+  stored = [source.stored[origin] for origin in sources]
+  documents = [leaf.document for leaf in stored]
+  if stored[0].dtype != plan.target.leaves[path].dtype or not chunks.keeps_chunks(move, documents):
+    return Route(Way.STREAMED)
+  name = ".".join(path)
+  renamed = list(chunks.renamed(move, documents, [leaf.name for leaf in stored], name))
+  if any(old not in source.index.values for old, _ in renamed):  # Left out for holding the fill value alone.
+    return Route(Way.STREAMED)
+  document_name = chunks.DOCUMENT_NAMES[documents[0]["zarr_format"]]
+  if isinstance(move, plan_lib.Copy):
+    renamed.append((f"{stored[0].name}/{document_name}", f"{name}/{document_name}"))
+    return Route(Way.REFERENCE, tuple(renamed))
+  text = json.dumps(chunks.restated(documents[0], move), sort_keys=True, separators=(",", ":"))
+  return Route(Way.REFERENCE, tuple(renamed), {f"{name}/{document_name}": text.encode()})
+
+
+def _referenced(routes, index):
+  for route in routes.values():
+    if route.way == Way.REFERENCE:
+      for old, _ in route.renamed:
+        yield old, index.values[old]
+
+
+def _has_dead_bytes(routes, index, lengths) -> bool:
+  """Whether the data files that would be brought along hold much that the target does not refer to."""
+  live = sum(value.nbytes for _, value in _referenced(routes, index) if value.inline is None)
+  total = sum(lengths[file] for file in data_files(routes, index))
+  return total - live > max(_DEAD_SHARE * live, _DEAD_BYTES)
+
+
+def _check_chunks(plan, source):
+  """Checks that no chunk of a leaf that the target gets is absent, unless it may be."""
+  for path in plan.parts():
+    if path not in source.stored:
+      continue
+    document, name = source.stored[path].document, source.stored[path].name
+    if not source.has_all_chunks:
+      continue
+    for index in chunks.grid(document):
+      key = f"{name}/{chunks.key(document, index)}"
+      if key not in source.index.values:
+        raise errors.DamagedSourceError(
+            path,
+            expected=f"its chunk at {key}",
+            found="no such key",
+            remedy="The checkpoint is damaged: use another step.",
+        )
+
+
+def _check_names(plan):
+  """Checks that no two leaves have one name: Orbax joins a path with dots."""
+  names = {}
+  for path in plan.target.leaves:
+    other = names.setdefault(".".join(path), path)
+    if other != path:
+      raise errors.PathCollisionError(
+          path,
+          expected="a name of its own in storage",
+          found=f"{'.'.join(path)}, which is {'/'.join(other)}'s too",
+          remedy="Rename one of them in the source.",
+      )
