@@ -27,6 +27,8 @@ _DIRECTIONS = ("auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to
 
 DONE, REFUSED, VERIFICATION_FAILED = 0, 1, 2  # Exit codes.
 
+_HEARTBEAT_SECONDS = 20  # How long a process may be silent before the others give up.
+
 USAGE = """Converts a MaxText checkpoint between Flax Linen and Flax NNX, exact to the bit.
 
 usage: python -m maxtext.checkpoint_conversion.linen_nnx_converter --source_path=… --target_path=… [flags]
@@ -117,6 +119,14 @@ def define_flags() -> flags.FlagValues:
   verify = "Compare the target with the source, to the bit, before the commit; --verify=full decodes all of both."
   flags.DEFINE_flag(flags.Flag(_VerifyParser(), None, "verify", True, verify, boolean=True), **common)
   flags.DEFINE_boolean("overwrite", False, "Replace an existing target.", **common)
+  flags.DEFINE_string(
+      "coordinator_address",
+      None,
+      "With several processes, each run alike: <host>:<port> of the first one, as jax.distributed.initialize takes it.",
+      **common,
+  )
+  flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1, **common)
+  flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.", lower_bound=0, **common)
   flags.DEFINE_boolean("dry_run", False, "Print the plan and write nothing.", **common)
   flags.DEFINE_boolean("traceback", False, "Show the traceback of a failure.", **common)
   flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)
@@ -157,19 +167,33 @@ def console_main() -> None:
   if "--traceback" not in sys.argv:  # TensorStore operations that Orbax leaves under way when one fails complain here.
     sys.unraisablehook = lambda _: None
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
-  sys.exit(main(sys.argv))
+  code = main(sys.argv)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if code and "--coordinator_address" in " ".join(sys.argv):
+    os._exit(code)  # The other processes learn of it at once; a clean exit would wait for them, who wait for this one.
+  sys.exit(code)
 
 
 def _convert(values, config_arguments) -> int:
   """Converts as the flags say, and prints what was done."""
   # pylint: disable=import-outside-toplevel
+  import jax
+
   from maxtext.checkpoint_conversion.linen_nnx_converter import convert
   from maxtext.checkpoint_conversion.linen_nnx_converter import errors
   from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
   from maxtext.checkpoint_conversion.linen_nnx_converter import progress
 
-  options = {name: values[name].value for name in values if name not in ("help", "traceback", "h")}
+  cluster = {name: values[name].value for name in ("coordinator_address", "num_processes", "process_id")}
+  options = {name: values[name].value for name in values if name not in ("help", "traceback", "h", *cluster)}
+  if len({value is None for value in cluster.values()}) != 1:
+    return _refuse(
+        "--coordinator_address, --num_processes and --process_id: expected all of them or none. Give all three."
+    )
   try:
+    if cluster["coordinator_address"]:
+      jax.distributed.initialize(**cluster, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     config = maxtext_config.load(config_arguments) if config_arguments else None
     conversion = convert.convert_checkpoint(**options, config=config, progress=progress.Progress())
   except errors.ConversionError as e:
@@ -186,6 +210,8 @@ def _convert(values, config_arguments) -> int:
     return _refuse(
         f"{options['target_path']}: {type(e).__name__}: {' '.join(str(e).split())[:500]}. Nothing was left there."
     )
+  if jax.process_index() != 0:
+    return DONE
   if conversion.dry_run:
     print("\n".join(conversion.lines()))
   print(conversion.summary())

@@ -22,6 +22,7 @@ import time
 from typing import Any
 
 from etils import epath
+import jax
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -205,6 +206,8 @@ def convert_checkpoint(
 ) -> Conversion:
   """Converts a checkpoint on disk. The target appears whole or not at all; the source is only read.
 
+  Under `jax.distributed`, every process calls it alike and moves a share of the bytes; the first verifies and commits.
+
   Args:
     source_path: a checkpoints folder (its latest step is taken), a step, an items folder, or a pytree's folder.
     target_path: where to; it gets the shape of the source, `<target_path>/<step>/items` with its sibling items.
@@ -220,7 +223,7 @@ def convert_checkpoint(
       source's own chunks, or has them encoded alike, that is the proof; `full` decodes all of both.
     overwrite: whether to replace an existing target, which stays whole until the new one is.
     dry_run: whether to plan only.
-    progress: is told how far the work has come.
+    progress: is told how far the work of this process has come.
     **options: as `planner.plan_conversion` takes them: direction, scan_layers, param_scan_axis, layer_naming,
       nnx_values, nnx_aux, params_only.
 
@@ -267,8 +270,11 @@ def convert_checkpoint(
     result.append(dataclasses.replace(conversion, seconds=time.monotonic() - begin, verified=bool(verify)))
     _finish_step(folder, location, custom_metadata, result[0])
 
-  move = moving.Move(plan, source, routes, lengths, copy_mode, budget, progress)
-  progress.start("writing", move.nbytes())
+  processes = jax.process_count()
+  move = moving.Move(
+      plan, source, routes, lengths, copy_mode, budget, progress, process=jax.process_index(), processes=processes
+  )
+  progress.start("writing", move.nbytes() // processes)
   framing.save(
       target,
       dataclasses.replace(plan.target, leaves=framing.target_leaves(plan, source, routes)),
@@ -279,7 +285,7 @@ def convert_checkpoint(
       before_commit=before_commit,
       overwrite=overwrite,
   )
-  return result[0]
+  return result[0] if result else dataclasses.replace(conversion, seconds=time.monotonic() - begin)
 
 
 def _with_config(options: dict[str, Any], config, maxtext_release) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 import dataclasses
+import itertools
 import json
 import math
 import threading
@@ -49,6 +50,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import ways
 Path = abstract_state.Path
 
 _OPENS_AT_ONCE = 1000
+_TOKENS, _TOKEN_TIMEOUT_MS = itertools.count(), 60_000
 _REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_REMOVALS = 200, 4, 0.1
 
 
@@ -161,7 +163,7 @@ def save(
     TargetError: the target cannot be written.
   """
   final = target.final
-  path = final.parent / f"{final.name}.replacement-{uuid.uuid4().hex[:8]}" if overwrite and final.exists() else final
+  path = final.parent / f"{final.name}.replacement-{_token()}" if overwrite and final.exists() else final
   writes = _Writes(stream, put_encoded)
   array_handler = _ArrayHandler(writes)
   registry = ocp.type_handlers.create_type_handler_registry(
@@ -183,18 +185,19 @@ def save(
     items: dict[str, Any] = {target.items.name: handler}
     handler = ocp.CompositeCheckpointHandler(composite_options=options, **items)
     arguments = ocp.args.Composite(**{target.items.name: arguments})
-  created = _make_parents(path)
-  if path.exists():  # An empty folder, for `locations.check_free` has passed it.
+  is_primary = multihost.process_index() == 0
+  created = _make_parents(path) if is_primary else []
+  if is_primary and path.exists():  # An empty folder, for `locations.check_free` has passed it.
     path.rmdir()
   checkpointer = _Checkpointer(handler)
   try:
     with checkpointer:
       checkpointer.save(path, args=arguments)
   except BaseException:
-    for leftover in filter(None, (checkpointer.temporary, *created)):
+    for leftover in filter(None, (checkpointer.temporary, *created)) if is_primary else ():
       _remove(leftover)
     raise
-  if path != final:
+  if path != final and is_primary:
     _replace(final, path)
 
 
@@ -303,7 +306,7 @@ class _ArrayHandler(_WritingHandler, ocp.type_handlers.ArrayHandler):
   async def _write_metadata(self, values, infos, specs):
     folder = infos[0].parent_dir
     shardings = {info.name: value.sharding for value, info in zip(values, infos) if value.sharding is not None}
-    if shardings:
+    if shardings and multihost.process_index() == 0:
       names = {base64.urlsafe_b64encode(name.encode()).decode(): text for name, text in shardings.items()}
       await asyncio.to_thread((folder / "_sharding").write_text, json.dumps(names))
     await self._metadatas.write(
@@ -361,6 +364,17 @@ def _moved_sharding(text: str, move, rank) -> str:
   spec = document["partition_spec"]
   document["partition_spec"] = _moved([*spec, *[None] * (rank - len(spec))], move, None)
   return json.dumps(document)
+
+
+def _token() -> str:
+  """A name that no one else has, the same in all processes."""
+  token = uuid.uuid4().hex[:8]
+  if multihost.process_count() == 1:
+    return token
+  key, client = f"linen_nnx_converter/token/{next(_TOKENS)}", multihost.get_jax_distributed_client()
+  if multihost.process_index() == 0:
+    client.key_value_set(key, token)
+  return client.blocking_key_value_get(key, _TOKEN_TIMEOUT_MS)
 
 
 def _make_parents(path) -> list[epath.Path]:

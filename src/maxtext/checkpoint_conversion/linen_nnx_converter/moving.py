@@ -14,7 +14,7 @@
 
 """Moves the arrays of a plan, each by its route, into the folder that `framing.save` is filling."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 from typing import Any, Protocol
 
@@ -58,6 +58,8 @@ class Move:
     copy_mode: how to bring data files: one of `transfer.COPY_MODES`.
     memory_budget: bytes, for all copies of the data that is under way.
     progress: is told of bytes: those of chunks that are decoded, of values and of files that are copied.
+    process: which of several processes this is, each of which moves a share of the bytes.
+    processes: how many there are.
   """
 
   plan: plan_lib.Plan
@@ -67,17 +69,20 @@ class Move:
   copy_mode: str
   memory_budget: int
   progress: Progress
+  process: int = 0
+  processes: int = 1
 
   def nbytes(self) -> int:
-    """The bytes that `progress` will have been told of in the end."""
+    """The bytes that the processes' `progress` will have been told of in the end."""
     streamed = ways.nbytes(self.plan, {path: route.way for path, route in self.routes.items()})[ways.Way.STREAMED]
     raw = sum(self.source.index.values[old].nbytes for old, _ in self._renamed(ways.Way.RAW))
     return streamed + raw + sum(self.lengths[file] for file in ways.data_files(self.routes, self.source.index))
 
   async def stream(self, stores: Mapping[Path, Any]):
     """Writes the arrays that are streamed into open stores."""
+    blocks = execute.blocks(self.plan, stores, lambda path: self.source.stored[path].chunk_shape)
     await execute.stream(
-        execute.blocks(self.plan, stores, lambda path: self.source.stored[path].chunk_shape),
+        self._share(blocks, lambda block: block.nbytes),
         open_source=self.source.open,
         targets=stores,
         new_transaction=framing.new_transaction,
@@ -93,9 +98,9 @@ class Move:
       await transfer.copy_values(
           self.source,
           items,
-          raw,
-          self._documents(ways.Way.RAW),
-          process_index=0,
+          self._share(raw, lambda pair: self.source.index.values[pair[0]].nbytes),
+          self._documents(ways.Way.RAW) if self.process == 0 else {},
+          process_index=self.process,
           batch_bytes=execute.batch_bytes(self.memory_budget),
           on_copied=lambda old: self.progress.advance(self.source.index.values[old].nbytes),
       )
@@ -108,7 +113,11 @@ class Move:
     index = self.source.index
     files = ways.data_files(self.routes, index)
     tree_files = index.tree_files - files
-    await self._bring(items, [(file, file) for file in sorted(files | tree_files)])
+    mine = list(self._share(sorted(files), self.lengths.__getitem__))
+    if self.process != 0:
+      await self._bring(items, [(file, file) for file in mine])
+      return
+    await self._bring(items, [(file, file) for file in (*mine, *sorted(tree_files))])
     ranges = chunks.ranges(renamed, index.values)
     await transfer.rename(self.source, items, ranges, self._documents(ways.Way.REFERENCE))
     written = await key_values.read_index(items, use_ocdbt=True, context=self.source.context)
@@ -117,9 +126,10 @@ class Move:
 
   async def _bring_chunks(self, items):
     """Brings the files of chunks under their new names."""
-    await self._bring(items, self._renamed(ways.Way.REFERENCE))
-    for key, text in self._documents(ways.Way.REFERENCE).items():
-      (items / key).write_bytes(text)
+    await self._bring(items, self._share(self._renamed(ways.Way.REFERENCE), lambda pair: self.lengths[pair[0]]))
+    if self.process == 0:
+      for key, text in self._documents(ways.Way.REFERENCE).items():
+        (items / key).write_bytes(text)
 
   async def _bring(self, items, files):
     await transfer.bring(
@@ -129,6 +139,15 @@ class Move:
         copy_mode=self.copy_mode,
         on_brought=lambda file: self.progress.advance(self.lengths.get(file, 0)),
     )
+
+  def _share[T](self, work: Iterable[T], nbytes_of: Callable[[T], int]) -> Iterator[T]:
+    """This process's share of the work: each piece goes to the process that has the fewest bytes so far."""
+    loads = [0] * self.processes
+    for piece in work:
+      owner = loads.index(min(loads))
+      loads[owner] += nbytes_of(piece)
+      if owner == self.process:
+        yield piece
 
   def _renamed(self, way) -> list[tuple[str, str]]:
     return [pair for route in self.routes.values() if route.way == way for pair in route.renamed]
