@@ -76,6 +76,7 @@ class Move:
 
   async def stream(self, stores: Mapping[Path, Any]):
     """Writes the arrays that are streamed into open stores."""
+    await execute.write_constants(self.plan, stores)
     await execute.stream(
         execute.blocks(self.plan, stores, lambda path: self.source.stored[path].chunk_shape),
         open_source=self.source.open,
