@@ -149,13 +149,11 @@ class PathsTest(util.CheckpointTestCase):
     with self.assertRaisesRegex(errors.NotACheckpointError, "expected an Orbax checkpoint of a pytree"):
       converter.convert_checkpoint(self.tmp / source, self.tmp / "out")
 
-  @parameterized.parameters("sft", "rl")
-  def test_a_state_in_several_items_is_refused(self, trainer):
-    """As Tunix saves it."""
-    with self.assertRaisesRegex(
-        errors.NotACheckpointError, "expected one pytree, .* found model_params, optimizer_state"
-    ):
-      converter.convert_checkpoint(util.FIXTURES / "tunix" / trainer, self.tmp / "out")
+  def test_several_pytrees_are_refused(self):
+    for name in ("actor", "critic"):
+      self.save(f"step/{name}", {"params": {"params": {"w": util.array(2)}}})
+    with self.assertRaisesRegex(errors.NotACheckpointError, "expected one pytree, .* found actor, critic"):
+      converter.convert_checkpoint(self.tmp / "step", self.tmp / "out")
 
   @parameterized.named_parameters(
       ("temporary", lambda c: (c / "2").rename(c.parent / "2.orbax-checkpoint-tmp"), "run/2.orbax-checkpoint-tmp"),

@@ -39,6 +39,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import proof
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter import tunix
 from maxtext.checkpoint_conversion.linen_nnx_converter import verify as verify_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import ways
 
@@ -103,7 +104,7 @@ class Conversion:
   def summary(self) -> str:
     """One line for a person."""
     counts, plan = self.plan.counts(), self.plan
-    moves = ", ".join(f"{counts[kind]} {name}" for kind, name in _MOVE_NAMES.items() if counts[kind])
+    moves = ", ".join(f"{counts[kind]} {name}" for kind, name in _MOVE_NAMES.items() if counts.get(kind))
     dropped = (
         f"; left out {counts['dropped']} leaves ({', '.join(sorted(set(plan.dropped.values())))})" if plan.dropped else ""
     )
@@ -119,7 +120,13 @@ def _size(nbytes: int) -> str:
   return f"{nbytes} bytes" if nbytes < 2**16 else f"{nbytes / 2**20:,.1f} MiB"
 
 
-_MOVE_NAMES = {"copy": "copied", "stack": "stacked", "slice": "sliced", "transpose": "transposed"}
+_MOVE_NAMES = {
+    "copy": "copied",
+    "stack": "stacked",
+    "slice": "sliced",
+    "transpose": "transposed",
+    "constant": "from the folder's name",
+}
 
 
 def detect_format(state: Any) -> str:
@@ -172,10 +179,15 @@ def convert_nnx_to_linen(state: Any, scan_layers: bool | None = None, **options)
 def load_checkpoint(path: PathLike) -> Any:
   """Loads the pytree of a checkpoint into host memory, whole: nested dicts and lists of NumPy arrays.
 
+  Where Tunix has split the state, the items' names are the topmost keys.
+
   Raises:
     ConversionError: there is no finished checkpoint at `path`.
   """
-  return storage.restore(locations.find_source(path).items)
+  location = locations.find_source(path)
+  if location.split:
+    return {name: storage.restore(location.items / name) for name in location.split}
+  return storage.restore(location.items)
 
 
 def save_checkpoint(state: Any, path: PathLike) -> None:
@@ -246,12 +258,15 @@ def convert_checkpoint(
   location = locations.find_source(source_path)
   target = locations.find_target(target_path, location)
   locations.check_target(source_path, location, target_path, target, overwrite=overwrite)
-  source = storage.Checkpoint(location.items)
+  is_split = bool(location.split)
+  source = storage.SplitCheckpoint(location.items, location.split) if is_split else storage.Checkpoint(location.items)
   custom_metadata = location.custom_metadata()
-  plan = planner.plan_conversion(source.state, empty_nodes=_recorded_empty_nodes(custom_metadata), **options)
+  nodes = _recorded_empty_nodes(custom_metadata)
+  plan = planner.plan_conversion(source.state, empty_nodes=nodes, folder_step=location.step, **options)
   if config is not None and check_model:
     _check_model(plan, config, options["release"])
   execute.check_casts(plan, source.read)
+  tunix.check_accumulation(plan, source.read)
   lengths = key_values.file_lengths(source.directory, source.index)
   routes = ways.choose(plan, source, lengths, brings_dead_bytes=copy_mode == "link")
   conversion = Conversion(

@@ -29,6 +29,8 @@ VALUE = "value"  # The key that boxes a leaf: `kernel/value`.
 PARAMS = "params"  # The Linen collection of the weights.
 NNX_AUX = "nnx_aux"  # Where MaxText >= 0.2.4 keeps what Linen has no place for, under its NNX path.
 LINEN_AUX = "linen_aux"  # Our counterpart in NNX: what NNX has no place for, under its Linen path.
+TUNIX_ITEMS = ("model_params", "optimizer_state")  # The items over which Tunix splits a train state.
+BASE = "base"  # Tunix's adapter of MaxText's models holds the model here: in RL and DPO.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,13 @@ NNX_PLAIN = StateLayout(
 NNX_PARAMS_ONLY = StateLayout("NNX params only", "nnx", (), None, None, "uint32")
 NNX_BASE = dataclasses.replace(NNX_PARAMS_ONLY, name="NNX params only below base", variables=("base",))
 OLD_NNX = StateLayout("old NNX", "nnx", ("params",), ("opt_state",), ("step",), "uint32")
+# What Tunix's trainers write of MaxText's models, its items as the topmost keys. It is read, never written.
+TUNIX = StateLayout(
+    "Tunix", "nnx", ("model_params",), ("optimizer_state", "opt_state"), ("optimizer_state", "step"), "uint32"
+)
+
+
+_MODEL_PARTS = frozenset({"decoder", "encoder", "token_embedder"})  # Every MaxText model has one of these.
 
 
 def with_boxes(layout: StateLayout, variables: bool, optimizer: bool) -> StateLayout:
@@ -79,6 +88,11 @@ def with_boxes(layout: StateLayout, variables: bool, optimizer: bool) -> StateLa
   return dataclasses.replace(
       layout, boxed_variables=variables, boxed_optimizer=optimizer and layout.opt_state is not None
   )
+
+
+def is_tunix(layout: StateLayout) -> bool:
+  """Whether this is Tunix's layout, of SFT or of RL."""
+  return layout.name == TUNIX.name
 
 
 def detect(state: abstract_state.AbstractState) -> StateLayout:
@@ -96,9 +110,11 @@ def detect(state: abstract_state.AbstractState) -> StateLayout:
     return with_boxes(NNX_PLAIN, _is_boxed(leaves, ("model",)), _is_boxed(leaves, ("optimizer",)))
   if "params" in top:
     return _detect_params(leaves, top)
+  if TUNIX.variables[0] in top:
+    return _detect_tunix(leaves, top)
   if top == {"base"} and _is_boxed(leaves, ()):
     return with_boxes(NNX_BASE, True, False)
-  if top & {"decoder", "encoder", "token_embedder"} and not top & {"opt_state", "optimizer", "step", NNX_AUX}:
+  if top & _MODEL_PARTS and not top & {"opt_state", "optimizer", "step", NNX_AUX}:
     return with_boxes(NNX_PARAMS_ONLY, _is_boxed(leaves, ()), False)
   raise _layout_error(top, "model (NNX) or params (Linen) at the top", "Give the folder that holds the train state.")
 
@@ -125,6 +141,25 @@ def _detect_params(leaves, top):
       found=f"{_listed(collections)}, not boxed",
       remedy="Save the weights under params/params.",
   )
+
+
+def _detect_tunix(leaves, top):
+  """Tunix's SFT keeps the model itself, its RL and DPO the adapter around it; before 0.1.6 there is no optimizer."""
+  _refuse_unknown(top, set(TUNIX_ITEMS))
+  model, optimizer = TUNIX_ITEMS
+  parts = lambda prefix: {path[len(prefix)] for path in leaves if below(path, prefix)}
+  variables = (model, BASE) if parts((model,)) == {BASE} else (model,)
+  if not parts(variables) & _MODEL_PARTS:
+    raise errors.LayoutError(
+        variables,
+        expected="a model of MaxText's: decoder, token_embedder",
+        found=_listed(parts(variables)),
+        remedy="Tunix's own models have other weights than MaxText's.",
+    )
+  layout = dataclasses.replace(TUNIX, variables=variables)
+  if optimizer not in top:
+    layout = dataclasses.replace(layout, opt_state=None, step=None)
+  return with_boxes(layout, _is_boxed(leaves, (model,)), _is_boxed(leaves, (optimizer,)))
 
 
 def _is_boxed(leaves, prefix) -> bool:

@@ -14,7 +14,8 @@
 
 """Where a checkpoint stands: the spellings of a path that users have at hand.
 
-`…/checkpoints` (its latest step), `…/checkpoints/2`, `…/checkpoints/2/items`, or a folder that is itself a pytree.
+`…/checkpoints` (its latest step), `…/checkpoints/2`, `…/checkpoints/2/items`, or a folder that is itself a pytree. A step
+of Tunix has `model_params` and `optimizer_state` in place of `items`.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from typing import Any
 from etils import epath
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 
 _ITEMS = "items"  # MaxText's name for the item that holds the train state.
 _METADATA = "_METADATA"
@@ -39,13 +41,15 @@ class Location:
   """A checkpoint's place.
 
   Attributes:
-    items: the folder of the pytree.
+    items: the folder of the pytree, or of the pytrees over which the train state is split.
     step_folder: the folder that holds it and its sibling items; None where the pytree stands alone.
+    split: the names of the pytrees over which Tunix splits the train state; () where it is one pytree.
     step: the number of the step, where the step folder's name is one.
   """
 
   items: epath.Path
   step_folder: epath.Path | None = None
+  split: tuple[str, ...] = ()
 
   @property
   def step(self) -> int | None:
@@ -62,7 +66,8 @@ class Location:
     """The other items of the step, such as `iter`."""
     if self.step_folder is None:
       return []
-    return sorted(p for p in self.step_folder.iterdir() if p.name not in _STEP_FILES | {self.items.name})
+    own = set(layouts.TUNIX_ITEMS) if self.split else {self.items.name}
+    return sorted(p for p in self.step_folder.iterdir() if p.name not in _STEP_FILES | own)
 
   def step_metadata(self) -> dict[str, Any]:
     """Orbax's metadata of the step; empty where there is none, as before Orbax 0.11."""
@@ -103,8 +108,12 @@ def find_source(path: str | os.PathLike[str]) -> Location:
   if _TEMPORARY in os.fspath(path):
     raise _unfinished(path, "one of Orbax's temporary folders")
   if (path / _METADATA).exists():
+    if path.name == layouts.TUNIX_ITEMS[0] and _is_in_step_folder(path):
+      return Location(path.parent, path.parent, (path.name,))
     return Location(path, path.parent if _is_in_step_folder(path) else None)
   children = sorted(path.iterdir()) if path.is_dir() else []
+  if split := _split_items(path, {child.name for child in children}):
+    return Location(path, path, split)
   items = [child for child in children if (child / _METADATA).exists()]
   if items:
     return Location(_the_item(path, items), path)
@@ -123,15 +132,26 @@ def find_source(path: str | os.PathLike[str]) -> Location:
 def find_target(path: str | os.PathLike[str], source: Location) -> Location:
   """The place that has the shape of the source: `<path>/<step>/items`, or `<path>` for a pytree that stands alone.
 
-  A path that names the step or the items folder already, as `…/2` or `…/2/items`, is taken as it is.
+  A path that names the step or the items folder already, as `…/2` or `…/2/items`, is taken as it is. Tunix's step N is
+  MaxText's N - 1: Tunix counts the steps that are done, MaxText's folders from 0.
+
+  Raises:
+    StepError: there is no such step in MaxText.
   """
   path = absolute(path)
   if source.step_folder is None:
     return Location(path)
-  if path.name == source.items.name:
+  items, step = (_ITEMS if source.split else source.items.name), source.step
+  if path.name == items:
     return Location(path, path.parent)
-  step_folder = path if source.step is None or path.name.isdigit() else path / str(source.step)
-  return Location(step_folder / source.items.name, step_folder)
+  if step is None or path.name.isdigit():
+    return Location(path / items, path)
+  if source.split and step == 0:
+    raise errors.StepError(
+        source.final, expected="a step of Tunix, at least 1", found="0", remedy="Use another step of this run."
+    )
+  step_folder = path / str(step - 1 if source.split else step)
+  return Location(step_folder / items, step_folder)
 
 
 def check_target(source_path, source: Location, target_path, target: Location, *, overwrite: bool):
@@ -198,6 +218,15 @@ def _is_in_step_folder(path) -> bool:
   return (path.parent / _STEP_METADATA).exists() or (path.name == _ITEMS and path.parent.name.isdigit())
 
 
+def _split_items(path, names) -> tuple[str, ...]:
+  """The items of Tunix's that this step has, or should have by its metadata."""
+  if _ITEMS in names or not names & set(layouts.TUNIX_ITEMS):
+    return ()
+  handlers = Location(path, path).step_metadata().get("item_handlers")
+  expected = set(handlers) if isinstance(handlers, dict) else set()
+  return tuple(name for name in layouts.TUNIX_ITEMS if name in names | expected)
+
+
 def _the_item(path, items) -> epath.Path:
   """MaxText's `items`, or the only pytree there is, such as Orbax v1's `pytree`."""
   named = [item for item in items if item.name == _ITEMS] or items
@@ -207,7 +236,7 @@ def _the_item(path, items) -> epath.Path:
       path,
       expected=f"one pytree, or one named {_ITEMS}",
       found=", ".join(item.name for item in named),
-      remedy="Give the path of one of them: a train state split over several items is not supported.",
+      remedy="Give the path of one of them.",
   )
 
 

@@ -77,6 +77,19 @@ class Transpose:
   axes: tuple[int, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Constant:
+  """The target leaf is an integer scalar that no source leaf holds: the step of a checkpoint that has it in its name.
+
+  Attributes:
+    value: the integer.
+    like: a source leaf, left out, as which it is stored.
+  """
+
+  value: int
+  like: Path
+
+
 Move = Copy | Stack | Slice | Transpose
 
 
@@ -114,7 +127,7 @@ class Plan:
 
   source: abstract_state.AbstractState
   target: abstract_state.AbstractState
-  moves: Mapping[Path, Move]
+  moves: Mapping[Path, Move | Constant]
   dropped: Mapping[Path, str]
   source_layout: layouts.StateLayout
   target_layout: layouts.StateLayout
@@ -124,7 +137,8 @@ class Plan:
   def parts(self) -> dict[Path, list[Part]]:
     """For every source leaf that the target gets, the parts that it gives."""
     by_source = {}
-    for target, move in self.moves.items():
+    moves = {target: move for target, move in self.moves.items() if not isinstance(move, Constant)}
+    for target, move in moves.items():
       for source, index in sources_of(move):
         by_source.setdefault(source, []).append(Part(target, move, index))
     return by_source
@@ -149,11 +163,15 @@ class Plan:
   def counts(self) -> dict[str, int]:
     """The number of target leaves by kind of move, and of dropped source leaves."""
     kinds = [type(move).__name__.lower() for move in self.moves.values()]
-    return {kind: kinds.count(kind) for kind in ("copy", "stack", "slice", "transpose")} | {"dropped": len(self.dropped)}
+    names = ("copy", "stack", "slice", "transpose", *sorted({"constant"} & set(kinds)))
+    return {kind: kinds.count(kind) for kind in names} | {"dropped": len(self.dropped)}
 
   def lines(self) -> Iterator[str]:
     """The plan for a person: a line for each target leaf, then one for each source leaf that is dropped."""
     for path, move in self.moves.items():
+      if isinstance(move, Constant):
+        yield f"{'/'.join(path)}  {described(self.target.leaves[path])}  constant {move.value}"
+        continue
       sources = ["/".join(source) for source, _ in sources_of(move)]
       how = type(move).__name__.lower() + ("" if isinstance(move, Copy) else f" axis {_numbers(move.axes)}")
       how += f" index {_numbers(move.index)}" if isinstance(move, Slice) else ""
@@ -198,11 +216,11 @@ def remove[T](values: Sequence[T], axes: tuple[int, ...]) -> tuple[T, ...]:
   return tuple(value for axis, value in enumerate(values) if axis not in axes)
 
 
-def sources_of(move: Move) -> Iterator[tuple[Path, tuple[int, ...]]]:
+def sources_of(move: Move | Constant) -> Iterator[tuple[Path, tuple[int, ...]]]:
   """The source leaves of a move, each with its index along the layer axes."""
   if isinstance(move, Stack):
     yield from zip(move.sources, itertools.product(*map(range, move.sizes)))
-  else:
+  elif not isinstance(move, Constant):
     yield move.source, move.index if isinstance(move, Slice) else ()
 
 
@@ -270,6 +288,8 @@ def _check_result(path, leaf, move, sources):
     raise errors.UnaccountedLeafError(
         path, expected="a source leaf", found="none", remedy="This is a defect of the converter: please report it."
     )
+  if isinstance(move, Constant) and (leaf.shape or str(leaf.dtype) not in STEP_DTYPES):
+    raise _result_error(path, described(leaf), f"the integer {move.value}")
   for source, _ in sources_of(move):
     origin = sources[source]
     if not abstract_state.is_array(origin):

@@ -31,6 +31,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles as roles_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import schedules
+from maxtext.checkpoint_conversion.linen_nnx_converter import tunix
 
 Path = abstract_state.Path
 Variable = roles_lib.Variable
@@ -50,12 +51,14 @@ def plan_conversion(
     release: releases.Version | None = None,
     trainer: str | None = None,
     decoder: families.Decoder | None = None,
+    folder_step: int | None = None,
 ) -> plan_lib.Plan:
   """The validated plan of a conversion.
 
   Args:
     source: the abstract state of the source.
-    direction: `linen_to_nnx`, `nnx_to_linen`, `linen_to_linen` or `nnx_to_nnx`; `auto` goes to the other framework.
+    direction: `linen_to_nnx`, `nnx_to_linen`, `linen_to_linen` or `nnx_to_nnx`; `auto` goes to the other framework, from
+      Tunix to what MaxText's NNX trainers read.
     scan_layers: whether the target's layers are scanned; None is True for `linen_to_nnx` and otherwise keeps what each
       stack is.
     param_scan_axis: the layer axis of scanned Params; None is 1, MaxText's default.
@@ -69,6 +72,7 @@ def plan_conversion(
     release: the MaxText release that shall read the target; with it, `auto` goes to what that release reads.
     trainer: which of its trainers, `linen` or `nnx`; None takes the Linen trainer as long as there is one.
     decoder: the decoder of the model's config, which says how its layers are scanned.
+    folder_step: the number of the source's folder, which is the step of a checkpoint of Tunix.
 
   Raises:
     ConversionError: one of its subclasses, naming the path that stands in the way.
@@ -76,21 +80,29 @@ def plan_conversion(
   source_layout = layouts.detect(source)
   reads = releases.find(release, trainer) if release else None
   takes_release_form = reads is not None and direction == "auto"
+  is_tunix = layouts.is_tunix(source_layout)
   if takes_release_form:
     target_layout = reads.layout
+  elif is_tunix and direction == "auto":
+    target_layout = layouts.LINEN_OF_NNX
   else:
     target_framework = _target_framework(direction, source_layout)
     target_layout = _target_layout(source_layout, target_framework, nnx_values, params_only)
   if scan_layers is None and (source_layout.framework, target_layout.framework) == ("linen", "nnx"):
     scan_layers = True
   roles = roles_lib.read(source, source_layout)
+  unwrapped = {}
+  if is_tunix:
+    roles, unwrapped = tunix.unwrap(roles, source.leaves, params_only)
   kept, dropped = _select(roles, source.leaves, nnx_aux == "keep", params_only)
+  dropped |= unwrapped
   former_params = frozenset()
   if takes_release_form and release is not None:
     former_params = _former_params(source.leaves, kept, dropped, decoder, release)
+  paths = {role: path for path, role in kept.items()}
   arranged, after = _arrange(
       {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)},
-      lambda variable: roles_lib.write(variable, source_layout, roles.bare_subtrees),
+      lambda variable: paths.get(variable) or roles_lib.write(variable, source_layout, roles.bare_subtrees),
       scan_layers,
       layer_naming or _layer_naming(target_layout, reads),
       1 if param_scan_axis is None else param_scan_axis,
@@ -101,6 +113,8 @@ def plan_conversion(
   keeps_form = source_layout.framework == target_layout.framework and not takes_release_form
   nodes = None if keeps_form else empty_nodes or {}
   target, moves = _target(source, source_layout, target_layout, roles, kept, arranged, nodes)
+  if is_tunix and source_layout.step is not None and not params_only:
+    target, moves = _with_step(target, moves, source.leaves, source_layout, target_layout, folder_step)
   plan = plan_lib.Plan(
       source,
       target,
@@ -113,6 +127,24 @@ def plan_conversion(
   )
   plan.validate()
   return plan
+
+
+def _with_step(target, moves, leaves, source_layout, target_layout, step):
+  """The target and its moves with the step, which the source has as the name of its folder alone."""
+  path, like = (roles_lib.write(roles_lib.Step(), layout) for layout in (target_layout, source_layout))
+  if like not in leaves:
+    raise errors.StepError(
+        like, expected="the optimizer's step", found="none", remedy="The checkpoint is damaged: use another step."
+    )
+  if step is None:
+    raise errors.StepError(
+        path,
+        expected="the step as the name of the source's folder, as Tunix writes it",
+        found="none",
+        remedy="Give the step's folder under its own name, or --params_only.",
+    )
+  leaf = jax.ShapeDtypeStruct((), np.dtype(target_layout.step_dtype))
+  return dataclasses.replace(target, leaves={**target.leaves, path: leaf}), moves | {path: plan_lib.Constant(step, like)}
 
 
 def _layer_naming(target_layout, reads) -> str:
@@ -194,7 +226,8 @@ def _target_layout(source_layout, framework, nnx_values, params_only) -> layouts
   if boxes is None:
     boxes = (source_layout.boxed_variables, source_layout.boxed_optimizer) if within_nnx else (True, False)
   if params_only or (within_nnx and source_layout.opt_state is None):
-    layout = source_layout if within_nnx and source_layout.opt_state is None else layouts.NNX_PARAMS_ONLY
+    keeps = within_nnx and source_layout.opt_state is None and not layouts.is_tunix(source_layout)
+    layout = source_layout if keeps else layouts.NNX_PARAMS_ONLY
   else:
     layout = layouts.NNX_PLAIN
   return layouts.with_boxes(layout, *boxes)

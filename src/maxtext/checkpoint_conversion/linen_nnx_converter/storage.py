@@ -19,6 +19,7 @@ Tried with orbax-checkpoint 0.11.39 and 0.12.4. What is private to Orbax is impo
 
 import asyncio
 import base64
+from collections.abc import Iterable
 import dataclasses
 import importlib.metadata
 import json
@@ -94,7 +95,10 @@ class Checkpoint:
     use_zarr3: whether the arrays are zarr 3.
     has_all_chunks: whether a chunk that is absent was lost, rather than left out for holding the fill value alone.
     index: the keys of its store, and where their values lie.
+    is_split: whether it is several pytrees, each with a store of its own.
   """
+
+  is_split = False
 
   def __init__(self, directory: epath.Path):
     """Reads the metadata of every leaf, and no array.
@@ -209,6 +213,56 @@ class Checkpoint:
         found=f"Orbax's value type {value_type}",
         remedy="Save the train state without it.",
     )
+
+
+class SplitCheckpoint(Checkpoint):
+  """The same view of a train state that is split over several pytrees of one folder.
+
+  The names of the pytrees are the topmost keys of the tree, and the first part of the stored leaves' names, of the keys
+  and of the data files, all of which are relative to the common folder.
+  """
+
+  is_split = True
+
+  def __init__(self, directory: epath.Path, names: Iterable[str]):
+    """Reads the metadata of the pytrees `<directory>/<name>`.
+
+    Raises:
+      UnfinishedCheckpointError: Orbax cannot read that of one of them.
+      DamagedSourceError: an array has no metadata, or none that makes sense.
+    """
+    # pylint: disable=super-init-not-called
+    self.directory = directory
+    self._items = {name: Checkpoint(directory / name) for name in names}
+    items = self._items.items()
+    self.use_ocdbt = any(item.use_ocdbt for _, item in items)
+    self.use_zarr3 = all(item.use_zarr3 for _, item in items)
+    self.has_all_chunks = all(item.has_all_chunks for _, item in items)
+    values = {
+        f"{name}/{key}": dataclasses.replace(value, file=f"{name}/{value.file}")
+        for name, item in items
+        for key, value in item.index.values.items()
+    }
+    self.index = key_values.Index(values)
+    self.stored = {
+        (name, *path): dataclasses.replace(leaf, name=f"{name}/{leaf.name}")
+        for name, item in items
+        for path, leaf in item.stored.items()
+    }
+    lists = frozenset((name, *path) for name, item in items for path in item.state.lists)
+    leaves: dict[Path, Any] = {}
+    for name, item in items:
+      leaves |= {(name, *path): leaf for path, leaf in item.state.leaves.items()}
+    self.state = abstract_state.AbstractState(leaves, lists)
+
+  async def open(self, path: Path) -> ts.TensorStore:
+    """Opens the array of a leaf for reading."""
+    return await self._items[path[0]].open(path[1:])
+
+  async def read_value(self, key: str) -> bytes:
+    """Reads the value of a key: an encoded chunk, or zarr metadata."""
+    name, _, inner = key.partition("/")
+    return await self._items[name].read_value(inner)
 
 
 def restore(directory: epath.Path) -> Any:

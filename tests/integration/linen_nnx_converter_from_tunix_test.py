@@ -1,0 +1,72 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""MaxText's trainers go on from what Tunix saved: at the right step, from the same optimizer state.
+
+Needs Pythons with the trainers of two releases in MAXTEXT_PYTHON (`maxtext-0.2.4.txt`) and MAXTEXT_0_2_5_PYTHON
+(`maxtext-0.2.5.txt`).
+"""
+
+from concurrent import futures
+import pathlib
+import shutil
+import tempfile
+
+from absl.testing import absltest
+import linen_nnx_converter_trainer as trainer
+import pytest
+
+from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+
+TUNIX = pathlib.Path(__file__).parents[1] / "assets" / "linen_nnx_converter" / "tunix"
+STEP = 4  # Steps that Tunix has done.
+# Moments that decay by nothing and take up nothing: after a step of MaxText's they are what it read, to the bit.
+KEEP_MOMENTS = {"adam_b1": 1.0, "adam_b2": 1.0}
+RUNS = {
+    "sft_in_0_2_4": ("sft", "MAXTEXT_PYTHON", trainer.NNX),
+    "rl_in_0_2_5": ("rl", "MAXTEXT_0_2_5_PYTHON", {"weight_dtype": "bfloat16"}),
+}
+
+
+@pytest.mark.integration
+class TunixTest(absltest.TestCase):
+
+  def test_maxtext_goes_on(self):
+    self.tmp = pathlib.Path(tempfile.mkdtemp())
+    self.addCleanup(shutil.rmtree, self.tmp)
+    with futures.ThreadPoolExecutor(2) as pool:
+      results = dict(zip(RUNS, pool.map(self.resumed, RUNS)))
+    for name, losses in results.items():
+      with self.subTest(name):
+        self.assertEqual(list(losses), [STEP])
+        checkpoints = trainer.checkpoints(self.tmp / name)
+        read, written = (converter.load_checkpoint(checkpoints / str(step)) for step in (STEP - 1, STEP))
+        self.assertEqual((int(read["step"]), int(written["step"])), (STEP, STEP + 1))
+        for moment in ("mu", "nu"):
+          self.assertEqual(*(trainer.bits(state["opt_state"][0][moment]) for state in (read, written)))
+        for place in (0, 2):
+          counts = [int(state["opt_state"][place]["count"]) for state in (read, written)]
+          self.assertEqual(counts, [STEP, STEP + 1])
+
+  def resumed(self, name):
+    """What MaxText's trainer prints of the one step that it does."""
+    source, python, config = RUNS[name]
+    converter.convert_checkpoint(TUNIX / source, trainer.checkpoints(self.tmp / name))
+    config = config | KEEP_MOMENTS | {"base_num_decoder_layers": 3, "steps": STEP + 1, "checkpoint_period": 1}
+    return trainer.train(self.tmp / name, python, **config)
+
+
+if __name__ == "__main__":
+  absltest.main()

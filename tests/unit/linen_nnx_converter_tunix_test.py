@@ -1,0 +1,320 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+
+"""Checkpoints of Tunix, which splits a train state over two items and wraps the optimizer."""
+
+import shutil
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import linen_nnx_converter_util as util
+import numpy as np
+import optax
+from optax import contrib
+import orbax.checkpoint as ocp
+
+from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import execute
+from maxtext.checkpoint_conversion.linen_nnx_converter import planner
+from maxtext.common import train_state_nnx
+
+SCHEDULE = optax.linear_schedule(1e-3, 0.0, 10)
+CLIP = optax.clip_by_global_norm(1.0)
+
+
+def skip_step(inner):
+  """A state with the fields of MaxText's skip_step_on_spikes."""
+
+  def init(params):
+    fields = {"losses": jnp.zeros(5), "grad_norms": jnp.zeros(5), "count": jnp.int32(0), "is_skipped": jnp.array(False)}
+    return fields | {"inner_state": inner.init(params)}
+
+  return optax.GradientTransformation(init, inner.update)
+
+
+def trainable_mask(inner):
+  """As MaxText's trainable_parameters_mask."""
+  label = lambda path, _: "trainable" if "layers" in jax.tree_util.keystr(path) else "frozen"
+  labels = lambda params: jax.tree_util.tree_map_with_path(label, params)
+  return optax.multi_transform({"trainable": inner, "frozen": optax.set_to_zero()}, labels)
+
+
+# MaxText's, as its `optimizers.get_optimizer` makes them. That of adam_pax has no chain around it.
+MAXTEXTS = {
+    "adamw": optax.adamw(SCHEDULE),
+    "adam_pax": optax.scale_by_adam(),
+    "sgd": optax.sgd(SCHEDULE),
+    "muon": contrib.muon(SCHEDULE),
+    "skip_step": skip_step(optax.adamw(SCHEDULE)),
+    "trainable_mask": trainable_mask(optax.adamw(SCHEDULE)),
+    "trainable_mask_of_skip_step": trainable_mask(skip_step(optax.adamw(SCHEDULE))),
+}
+WRAPPERS = {
+    "bare": lambda optimizer: optimizer,
+    "clip": lambda optimizer: optax.chain(CLIP, optimizer),
+    "multi_steps": lambda optimizer: optax.MultiSteps(optimizer, 1),
+    "multi_steps_of_clip": lambda optimizer: optax.MultiSteps(optax.chain(CLIP, optimizer), 4),
+    "clip_of_multi_steps": lambda optimizer: optax.chain(CLIP, optax.MultiSteps(optimizer, 4)),
+}
+# Other ways to have MaxText's adamw, whose state they hold somewhere.
+ADAMW = {
+    "inject": optax.inject_hyperparams(optax.adamw)(learning_rate=SCHEDULE),
+    "inject_of_clip": optax.inject_hyperparams(lambda learning_rate: optax.chain(CLIP, optax.adamw(learning_rate)))(
+        learning_rate=SCHEDULE
+    ),
+    "inject_without_a_state_of_the_schedule": optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3),
+    "multi_steps_of_inject": optax.MultiSteps(
+        optax.inject_hyperparams(lambda learning_rate: optax.adamw(learning_rate, b1=0.95))(learning_rate=SCHEDULE), 2
+    ),
+    "one_chain": optax.chain(
+        CLIP, optax.scale_by_adam(), optax.add_decayed_weights(0.1), optax.scale_by_learning_rate(SCHEDULE)
+    ),
+    "adam": optax.chain(CLIP, optax.adam(SCHEDULE)),
+}
+UNKNOWN = {
+    "sgd_momentum": optax.sgd(SCHEDULE, momentum=0.9),
+    "adamw_without_a_schedule": optax.chain(CLIP, optax.adamw(1e-3)),
+    "lion": optax.lion(SCHEDULE),
+    "ema_behind": optax.chain(optax.adamw(SCHEDULE), optax.ema(0.9)),
+    "schedule_first": optax.chain(optax.scale_by_schedule(SCHEDULE), optax.scale_by_adam()),
+    "two_schedules": optax.inject_hyperparams(lambda scale: optax.chain(optax.adamw(SCHEDULE), optax.scale(scale)))(
+        scale=SCHEDULE
+    ),
+    "two_adams": optax.chain(optax.adamw(SCHEDULE), optax.adamw(SCHEDULE)),
+    "inject_of_sgd": optax.inject_hyperparams(optax.sgd)(learning_rate=SCHEDULE),
+    "stateless": optax.sgd(1e-3),
+}
+
+
+class Module(nnx.Module):
+  """A module with the given attributes."""
+
+  def __init__(self, **attributes):
+    for name, value in attributes.items():
+      setattr(self, name, value)
+
+
+def model_of():
+  kernel = lambda *shape: Module(kernel=nnx.Param(util.array(*shape)))
+  return Module(decoder=Module(layers=kernel(4, 3, 8), norm=Module(scale=nnx.Param(util.array(4)))))
+
+
+def tunix_tree(optimizer, base=False, model=None):
+  """What Tunix's checkpoint manager saves: the states of the model and of the optimizer."""
+  model = model or model_of()
+  model = Module(base=model) if base else model
+  state = nnx.state(nnx.Optimizer(model, optimizer, wrt=nnx.Param), nnx.optimizer.OptState)
+  return {"model_params": nnx.state(model), "optimizer_state": state}
+
+
+def plan_of(tree, **options):
+  return planner.plan_conversion(abstract_state.abstract(abstract_state.flatten(tree)), **options)
+
+
+def maxtexts_target(optimizer):
+  """What MaxText 0.2.5 reads, by the way from its own NNX state."""
+  model = model_of()
+  state = train_state_nnx.TrainStateNNX(model, nnx.Optimizer(model, optimizer, wrt=nnx.Param))
+  return plan_of(nnx.state(state), release=(0, 2, 5)).target
+
+
+class OptimizerTest(parameterized.TestCase):
+  """Every wrapper around every optimizer that MaxText has, and some that it has not."""
+
+  @parameterized.product(optimizer=list(MAXTEXTS), wrapper=list(WRAPPERS), base=(False, True))
+  def test_maxtexts_optimizers(self, optimizer, wrapper, base):
+    plan = plan_of(tunix_tree(WRAPPERS[wrapper](MAXTEXTS[optimizer]), base), folder_step=5)
+    self.assertEqual(plan.target, maxtexts_target(MAXTEXTS[optimizer]))
+
+  @parameterized.product(name=list(ADAMW), base=(False, True))
+  def test_other_ways_to_have_adamw(self, name, base):
+    plan = plan_of(tunix_tree(ADAMW[name], base), folder_step=5)
+    self.assertEqual(plan.target, maxtexts_target(MAXTEXTS["adamw"]))
+
+  def test_each_leaf_comes_from_its_own(self):
+    plan = plan_of(tunix_tree(ADAMW["multi_steps_of_inject"], base=True), folder_step=5)
+    inner = "optimizer_state/opt_state/inner_opt_state"
+    sources = {"/".join(path): getattr(move, "source", None) for path, move in plan.moves.items()}
+    self.assertEqual(
+        {path: "/".join(source) for path, source in sources.items() if source},
+        {
+            "params/params/decoder/layers/kernel": "model_params/base/decoder/layers/kernel/value",
+            "params/params/decoder/norm/scale": "model_params/base/decoder/norm/scale/value",
+            "opt_state/0/count": f"{inner}/inner_state/0/count/value",
+            "opt_state/0/mu/params/decoder/layers/kernel": f"{inner}/inner_state/0/mu/base/decoder/layers/kernel/value",
+            "opt_state/0/mu/params/decoder/norm/scale": f"{inner}/inner_state/0/mu/base/decoder/norm/scale/value",
+            "opt_state/0/nu/params/decoder/layers/kernel": f"{inner}/inner_state/0/nu/base/decoder/layers/kernel/value",
+            "opt_state/0/nu/params/decoder/norm/scale": f"{inner}/inner_state/0/nu/base/decoder/norm/scale/value",
+            "opt_state/2/count": f"{inner}/count/value",
+        },
+    )
+    outer = "optimizer_state/opt_state"
+    self.assertCountEqual(
+        ["/".join(path) for path in plan.dropped],
+        [
+            "optimizer_state/step/value",
+            f"{outer}/mini_step/value",
+            f"{outer}/gradient_step/value",
+            f"{outer}/acc_grads/base/decoder/layers/kernel/value",
+            f"{outer}/acc_grads/base/decoder/norm/scale/value",
+            f"{inner}/hyperparams/learning_rate/value",
+            f"{inner}/hyperparams_states/learning_rate/count/value",
+        ],
+    )
+
+  @parameterized.product(name=list(UNKNOWN), base=(False, True))
+  def test_an_optimizer_that_maxtext_has_not_is_refused(self, name, base):
+    tree = tunix_tree(UNKNOWN[name], base)
+    with self.assertRaisesRegex(errors.LayoutError, "optimizer_state/opt_state: expected an optimizer that MaxText has"):
+      plan_of(tree, folder_step=5)
+    self.assertLen(plan_of(tree, params_only=True).moves, 2)
+
+  def test_a_lost_step_is_refused(self):
+    tree = tunix_tree(MAXTEXTS["adamw"])
+    del tree["optimizer_state"]["step"]
+    with self.assertRaisesRegex(
+        errors.StepError, "optimizer_state/step/value: expected the optimizer's step, found none"
+    ):
+      plan_of(tree, folder_step=5)
+
+  @parameterized.parameters(False, True)
+  def test_a_model_that_is_not_maxtexts_is_refused(self, base):
+    model = Module(embedder=Module(input_embedding=nnx.Param(util.array(7, 4))))
+    with self.assertRaisesRegex(errors.LayoutError, "model_params.*: expected a model of MaxText's: .* found embedder"):
+      plan_of(tunix_tree(MAXTEXTS["adamw"], base, model), folder_step=5)
+
+  def test_factored_moments_are_refused(self):
+    """They stand where moments would, and have other shapes."""
+    with self.assertRaisesRegex(errors.MomentError, "optimizer_state/opt_state/0/v_col/.* belongs to another model"):
+      plan_of(tunix_tree(optax.adafactor(SCHEDULE)), folder_step=5)
+
+  def test_a_lost_moment_is_refused(self):
+    tree = nnx.to_pure_dict(tunix_tree(MAXTEXTS["adamw"])["optimizer_state"])
+    del tree["opt_state"][0]["mu"]["decoder"]["norm"]
+    box = lambda leaf: {"value": leaf}
+    damaged = {"model_params": tunix_tree(MAXTEXTS["adamw"])["model_params"], "optimizer_state": jax.tree.map(box, tree)}
+    with self.assertRaisesRegex(
+        errors.MomentError, "optimizer_state/opt_state/0/mu/decoder/norm/scale/value: expected an optimizer leaf"
+    ):
+      plan_of(damaged, folder_step=5)
+
+  def test_rng_state_goes_along_where_its_keys_are_maxtexts(self):
+    for words, aux in ((4, ["nnx_aux/model/rngs/params/count", "nnx_aux/model/rngs/params/key"]), (2, [])):
+      model = model_of()
+      stream = Module(key=nnx.Variable(np.zeros(words, np.uint32)), count=nnx.Variable(np.zeros((), np.uint32)))
+      model.rngs = Module(params=stream)
+      plan = plan_of(tunix_tree(MAXTEXTS["adamw"], model=model), folder_step=5)
+      self.assertCountEqual(["/".join(path) for path in plan.moves if path[0] == "nnx_aux"], aux)
+      self.assertLen([path for path in plan.dropped if path[0] == "model_params"], 2 - len(aux))
+
+  def test_adapters_are_refused(self):
+    model = model_of()
+    model.decoder.layers.kernel_lora_a = nnx.Param(util.array(4, 3, 2))
+    with self.assertRaisesRegex(errors.LayoutError, "layers/kernel_lora_a/value: expected whole weights, found a LoRA"):
+      plan_of(tunix_tree(MAXTEXTS["adamw"], model=model), params_only=True)
+
+  def test_a_tree_in_memory_has_no_step(self):
+    with self.assertRaisesRegex(errors.StepError, "step: expected the step as the name of the source's folder"):
+      converter.convert_nnx_to_linen(tunix_tree(MAXTEXTS["adamw"]))
+    params = converter.convert_nnx_to_linen(tunix_tree(MAXTEXTS["adamw"], base=True), params_only=True)
+    self.assertEqual(util.flat(params), util.flat({"params": {"params": nnx.to_pure_dict(nnx.state(model_of()))}}))
+
+
+class CheckpointTest(util.CheckpointTestCase):
+  """Steps that Tunix's checkpoint manager would have written."""
+
+  def save_step(self, step, optimizer, update=None):
+    """Saves a step, its optimizer's leaves changed by `update`, and returns the folder of all steps."""
+    tree = tunix_tree(optimizer)
+    if update is not None:
+      update(tree["optimizer_state"]["opt_state"])
+    handlers = {name: ocp.PyTreeCheckpointHandler() for name in tree}
+    with ocp.CheckpointManager(self.tmp / "run", item_handlers=handlers) as manager:
+      manager.save(step, args=ocp.args.Composite(**{name: ocp.args.PyTreeSave(item) for name, item in tree.items()}))
+    return self.tmp / "run"
+
+  def test_gradients_that_wait_are_refused(self):
+    set_mini_step = lambda opt_state: opt_state["mini_step"].set_value(jnp.int32(3))
+    source = self.save_step(6, WRAPPERS["multi_steps_of_clip"](MAXTEXTS["adamw"]), set_mini_step)
+    message = "opt_state/mini_step/value: expected 0, .* found 3, whose gradients would be lost. Save at such a step"
+    for options in ({}, {"dry_run": True}):
+      with self.assertRaisesRegex(errors.StepError, message):
+        converter.convert_checkpoint(source, self.tmp / "out", **options)
+    self.assert_nothing_left("run")
+    converter.convert_checkpoint(source, self.tmp / "out", params_only=True)
+
+  def test_no_gradients_wait(self):
+    source = self.save_step(6, WRAPPERS["multi_steps_of_clip"](MAXTEXTS["adamw"]))
+    converter.convert_checkpoint(source, self.tmp / "out")
+    self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "out" / "5"))["step"], util.bits(np.int32(6)))
+
+  @parameterized.parameters(
+      ("0", "run/0: expected a step of Tunix, at least 1, found 0"),
+      ("final", "step: expected the step as the name of the source's folder"),
+      ("2147483648", "step: expected a step from -2147483648 to 2147483647"),
+  )
+  def test_steps_that_maxtext_cannot_have(self, name, message):
+    source = self.save_step(6, MAXTEXTS["adamw"])
+    (source / "6").rename(source / name)
+    with self.assertRaisesRegex(errors.StepError, message):
+      converter.convert_checkpoint(source / name, self.tmp / "out")
+    self.assert_nothing_left("run")
+
+  @parameterized.named_parameters(
+      ("no_optimizer", lambda step: shutil.rmtree(step / "optimizer_state"), "6/optimizer_state"),
+      ("no_weights", lambda step: shutil.rmtree(step / "model_params"), "6/model_params"),
+      ("no_metadata", lambda step: (step / "optimizer_state" / "_METADATA").unlink(), "6/optimizer_state"),
+  )
+  def test_an_unfinished_step(self, damage, path):
+    source = self.save_step(6, MAXTEXTS["adamw"])
+    damage(source / "6")
+    with self.assertRaisesRegex(errors.UnfinishedCheckpointError, f"{path}: expected metadata that Orbax can read"):
+      converter.convert_checkpoint(source, self.tmp / "out")
+    self.assert_nothing_left("run")
+
+  def test_weights_alone_as_tunix_saved_them_before_0_1_6(self):
+    with ocp.CheckpointManager(self.tmp / "run", item_names=("model_params",)) as manager:
+      args = ocp.args.PyTreeSave(tunix_tree(MAXTEXTS["adamw"])["model_params"])
+      manager.save(6, args=ocp.args.Composite(model_params=args))
+    for direction, top in (("auto", ["params"]), ("nnx_to_nnx", ["decoder"])):
+      converter.convert_checkpoint(self.tmp / "run", self.tmp / direction, direction=direction)
+      self.assertCountEqual(converter.load_checkpoint(self.tmp / direction / "5"), top)
+
+  def test_the_other_items_of_a_step_go_along(self):
+    source = self.save_step(6, MAXTEXTS["adamw"])
+    (source / "6" / "iter").mkdir()
+    (source / "6" / "iter" / "process_0.json").write_text("{}")
+    converter.convert_checkpoint(source, self.tmp / "out")
+    self.assertEqual((self.tmp / "out" / "5" / "iter" / "process_0.json").read_text(), "{}")
+
+  def test_a_step_that_fails_verification_is_not_committed(self):
+    cast = execute.checked_cast
+    wrong = lambda path, value, dtype: cast(path, value + 1, dtype)
+    source = self.save_step(6, MAXTEXTS["adamw"])
+    with (
+        absltest.mock.patch.object(execute, "checked_cast", wrong),
+        self.assertRaisesRegex(errors.VerificationError, "step: expected 6 .*, found 7"),
+    ):
+      converter.convert_checkpoint(source, self.tmp / "out")
+    self.assert_nothing_left("run")
+
+
+if __name__ == "__main__":
+  absltest.main()
