@@ -22,6 +22,7 @@ import dataclasses
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import variable_kinds
 
 Path = abstract_state.Path
 
@@ -45,6 +46,7 @@ class StateLayout:
     boxed_variables: whether each variable of the model is `{value: leaf}`.
     boxed_optimizer: whether each optimizer leaf, the step included, is `{value: leaf}`.
     nnx_optimizer: whether, in Linen, the optimizer's state has the form that MaxText's NNX trainers give it.
+    aux_among_params: whether, in Linen, NNX state that is no Param stands among the params.
   """
 
   name: str
@@ -56,6 +58,7 @@ class StateLayout:
   boxed_variables: bool = False
   boxed_optimizer: bool = False
   nnx_optimizer: bool = False
+  aux_among_params: bool = False
 
   def __str__(self) -> str:
     boxes = {(False, False): "plain", (True, False): "boxed", (True, True): "boxed everywhere"}
@@ -66,6 +69,10 @@ class StateLayout:
 LINEN = StateLayout("Linen TrainState", "linen", ("params",), ("opt_state",), ("step",), "int32")
 # What the NNX trainers of MaxText 0.2.3 to 0.2.5 read and write, in place of an NNX layout.
 LINEN_OF_NNX = dataclasses.replace(LINEN, name="Linen layout of the NNX trainer", nnx_optimizer=True)
+# MaxText 0.2.3 strips `rngs` and `dropout`, and takes every other variable for a Param: fp8 state, its ops' RNG streams.
+LINEN_OF_NNX_0_2_3 = dataclasses.replace(
+    LINEN_OF_NNX, name="Linen layout of MaxText 0.2.3's NNX trainer", aux_among_params=True
+)
 NNX_PLAIN = StateLayout(
     "NNX TrainStateNNX", "nnx", ("model",), ("optimizer", "opt_state"), ("optimizer", "step"), "uint32"
 )
@@ -116,7 +123,8 @@ def _detect_params(leaves, top):
           found="both params/ and params/params/ holding it",
           remedy="Remove the one that does not belong.",
       )
-    return LINEN
+    is_0_2_3 = any(variable_kinds.is_misplaced(path) for path in leaves if path[:2] == (PARAMS, PARAMS))
+    return LINEN_OF_NNX_0_2_3 if is_0_2_3 else LINEN
   if NNX_AUX not in top and _is_boxed(leaves, ("params",)):
     return with_boxes(OLD_NNX, True, _is_boxed(leaves, ("opt_state",)))
   raise errors.LayoutError(
