@@ -29,6 +29,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 _ITEMS = "items"  # MaxText's name for the item that holds the train state.
 _METADATA = "_METADATA"
 _STEP_METADATA = "_CHECKPOINT_METADATA"
+_PROCESS_METADATA = "process_metadata"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 # Files of a step folder that are no items: Orbax writes them anew.
 _STEP_FILES = frozenset({_STEP_METADATA, "commit_success.txt"})
@@ -102,6 +103,8 @@ def find_source(path: str | os.PathLike[str]) -> Location:
     raise errors.SourceNotFoundError(path, expected="a checkpoint", found="nothing", remedy="Check --source_path.")
   if _TEMPORARY in os.fspath(path):
     raise _unfinished(path, "one of Orbax's temporary folders")
+  for folder in (path, path.parent):
+    _refuse_local(folder)
   if (path / _METADATA).exists():
     return Location(path, path.parent if _is_in_step_folder(path) else None)
   children = sorted(path.iterdir()) if path.is_dir() else []
@@ -185,6 +188,17 @@ def copy_tree(source: epath.Path, target: epath.Path):
   target.mkdir()
   for child in source.iterdir():
     copy_tree(child, target / child.name)
+
+
+def _refuse_local(folder):
+  """Refuses what Orbax's emergency checkpoint manager keeps on the disk of each host."""
+  if (folder / _PROCESS_METADATA).exists():
+    raise errors.NotACheckpointError(
+        folder,
+        expected="a whole checkpoint",
+        found=f"{_PROCESS_METADATA}, so one host's local part of an emergency checkpoint",
+        remedy="Convert a step of the run's persistent checkpoints.",
+    )
 
 
 def _is_empty_folder(path) -> bool:

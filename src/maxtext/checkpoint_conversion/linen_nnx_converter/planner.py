@@ -75,6 +75,13 @@ def plan_conversion(
     ConversionError: one of its subclasses, naming the path that stands in the way.
   """
   source_layout = layouts.detect(source)
+  if source_layout.apart and not params_only:
+    raise errors.LayoutError(
+        (min(source_layout.apart),),
+        expected="one train state",
+        found=f"a {source_layout}: a train state for each replica, and an outer optimizer",
+        remedy="Convert its outer params with --params_only: no other layout has a place for the rest.",
+    )
   reads = releases.find(release, trainer) if release else None
   takes_release_form = reads is not None and direction == "auto"
   if takes_release_form:
@@ -223,7 +230,7 @@ def _target_framework(direction, source_layout) -> str:
 def _target_layout(source_layout, framework, nnx_values, params_only) -> layouts.StateLayout:
   """The layout to write."""
   if framework == "linen":
-    return source_layout if source_layout.framework == "linen" else layouts.LINEN
+    return source_layout if source_layout.framework == "linen" and not source_layout.apart else layouts.LINEN
   boxes = {"plain": (False, False), "boxed": (True, False), "all_boxed": (True, True)}.get(nnx_values)
   within_nnx = source_layout.framework == "nnx"
   if boxes is None:

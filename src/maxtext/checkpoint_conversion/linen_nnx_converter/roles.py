@@ -63,7 +63,14 @@ class Step:
   """The step."""
 
 
-Role = Variable | OptimizerLeaf | Step
+@dataclasses.dataclass(frozen=True)
+class Apart:
+  """A leaf that belongs to no single train state, by its path."""
+
+  path: Path
+
+
+Role = Variable | OptimizerLeaf | Step | Apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +147,8 @@ def _role_outside_optimizer(path, layout) -> Role | None:
   """The role of a leaf that is no optimizer leaf, or None."""
   if path == layout.step:
     return Step()
+  if path[0] in layout.apart:
+    return Apart(path)
   if layout.framework == "linen":
     if layouts.below(path, layout.variables) and len(path) > 2:
       return Variable(path[1], path[2:])
