@@ -142,6 +142,11 @@ class CommandTest(parameterized.TestCase):
       ("bad_direction", ["--direction=sideways"], "flag --direction=sideways"),
       ("bad_axis", ["--param_scan_axis=-1"], "flag --param_scan_axis=-1"),
       ("config", ["x", "none.yml"], "none.yml: expected a config that the installed MaxText can read"),
+      (
+          "init_rngs",
+          [f"--source_path={SOURCE}", "--target_path=/nowhere/at/all", "--init_rngs", "--dry_run"],
+          "--init_rngs: expected a MaxText config, base.yml and settings, whose model makes it, found none",
+      ),
       ("release", ["--source_path=x", "--target_path=y", "--maxtext_release=new"], "expected a version such as 0.2.5"),
       ("missing", ["--source_path=/nowhere", "--target_path=x"], "/nowhere: expected a checkpoint, found nothing"),
       (

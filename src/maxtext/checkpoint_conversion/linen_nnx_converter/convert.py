@@ -37,6 +37,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import proof
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
+from maxtext.checkpoint_conversion.linen_nnx_converter import rng_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 from maxtext.checkpoint_conversion.linen_nnx_converter import verify as verify_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import ways
@@ -118,7 +119,7 @@ def _size(nbytes: int) -> str:
   return f"{nbytes} bytes" if nbytes < 2**16 else f"{nbytes / 2**20:,.1f} MiB"
 
 
-_MOVE_NAMES = {"copy": "copied", "stack": "stacked", "slice": "sliced", "transpose": "transposed"}
+_MOVE_NAMES = {"copy": "copied", "stack": "stacked", "slice": "sliced", "transpose": "transposed", "made": plan_lib.MADE}
 
 
 def detect_format(state: Any) -> str:
@@ -195,6 +196,7 @@ def convert_checkpoint(
     config: Any = None,
     maxtext_release: str | None = None,
     check_model: bool = True,
+    init_rngs: bool = False,
     memory_budget_gib: float = 2.0,
     copy_mode: str = "auto",
     verify: bool | str = True,
@@ -212,6 +214,7 @@ def convert_checkpoint(
       it would load, and where it would resume from.
     check_model: whether to compare the target with the installed MaxText's own state, where a config is given and the
       target is for the installed release.
+    init_rngs: whether to make NNX RNG state that the source does not have, with the model of the config and its seed.
     maxtext_release: the MaxText release that shall read the target, such as `0.2.5`; with a config, the installed one.
     memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
     copy_mode: whether to `link` the source's data files where their bytes need not change, to `copy` them, or, as `auto`
@@ -246,6 +249,8 @@ def convert_checkpoint(
   source = storage.Checkpoint(location.items)
   custom_metadata = location.custom_metadata()
   plan = planner.plan_conversion(source.state, empty_nodes=_recorded_empty_nodes(custom_metadata), **options)
+  if init_rngs:
+    plan, source = rng_state.add(plan, source, config, options)
   if config is not None and check_model:
     _check_model(plan, config, options["release"])
   execute.check_casts(plan, source.read)

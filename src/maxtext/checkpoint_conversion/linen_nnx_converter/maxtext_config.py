@@ -111,16 +111,49 @@ def saved_state(config: Any, trainer_name: str) -> abstract_state.AbstractState:
   try:
     tree = _linen_tree(config) if trainer_name == "linen" else _nnx_tree(config)
   except Exception as e:  # Whatever a model raises while it is traced.  pylint: disable=broad-except
-    raise errors.ConfigError(
-        f"model_name={config.model_name}",
-        expected="a model that the installed MaxText can trace",
-        found=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}",
-        remedy="Check the config, or pass --nocheck_model.",
-    ) from e
+    raise _untraceable(config, e, "Check the config, or pass --nocheck_model.") from e
   return abstract_state.abstract(abstract_state.flatten(tree))
 
 
 # pylint: disable=import-outside-toplevel
+def rng_state(config: Any) -> dict[abstract_state.Path, Any]:
+  """The RNG state of the config's NNX model when it has just been made, of the config's seed, by path inside the model.
+
+  No weight is made: the model is traced whole, and what its RNG state does not need is never compiled.
+
+  Raises:
+    ConfigError: MaxText cannot make the model.
+  """
+  try:
+    return _rng_state(config)
+  except Exception as e:  # Whatever a model raises while it is traced.  pylint: disable=broad-except
+    raise _untraceable(config, e, "Check the config, or leave out --init_rngs.") from e
+
+
+def _rng_state(config) -> dict[abstract_state.Path, Any]:
+  # pylint: disable=import-outside-toplevel
+  from flax import nnx
+  import jax
+
+  from maxtext.utils import model_creation_utils
+
+  mesh = _mesh(config)
+  create_model = model_creation_utils.get_nnx_create_model_fn(config, mesh)
+  # The implementation that MaxText's trainers set.
+  with jax.default_prng_impl("unsafe_rbg"), mesh, nnx.logical_axis_rules(config.logical_axis_rules):
+    state = jax.jit(lambda: nnx.state(create_model(), nnx.RngState))()
+  return dict(abstract_state.flatten(state.to_pure_dict()).leaves)
+
+
+def _untraceable(config, e, remedy) -> errors.ConfigError:
+  return errors.ConfigError(
+      f"model_name={config.model_name}",
+      expected="a model that the installed MaxText can trace",
+      found=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}",
+      remedy=remedy,
+  )
+
+
 def _optimizer(config, model, mesh):
   """The optax transformation of the trainer; what it takes differs from release to release."""
   from maxtext.utils import train_utils
