@@ -249,6 +249,8 @@ def convert_checkpoint(
   source = storage.Checkpoint(location.items)
   custom_metadata = location.custom_metadata()
   plan = planner.plan_conversion(source.state, empty_nodes=_recorded_empty_nodes(custom_metadata), **options)
+  if config is not None:
+    _check_scan_flag(plan, location, custom_metadata)
   if init_rngs:
     plan, source = rng_state.add(plan, source, config, options)
   if config is not None and check_model:
@@ -305,7 +307,24 @@ def _with_config(options: dict[str, Any], config, maxtext_release) -> dict[str, 
       )
   release = releases.parse(maxtext_release) if maxtext_release else maxtext_config.version()
   trainer = maxtext_config.trainer(config, release)
-  return options | {"release": release, "trainer": trainer, "decoder": maxtext_config.decoder(config)}
+  decoder, adamw_mask = maxtext_config.decoder(config), maxtext_config.adamw_mask(config)
+  return options | {"release": release, "trainer": trainer, "decoder": decoder, "adamw_mask": adamw_mask}
+
+
+def _check_scan_flag(plan, location, custom_metadata):
+  """Refuses a checkpoint whose own `scan_layers`, which MaxText >= 0.2.4 records, is not true of its layers.
+
+  A config's `scan_layers` is the target's. But which of the two contradicting ones its other settings belong to, nobody
+  can tell.
+  """
+  flag = custom_metadata.get("scan_layers")
+  if isinstance(flag, bool) and plan.source_scan_layers is not None and flag != plan.source_scan_layers:
+    raise errors.ConfigError(
+        location.final / "_CHECKPOINT_METADATA",
+        expected=f"scan_layers={plan.source_scan_layers}, as the layers in the checkpoint are written",
+        found=f"scan_layers={flag}",
+        remedy="Check which run wrote the checkpoint, and correct the flag; without a config it is left aside.",
+    )
 
 
 def _check_model(plan, config, release):

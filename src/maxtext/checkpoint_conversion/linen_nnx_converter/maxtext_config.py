@@ -86,6 +86,11 @@ def decoder(config: Any) -> families.Decoder | None:
   )
 
 
+def adamw_mask(config: Any) -> bool:
+  """Whether its optimizer is adamw with a mask of the weight decay."""
+  return getattr(config, "opt_type", "") == "adamw" and bool(getattr(config, "adamw_mask", None))
+
+
 def source_path(config: Any) -> str | None:
   """The checkpoint that a run with this config would load."""
   return config.load_full_state_path or config.load_parameters_path or None

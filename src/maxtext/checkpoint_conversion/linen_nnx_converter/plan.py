@@ -112,6 +112,7 @@ class Plan:
     empty_nodes: the optimizer's empty nodes, by their Linen path below `opt_state`, that an NNX target does not write.
       They are kept on record, for the way back.
     scan_layers: what MaxText's `scan_layers` says of the target; None if it has no layer stack.
+    source_scan_layers: what it says of the source.
   """
 
   source: abstract_state.AbstractState
@@ -122,6 +123,7 @@ class Plan:
   target_layout: layouts.StateLayout
   empty_nodes: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
   scan_layers: bool | None = None
+  source_scan_layers: bool | None = None
 
   def parts(self) -> dict[Path, list[Part]]:
     """For every source leaf that the target gets, the parts that it gives."""

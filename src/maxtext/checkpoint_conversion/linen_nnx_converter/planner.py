@@ -51,6 +51,7 @@ def plan_conversion(
     release: releases.Version | None = None,
     trainer: str | None = None,
     decoder: families.Decoder | None = None,
+    adamw_mask: bool = False,
 ) -> plan_lib.Plan:
   """The validated plan of a conversion.
 
@@ -70,6 +71,8 @@ def plan_conversion(
     release: the MaxText release that shall read the target; with it, `auto` goes to what that release reads.
     trainer: which of its trainers, `linen` or `nnx`; None takes the Linen trainer as long as there is one.
     decoder: the decoder of the model's config, which says how its layers are scanned.
+    adamw_mask: whether the optimizer is adamw with a mask of its weight decay, which does not show in NNX. What is known
+      from an earlier conversion counts more.
 
   Raises:
     ConversionError: one of its subclasses, naming the path that stands in the way.
@@ -105,7 +108,7 @@ def plan_conversion(
   kept, dropped = _select(roles, source.leaves, collection_of, nnx_aux == "keep", params_only)
   if takes_release_form and release is not None:
     former_params = _former_params(source.leaves, kept, dropped, decoder, release, collection_of)
-  arranged, after = _arrange(
+  arranged, before, after = _arrange(
       {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)},
       lambda variable: roles_lib.write(variable, source_layout, roles.bare_subtrees),
       scan_layers,
@@ -114,7 +117,7 @@ def plan_conversion(
       _model_schedule(decoder, scan_layers, release, reads),
       collection_of,
   )
-  nodes = None if keeps_form else empty_nodes or {}
+  nodes = None if keeps_form else empty_nodes or _decay_mask(kept, adamw_mask)
   target, moves = _target(source, source_layout, target_layout, roles, kept, arranged, nodes)
   plan = plan_lib.Plan(
       source,
@@ -125,6 +128,7 @@ def plan_conversion(
       target_layout=target_layout,
       empty_nodes=_empty_optimizer_nodes(source, kept) if source_layout.framework == "linen" else empty_nodes or {},
       scan_layers=schedules.is_scanned(after, (item.variable.path for item in arranged)),
+      source_scan_layers=schedules.is_scanned(before, (item.variable.path for item in arranged)),
   )
   plan.validate()
   return plan
@@ -179,14 +183,20 @@ def _former_params(leaves, kept, dropped, decoder, release, collection_of) -> fr
 
 
 def _arrange(variables, path_of, scan_layers, naming, param_scan_axis, model, collection_of):
-  """The variables of the target, arranged, and the schedule that they follow."""
+  """The variables of the target, arranged, the schedule of the source, and the one that they follow."""
   before = schedules.find(variables, param_scan_axis, path_of)
   after = layers.target_schedule(before, scan_layers, naming, model)
   layers.check_one_role(variables, before, path_of)
   if scan_layers is False:
     schedules.refuse_unknown_order(variables, path_of)
   options = {"param_scan_axis": param_scan_axis, "path_of": path_of, "collection_of": collection_of}
-  return layers.arrange(variables, before, after, **options), after
+  return layers.arrange(variables, before, after, **options), before, after
+
+
+def _decay_mask(kept, adamw_mask) -> dict[Path, Any]:
+  """The empty nodes that a mask of adamw's weight decay gives to Linen."""
+  subtrees = {role.subtree for role in kept.values() if isinstance(role, Variable) and role.subtree is not None}
+  return optimizer.decay_mask(subtrees) if adamw_mask else {}
 
 
 def _target(source, source_layout, target_layout, roles, kept, arranged, empty_nodes):
@@ -324,6 +334,9 @@ def _structured(leaves, source, target_layout, subtrees, bare_subtrees, roles, k
     absent = {roles_lib.write(roles_lib.OptimizerLeaf(path), target_layout) for path in nodes}
     leaves = {path: leaf for path, leaf in leaves.items() if path not in absent}
   prefix = target_layout.opt_state
+  # In the Linen layout of the NNX trainer, the place of a node that is known to have empty children is empty itself.
+  parents = {(*prefix, *path[:i]) for path in empty_nodes for i in range(len(path))}
+  leaves = {path: leaf for path, leaf in leaves.items() if path not in parents or not abstract_state.is_empty(leaf)}
   opt_paths = {path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix}
   has_optimizer = any(isinstance(role, (roles_lib.OptimizerLeaf, roles_lib.Step)) for role in kept.values())
   if target_layout.framework == "nnx" or not has_optimizer:
