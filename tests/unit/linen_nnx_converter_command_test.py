@@ -197,6 +197,16 @@ class CommandTest(parameterized.TestCase):
       done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env | given)
       self.assertEqual(done.stdout.strip(), wanted)
 
+  def test_every_command_in_the_readme_parses(self):
+    """`…` stands for the module and two paths; after the flags come a config and its settings, or nothing."""
+    commands = re.findall(r"`…((?: [^`…]+)?)`", (util.ROOT / "README.md").read_text())
+    self.assertGreater(len(commands), 20)
+    for text in commands:
+      with self.subTest(text):
+        _, *config = command.define_flags()(["", "--source_path=a", "--target_path=b", *text.split()])
+        self.assertIn(config[:1], ([], ["base.yml"]))
+        self.assertTrue(all(re.fullmatch(r"[a-z_]+=\S+", setting) for setting in config[1:]), config)
+
   def test_every_flag_is_in_the_readme_and_every_flag_in_the_readme_is_real(self):
     real = {name for name in command.define_flags() if name not in ("h", "help")}
     text = (util.ROOT / "README.md").read_text()

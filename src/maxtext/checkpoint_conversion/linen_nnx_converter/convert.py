@@ -103,7 +103,7 @@ class Conversion:
   def summary(self) -> str:
     """One line for a person."""
     counts, plan = self.plan.counts(), self.plan
-    moves = ", ".join(f"{counts[kind]} {name}" for kind, name in _MOVE_NAMES.items() if counts[kind])
+    moves = ", ".join(f"{counts[kind]} {name}" for kind, name in _MOVE_NAMES.items() if counts.get(kind))
     dropped = (
         f"; left out {counts['dropped']} leaves ({', '.join(sorted(set(plan.dropped.values())))})" if plan.dropped else ""
     )

@@ -156,7 +156,7 @@ class Plan:
   def counts(self) -> dict[str, int]:
     """The number of target leaves by kind of move, and of dropped source leaves."""
     kinds = ["made" if is_made(move) else type(move).__name__.lower() for move in self.moves.values()]
-    names = ("copy", "stack", "slice", "transpose", "made")
+    names = ("copy", "stack", "slice", "transpose", *(("made",) if "made" in kinds else ()))
     return {kind: kinds.count(kind) for kind in names} | {"dropped": len(self.dropped)}
 
   def lines(self) -> Iterator[str]:
