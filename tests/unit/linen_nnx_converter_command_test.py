@@ -142,6 +142,11 @@ class CommandTest(parameterized.TestCase):
       ("bad_direction", ["--direction=sideways"], "flag --direction=sideways"),
       ("bad_axis", ["--param_scan_axis=-1"], "flag --param_scan_axis=-1"),
       ("config", ["x", "none.yml"], "none.yml: expected a config that the installed MaxText can read"),
+      (
+          "init_rngs",
+          [f"--source_path={SOURCE}", "--target_path=/nowhere/at/all", "--init_rngs", "--dry_run"],
+          "--init_rngs: expected a MaxText config, base.yml and settings, whose model makes it, found none",
+      ),
       ("release", ["--source_path=x", "--target_path=y", "--maxtext_release=new"], "expected a version such as 0.2.5"),
       ("missing", ["--source_path=/nowhere", "--target_path=x"], "/nowhere: expected a checkpoint, found nothing"),
       (
@@ -191,6 +196,16 @@ class CommandTest(parameterized.TestCase):
     for given, wanted in (({}, "cpu"), ({"JAX_PLATFORMS": "tpu"}, "tpu")):
       done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env | given)
       self.assertEqual(done.stdout.strip(), wanted)
+
+  def test_every_command_in_the_readme_parses(self):
+    """`…` stands for the module and two paths; after the flags come a config and its settings, or nothing."""
+    commands = re.findall(r"`…((?: [^`…]+)?)`", (util.ROOT / "README.md").read_text())
+    self.assertGreater(len(commands), 20)
+    for text in commands:
+      with self.subTest(text):
+        _, *config = command.define_flags()(["", "--source_path=a", "--target_path=b", *text.split()])
+        self.assertIn(config[:1], ([], ["base.yml"]))
+        self.assertTrue(all(re.fullmatch(r"[a-z_]+=\S+", setting) for setting in config[1:]), config)
 
   def test_every_flag_is_in_the_readme_and_every_flag_in_the_readme_is_real(self):
     real = {name for name in command.define_flags() if name not in ("h", "help")}

@@ -17,6 +17,7 @@
 `tests/golden/generate.py` wrote the trees; no two axes of a tree have the same length where the model allows it.
 """
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -43,7 +44,6 @@ EXCEPTIONS = {
     "engram": "the unscanned NNX model lacks the engram modules",
     "pipeline": "the order of a pipeline's layers is not told by its tree",
 }
-OF_0_2_3 = {"fp8": "0.2.3's NNX trainer saves fp8 state among the params, with the layers on axis 0"}
 
 
 def read(path: pathlib.Path, only_params: bool = False) -> abstract_state.AbstractState:
@@ -83,6 +83,16 @@ def config(release, case):
   return json.loads((GOLDEN / release / f"{case}.config.json").read_text())
 
 
+def version_of(release):
+  return tuple(map(int, release.split(".")))
+
+
+def without(state, *keys):
+  """The state without the leaves that have one of these keys in their path."""
+  leaves = {path: leaf for path, leaf in state.leaves.items() if not set(keys) & set(path)}
+  return abstract_state.AbstractState(leaves, state.lists)
+
+
 def decoder_of(settings):
   return families.Decoder(
       settings["decoder_block"],
@@ -101,17 +111,17 @@ class GoldenTest(parameterized.TestCase):
     self.assertEqual(*({"/".join(p): str(leaf) for p, leaf in s.leaves.items()} for s in (plan.target, wanted)))
     self.assertEqual(plan.target.lists, wanted.lists)
 
-  def is_exception(self, release, case, form):
+  def is_exception(self, release, case):
     if case == "qwen3-next-remainder":
       return release != "0.2.5"
-    return case in EXCEPTIONS or (release == "0.2.3" and form == "ondisk" and case in OF_0_2_3)
+    return case in EXCEPTIONS
 
   @parameterized.parameters(*RELEASES)
   def test_scanned_and_unscanned(self, release):
     """Each turned into the other, by the config's schedule, and unstacked by the tree alone."""
     count = 0
     for _, case, form, scanned, unscanned in (each for each in cases("linen", "nnx", "ondisk") if each[0] == release):
-      if self.is_exception(release, case, form):
+      if self.is_exception(release, case):
         continue
       settings, version = config(release, case), tuple(map(int, release.split(".")))
       trainer = "linen" if form == "linen" else "nnx"
@@ -141,14 +151,46 @@ class GoldenTest(parameterized.TestCase):
         continue
       with self.subTest(path.name):
         nnx, saved = read(path), read(path.with_name(path.name.replace(".nnx.", ".ondisk.")))
+        settings = config(release, path.name.split(".nnx.")[0])
         keep = {
             "scan_layers": None,
             "layer_naming": "flat",
-            "param_scan_axis": config(release, path.name.split(".nnx.")[0])["param_scan_axis"],
+            "param_scan_axis": settings["param_scan_axis"],
         }
-        self.assert_state(planner.plan_conversion(nnx, **keep), saved)
+        by_release = {"release": version_of(release), "trainer": "nnx", "decoder": decoder_of(settings)}
+        self.assert_state(planner.plan_conversion(nnx, **by_release, **keep), saved)
         back = planner.plan_conversion(saved, nnx_values="plain", **keep | {"scan_layers": ".nnx.scanned." in path.name})
         self.assert_state(back, nnx)
+
+  def test_nnx_and_what_0_2_3_saves(self):
+    """That release saves all but `rngs` and `dropout` as if it were a Param, and has no `nnx_aux`."""
+    for path in sorted((GOLDEN / "0.2.3").glob("*.nnx.*.txt")):
+      case, scan_layers = path.name.split(".nnx.")[0], ".nnx.scanned." in path.name
+      if self.is_exception("0.2.3", case):
+        continue
+      with self.subTest(path.name):
+        nnx, saved = read(path), read(path.with_name(path.name.replace(".nnx.", ".ondisk.")))
+        settings = config("0.2.3", case)
+        options = {"scan_layers": scan_layers, "param_scan_axis": settings["param_scan_axis"]}
+        by_release = {"release": (0, 2, 3), "trainer": "nnx", "decoder": decoder_of(settings)}
+        plan = planner.plan_conversion(nnx, **by_release, **options)
+        self.assert_state(dataclasses.replace(plan, target=without(plan.target, "nnx_aux")), saved)
+        back = planner.plan_conversion(saved, direction="linen_to_nnx", nnx_values="plain", **by_release, **options)
+        self.assert_state(back, without(nnx, "rngs", "dropout"))
+
+  def test_fp8_state_finds_its_place_in_each_trainers_form(self):
+    """Among the params in 0.2.3, in `nnx_aux` from 0.2.4, in a collection of its own in Linen; always on axis 0."""
+    for arrangement in ("scanned", "unscanned"):
+      trees = {
+          ("linen", (0, 2, 4)): read(GOLDEN / "0.2.4" / f"fp8.linen.{arrangement}.txt"),
+          ("nnx", (0, 2, 3)): read(GOLDEN / "0.2.3" / f"fp8.ondisk.{arrangement}.txt"),
+          ("nnx", (0, 2, 5)): read(GOLDEN / "0.2.5" / f"fp8.ondisk.{arrangement}.txt"),
+      }
+      for source, (trainer, release) in itertools.product(trees.values(), trees):
+        with self.subTest(f"{arrangement} {trainer} {release}"):
+          plan = planner.plan_conversion(source, release=release, trainer=trainer, nnx_aux="keep")
+          found, wanted = (without(s, "rngs", "to_nnx__rngs", "dropout") for s in (plan.target, trees[trainer, release]))
+          self.assert_state(dataclasses.replace(plan, target=found), wanted)
 
   def test_linen_and_nnx(self):
     """The Linen trainer's state is what the NNX trainer of the same release saves, but for NNX-only state."""
@@ -158,9 +200,7 @@ class GoldenTest(parameterized.TestCase):
       differ = (
           "gemma4-remainder",
           "gemma4-scan_axis_0",
-          "deepseek4-no_bias",
           "engram",
-          "fp8",
           "pipeline",
       )  # Do in MaxText.
       if not saved.exists() or case in differ:
@@ -168,9 +208,13 @@ class GoldenTest(parameterized.TestCase):
       with self.subTest(path.name):
         scan_layers = ".scanned." in path.name
         axis = config("0.2.4", case)["param_scan_axis"]
-        there = planner.plan_conversion(read(path), scan_layers=scan_layers, layer_naming="flat", param_scan_axis=axis)
-        back = planner.plan_conversion(there.target, layer_naming="flat", param_scan_axis=axis)
-        self.assert_state(back, read(saved, only_params=True))
+        options = {"layer_naming": "flat", "param_scan_axis": axis}
+        there = planner.plan_conversion(read(path), scan_layers=scan_layers, **options)
+        self.assert_state(planner.plan_conversion(there.target, **options), read(path))
+        by_release = {"release": (0, 2, 4), "trainer": "nnx", **options}
+        self.assert_state(
+            planner.plan_conversion(there.target, **by_release), without(read(saved), "rngs", "to_nnx__rngs")
+        )
 
   @parameterized.parameters("0.2.3", "0.2.4")
   def test_layers_that_maxtext_would_lose_are_not_given_up(self, release):

@@ -128,6 +128,21 @@ class PlanTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.UnaccountedLeafError, "^b: expected a plan that drops nothing"):
       plan_of({"a": struct(), "b": struct()}, {"x": struct()}, {("x",): copied("a")}, [("b",)]).inverse()
 
+  def test_a_leaf_that_was_made_is_told_apart_and_has_no_way_back(self):
+    made = (plan_lib.MADE, "b")
+    plan = plan_of(
+        {"a": struct(2), f"{plan_lib.MADE}/b": struct(3)},
+        {"c": struct(2), "b": struct(3)},
+        {("c",): copied("a"), ("b",): plan_lib.Copy(made)},
+    )
+    plan.validate()
+    self.assertEqual(plan.counts(), {"copy": 1, "stack": 0, "slice": 0, "transpose": 0, "made": 1, "dropped": 0})
+    self.assertEqual(list(plan.lines()), ["c  (2,) float32  copy of a", f"b  (3,) float32  {plan_lib.MADE}"])
+    back = plan.inverse()
+    back.validate()
+    self.assertEqual(back.dropped, {("b",): plan_lib.MADE})
+    self.assertEqual(set(back.target.leaves), {("a",)})
+
   def test_two_leaves_onto_one_path(self):
     state = {
         "params": {"params": {"decoder": {"w": util.array(2)}}},

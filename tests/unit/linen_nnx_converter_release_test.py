@@ -86,6 +86,23 @@ class ReleaseTest(parameterized.TestCase):
     plan = planner.plan_conversion(source, release=(0, 2, 4), trainer="linen")
     self.assert_state(plan, abstract_state.AbstractState(leaves, wanted.lists))
 
+  @parameterized.parameters("adamw_mask", "skip_adamw_mask", "tmask_adamw_mask")
+  def test_the_config_tells_of_a_mask_of_the_weight_decay(self, name):
+    """Which the Linen trainer needs, and which does not show in NNX."""
+    source = read(OPTIMIZERS / "0.2.4-nnx" / f"{name}.txt", with_aux=False)
+    nnx = planner.plan_conversion(source, direction="linen_to_nnx", nnx_values="plain").target
+    wanted = read(OPTIMIZERS / "0.2.4-linen" / f"{name}.txt")
+    for state in (source, nnx):
+      plan = planner.plan_conversion(state, release=(0, 2, 4), trainer="linen", adamw_mask=True)
+      self.assert_state(plan, wanted)
+
+  @parameterized.parameters("muon", "adam_pax", "sgd", "adamw_mask")
+  def test_a_mask_where_the_optimizer_has_none_or_shows_it(self, name):
+    wanted = read(OPTIMIZERS / "0.2.4-linen" / f"{name}.txt")
+    source = read(OPTIMIZERS / "0.2.4-nnx" / f"{name}.txt", with_aux=False)
+    for state in (wanted, source):
+      self.assert_state(planner.plan_conversion(state, release=(0, 2, 4), trainer="linen", adamw_mask=True), wanted)
+
   @parameterized.parameters(*NAMES)
   def test_true_nnx_for_0_2_5(self, name):
     """A TrainStateNNX of spring 2026, which had no Linen layout."""
@@ -185,6 +202,19 @@ class ConfigTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.ConversionError, message):
       self.convert(util.FIXTURES / "maxtext-0.2.4" / "linen_scan", self.config(**settings), **options)
     self.assertEmpty(list(self.tmp.iterdir()))
+
+  @parameterized.parameters(True, False)
+  def test_a_scan_flag_that_is_not_true_of_the_checkpoint(self, scan_layers):
+    source = self.tmp / "source"
+    shutil.copytree(util.FIXTURES / "maxtext-0.2.4" / "linen_scan", source)
+    metadata = source / "2" / "_CHECKPOINT_METADATA"
+    metadata.write_text(metadata.read_text().replace('"scan_layers": true', '"scan_layers": false'))
+    message = "_CHECKPOINT_METADATA: expected scan_layers=True, as the layers .* are written, found scan_layers=False"
+    with self.assertRaisesRegex(errors.ConfigError, message):
+      self.convert(source, self.config(scan_layers=scan_layers), maxtext_release="0.2.5")
+    self.assertFalse((self.tmp / "out").exists())
+    converter.convert_checkpoint(source, self.tmp / "out", direction="linen_to_linen")  # Nothing else is asked of it.
+    self.assertIn('"scan_layers": true', (self.tmp / "out" / "2" / "_CHECKPOINT_METADATA").read_text())
 
   def test_a_routing_bias_is_transposed(self):
     """(experts, layers) among the params becomes (layers, experts) in nnx_aux, on disk and in memory, and is verified."""

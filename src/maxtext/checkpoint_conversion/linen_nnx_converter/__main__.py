@@ -107,6 +107,12 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_boolean(
       "check_model", True, "With a config, compare the target with the installed MaxText's own state first.", **common
   )
+  flags.DEFINE_boolean(
+      "init_rngs",
+      False,
+      "With a config, make the NNX RNG state that the source lacks, by MaxText's own model and the config's seed.",
+      **common,
+  )
   flags.DEFINE_float("memory_budget_gib", 2.0, "GiB of memory for the data under way.", lower_bound=0.0625, **common)
   flags.DEFINE_enum(
       "copy_mode",

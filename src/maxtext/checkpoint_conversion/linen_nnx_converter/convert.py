@@ -38,6 +38,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import proof
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
+from maxtext.checkpoint_conversion.linen_nnx_converter import rng_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 from maxtext.checkpoint_conversion.linen_nnx_converter import tunix
 from maxtext.checkpoint_conversion.linen_nnx_converter import verify as verify_lib
@@ -126,6 +127,7 @@ _MOVE_NAMES = {
     "slice": "sliced",
     "transpose": "transposed",
     "constant": "from the folder's name",
+    "made": plan_lib.MADE,
 }
 
 
@@ -208,6 +210,7 @@ def convert_checkpoint(
     config: Any = None,
     maxtext_release: str | None = None,
     check_model: bool = True,
+    init_rngs: bool = False,
     memory_budget_gib: float = 2.0,
     copy_mode: str = "auto",
     verify: bool | str = True,
@@ -227,6 +230,7 @@ def convert_checkpoint(
       it would load, and where it would resume from.
     check_model: whether to compare the target with the installed MaxText's own state, where a config is given and the
       target is for the installed release.
+    init_rngs: whether to make NNX RNG state that the source does not have, with the model of the config and its seed.
     maxtext_release: the MaxText release that shall read the target, such as `0.2.5`; with a config, the installed one.
     memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
     copy_mode: whether to `link` the source's data files where their bytes need not change, to `copy` them, or, as `auto`
@@ -263,6 +267,10 @@ def convert_checkpoint(
   custom_metadata = location.custom_metadata()
   nodes = _recorded_empty_nodes(custom_metadata)
   plan = planner.plan_conversion(source.state, empty_nodes=nodes, folder_step=location.step, **options)
+  if config is not None:
+    _check_scan_flag(plan, location, custom_metadata)
+  if init_rngs:
+    plan, source = rng_state.add(plan, source, config, options)
   if config is not None and check_model:
     _check_model(plan, config, options["release"])
   execute.check_casts(plan, source.read)
@@ -321,7 +329,24 @@ def _with_config(options: dict[str, Any], config, maxtext_release) -> dict[str, 
       )
   release = releases.parse(maxtext_release) if maxtext_release else maxtext_config.version()
   trainer = maxtext_config.trainer(config, release)
-  return options | {"release": release, "trainer": trainer, "decoder": maxtext_config.decoder(config)}
+  decoder, adamw_mask = maxtext_config.decoder(config), maxtext_config.adamw_mask(config)
+  return options | {"release": release, "trainer": trainer, "decoder": decoder, "adamw_mask": adamw_mask}
+
+
+def _check_scan_flag(plan, location, custom_metadata):
+  """Refuses a checkpoint whose own `scan_layers`, which MaxText >= 0.2.4 records, is not true of its layers.
+
+  A config's `scan_layers` is the target's. But which of the two contradicting ones its other settings belong to, nobody
+  can tell.
+  """
+  flag = custom_metadata.get("scan_layers")
+  if isinstance(flag, bool) and plan.source_scan_layers is not None and flag != plan.source_scan_layers:
+    raise errors.ConfigError(
+        location.final / "_CHECKPOINT_METADATA",
+        expected=f"scan_layers={plan.source_scan_layers}, as the layers in the checkpoint are written",
+        found=f"scan_layers={flag}",
+        remedy="Check which run wrote the checkpoint, and correct the flag; without a config it is left aside.",
+    )
 
 
 def _check_model(plan, config, release):

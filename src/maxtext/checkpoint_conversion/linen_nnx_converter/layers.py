@@ -14,7 +14,7 @@
 
 """Arranging layers: from one schedule into another."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 
 import jax
@@ -29,6 +29,7 @@ Path = abstract_state.Path
 Variable = roles.Variable
 LayerStack = schedules.LayerStack
 Schedule = schedules.Schedule
+CollectionOf = Callable[[Variable], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ def arrange(
     *,
     param_scan_axis: int,
     path_of: schedules.PathOf,
-    former_params: frozenset[Path] = frozenset(),
+    collection_of: CollectionOf = lambda variable: variable.collection,
 ) -> list[Arranged]:
   """Arranges the layers of `variables` anew. Variables outside layers are copied.
 
@@ -116,7 +117,7 @@ def arrange(
     target: the schedule to write; it holds the same layers.
     param_scan_axis: the layer axis of scanned Params, in the source and in the target.
     path_of: the path that messages give for a variable.
-    former_params: the paths of Params that are none in the target.
+    collection_of: the collection of a variable in the target.
 
   Raises:
     LayerStackError: layers to be stacked are not alike, or the way is too far for one conversion.
@@ -126,10 +127,10 @@ def arrange(
   for variable, leaf in variables.items():
     stack = _stack_of(variable, prefixes)
     if stack is None:
-      moved = dataclasses.replace(variable, collection=_collection(variable, former_params))
+      moved = dataclasses.replace(variable, collection=collection_of(variable))
       arranged.append(Arranged(moved, None if abstract_state.is_empty(leaf) else plan.Copy(variable), leaf))
       continue
-    key = _collection(variable, former_params), variable.subtree, variable.path[len(stack.prefix) :]
+    key = collection_of(variable), variable.subtree, variable.path[len(stack.prefix) :]
     for index in stack.indices():
       layers.setdefault((stack.group, stack.layer(index)), {})[key] = _Piece(variable, stack, index)
   maker = _Maker(variables, layers, param_scan_axis, path_of)
@@ -141,10 +142,6 @@ def arrange(
 def _stack_of(variable: Variable, prefixes: Mapping[Path, LayerStack]) -> LayerStack | None:
   """The stack below whose prefix, of three keys or of two, the variable stands."""
   return prefixes.get(variable.path[:3]) or prefixes.get(variable.path[:2])
-
-
-def _collection(variable: Variable, former_params: frozenset[Path]) -> str:
-  return roles.NNX_AUX if variable.path in former_params else variable.collection
 
 
 class _Maker:

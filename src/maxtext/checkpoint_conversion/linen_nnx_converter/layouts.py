@@ -19,9 +19,11 @@ A new layout is one more `StateLayout`, and a way to tell it in `detect`.
 
 from collections.abc import Iterable
 import dataclasses
+import itertools
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import variable_kinds
 
 Path = abstract_state.Path
 
@@ -47,6 +49,8 @@ class StateLayout:
     boxed_variables: whether each variable of the model is `{value: leaf}`.
     boxed_optimizer: whether each optimizer leaf, the step included, is `{value: leaf}`.
     nnx_optimizer: whether, in Linen, the optimizer's state has the form that MaxText's NNX trainers give it.
+    aux_among_params: whether, in Linen, NNX state that is no Param stands among the params.
+    apart: top-level keys of what belongs to no single train state; only `--params_only` can leave it behind.
   """
 
   name: str
@@ -58,6 +62,8 @@ class StateLayout:
   boxed_variables: bool = False
   boxed_optimizer: bool = False
   nnx_optimizer: bool = False
+  aux_among_params: bool = False
+  apart: frozenset[str] = frozenset()
 
   def __str__(self) -> str:
     boxes = {(False, False): "plain", (True, False): "boxed", (True, True): "boxed everywhere"}
@@ -68,6 +74,14 @@ class StateLayout:
 LINEN = StateLayout("Linen TrainState", "linen", ("params",), ("opt_state",), ("step",), "int32")
 # What the NNX trainers of MaxText 0.2.3 to 0.2.5 read and write, in place of an NNX layout.
 LINEN_OF_NNX = dataclasses.replace(LINEN, name="Linen layout of the NNX trainer", nnx_optimizer=True)
+# MaxText 0.2.3 strips `rngs` and `dropout`, and takes every other variable for a Param: fp8 state, its ops' RNG streams.
+LINEN_OF_NNX_0_2_3 = dataclasses.replace(
+    LINEN_OF_NNX, name="Linen layout of MaxText 0.2.3's NNX trainer", aux_among_params=True
+)
+# The outer params, which MaxText itself resumes any run from, beside a train state for each replica.
+DILOCO = dataclasses.replace(
+    LINEN, name="DiLoCo state", opt_state=None, apart=frozenset({"inner_state", "outer_opt_state"})
+)
 NNX_PLAIN = StateLayout(
     "NNX TrainStateNNX", "nnx", ("model",), ("optimizer", "opt_state"), ("optimizer", "step"), "uint32"
 )
@@ -103,6 +117,7 @@ def detect(state: abstract_state.AbstractState) -> StateLayout:
   """
   leaves = state.leaves
   top = {path[0] for path in leaves if path}
+  _refuse_partial(leaves)
   if "model" in top:
     if "params" in top:
       raise _layout_error(top, "either model (NNX) or params (Linen)", "Remove the one that does not belong.")
@@ -116,11 +131,40 @@ def detect(state: abstract_state.AbstractState) -> StateLayout:
     return with_boxes(NNX_BASE, True, False)
   if top & _MODEL_PARTS and not top & {"opt_state", "optimizer", "step", NNX_AUX}:
     return with_boxes(NNX_PARAMS_ONLY, _is_boxed(leaves, ()), False)
-  raise _layout_error(top, "model (NNX) or params (Linen) at the top", "Give the folder that holds the train state.")
+  remedy = "Give the folder that holds the train state."
+  if top == {"step"}:
+    remedy += f" (MaxText's LoRA runs save the adapters and the step alone: {_ADAPTERS_REMEDY})"
+  raise _layout_error(top, "model (NNX) or params (Linen) at the top", remedy)
+
+
+_ADAPTERS_REMEDY = "convert the base checkpoint; adapters exist in NNX alone, and go with it as they are."
+
+
+def _refuse_partial(leaves):
+  """Refuses checkpoints that hold less than the weights: LoRA adapters, and weights quantized by AQT for serving."""
+  for path in leaves:
+    if ("qrhs", "frozen") in itertools.pairwise(path):
+      raise errors.LayoutError(
+          path,
+          expected="weights as they are trained",
+          found="a weight that AQT has quantized for serving",
+          remedy="Convert the checkpoint that it was made of, then quantize anew (maxtext.utils.layerwise_quantization).",
+      )
+  weights = [path for path in leaves if path and path[0] not in ("opt_state", "optimizer", "step")]
+  if weights and all(any("_lora_" in key for key in path[-2:]) for path in weights):
+    raise errors.LayoutError(
+        weights[0],
+        expected="the weights of a model",
+        found="LoRA adapters alone",
+        remedy=_ADAPTERS_REMEDY[0].upper() + _ADAPTERS_REMEDY[1:],
+    )
 
 
 def _detect_params(leaves, top):
   """Linen and old NNX both have `params` at the top."""
+  if DILOCO.apart <= top:
+    _refuse_unknown(top, {"params", "step", *DILOCO.apart})
+    return DILOCO
   _refuse_unknown(top, {"params", "opt_state", "step", NNX_AUX})
   collections = {path[1] for path in leaves if path[0] == "params" and len(path) > 1}
   if PARAMS in collections:
@@ -132,7 +176,8 @@ def _detect_params(leaves, top):
           found="both params/ and params/params/ holding it",
           remedy="Remove the one that does not belong.",
       )
-    return LINEN
+    is_0_2_3 = any(variable_kinds.is_misplaced(path) for path in leaves if path[:2] == (PARAMS, PARAMS))
+    return LINEN_OF_NNX_0_2_3 if is_0_2_3 else LINEN
   if NNX_AUX not in top and _is_boxed(leaves, ("params",)):
     return with_boxes(OLD_NNX, True, _is_boxed(leaves, ("opt_state",)))
   raise errors.LayoutError(

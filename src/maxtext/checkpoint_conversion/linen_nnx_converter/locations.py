@@ -31,6 +31,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 _ITEMS = "items"  # MaxText's name for the item that holds the train state.
 _METADATA = "_METADATA"
 _STEP_METADATA = "_CHECKPOINT_METADATA"
+_PROCESS_METADATA = "process_metadata"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 # Files of a step folder that are no items: Orbax writes them anew.
 _STEP_FILES = frozenset({_STEP_METADATA, "commit_success.txt"})
@@ -107,6 +108,8 @@ def find_source(path: str | os.PathLike[str]) -> Location:
     raise errors.SourceNotFoundError(path, expected="a checkpoint", found="nothing", remedy="Check --source_path.")
   if _TEMPORARY in os.fspath(path):
     raise _unfinished(path, "one of Orbax's temporary folders")
+  for folder in (path, path.parent):
+    _refuse_local(folder)
   if (path / _METADATA).exists():
     if path.name == layouts.TUNIX_ITEMS[0] and _is_in_step_folder(path):
       return Location(path.parent, path.parent, (path.name,))
@@ -205,6 +208,17 @@ def copy_tree(source: epath.Path, target: epath.Path):
   target.mkdir()
   for child in source.iterdir():
     copy_tree(child, target / child.name)
+
+
+def _refuse_local(folder):
+  """Refuses what Orbax's emergency checkpoint manager keeps on the disk of each host."""
+  if (folder / _PROCESS_METADATA).exists():
+    raise errors.NotACheckpointError(
+        folder,
+        expected="a whole checkpoint",
+        found=f"{_PROCESS_METADATA}, so one host's local part of an emergency checkpoint",
+        remedy="Convert a step of the run's persistent checkpoints.",
+    )
 
 
 def _is_empty_folder(path) -> bool:

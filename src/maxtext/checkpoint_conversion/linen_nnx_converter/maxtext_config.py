@@ -86,6 +86,11 @@ def decoder(config: Any) -> families.Decoder | None:
   )
 
 
+def adamw_mask(config: Any) -> bool:
+  """Whether its optimizer is adamw with a mask of the weight decay."""
+  return getattr(config, "opt_type", "") == "adamw" and bool(getattr(config, "adamw_mask", None))
+
+
 def source_path(config: Any) -> str | None:
   """The checkpoint that a run with this config would load."""
   return config.load_full_state_path or config.load_parameters_path or None
@@ -111,16 +116,49 @@ def saved_state(config: Any, trainer_name: str) -> abstract_state.AbstractState:
   try:
     tree = _linen_tree(config) if trainer_name == "linen" else _nnx_tree(config)
   except Exception as e:  # Whatever a model raises while it is traced.  pylint: disable=broad-except
-    raise errors.ConfigError(
-        f"model_name={config.model_name}",
-        expected="a model that the installed MaxText can trace",
-        found=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}",
-        remedy="Check the config, or pass --nocheck_model.",
-    ) from e
+    raise _untraceable(config, e, "Check the config, or pass --nocheck_model.") from e
   return abstract_state.abstract(abstract_state.flatten(tree))
 
 
 # pylint: disable=import-outside-toplevel
+def rng_state(config: Any) -> dict[abstract_state.Path, Any]:
+  """The RNG state of the config's NNX model when it has just been made, of the config's seed, by path inside the model.
+
+  No weight is made: the model is traced whole, and what its RNG state does not need is never compiled.
+
+  Raises:
+    ConfigError: MaxText cannot make the model.
+  """
+  try:
+    return _rng_state(config)
+  except Exception as e:  # Whatever a model raises while it is traced.  pylint: disable=broad-except
+    raise _untraceable(config, e, "Check the config, or leave out --init_rngs.") from e
+
+
+def _rng_state(config) -> dict[abstract_state.Path, Any]:
+  # pylint: disable=import-outside-toplevel
+  from flax import nnx
+  import jax
+
+  from maxtext.utils import model_creation_utils
+
+  mesh = _mesh(config)
+  create_model = model_creation_utils.get_nnx_create_model_fn(config, mesh)
+  # The implementation that MaxText's trainers set.
+  with jax.default_prng_impl("unsafe_rbg"), mesh, nnx.logical_axis_rules(config.logical_axis_rules):
+    state = jax.jit(lambda: nnx.state(create_model(), nnx.RngState))()
+  return dict(abstract_state.flatten(state.to_pure_dict()).leaves)
+
+
+def _untraceable(config, e, remedy) -> errors.ConfigError:
+  return errors.ConfigError(
+      f"model_name={config.model_name}",
+      expected="a model that the installed MaxText can trace",
+      found=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}",
+      remedy=remedy,
+  )
+
+
 def _optimizer(config, model, mesh):
   """The optax transformation of the trainer; what it takes differs from release to release."""
   from maxtext.utils import train_utils

@@ -82,6 +82,16 @@ def linen_structure(
   return empties, frozenset(lists)
 
 
+def decay_mask(subtrees: Iterable[Path]) -> dict[Path, None]:
+  """The empty state of adamw's weight decay where it has a mask: `1/inner_state`, in place of 1.
+
+  Args:
+    subtrees: the params-like subtrees, which tell where adamw's chain stands. Muon's inner adam has no such mask.
+  """
+  chains = {path[:-2] for path in subtrees if path[-2:] == ("0", "nu") and path[-4:-3] != ("adam",)}
+  return {(*chain, "1", "inner_state"): None for chain in chains}
+
+
 def bare_subtrees(subtrees: Iterable[Path]) -> frozenset[Path]:
   """The params-like subtrees that MaxText's NNX trainers save without a collection level.
 

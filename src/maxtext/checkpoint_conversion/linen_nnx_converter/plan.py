@@ -28,6 +28,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 
 Path = abstract_state.Path
 
+# The first key of a source leaf that no checkpoint has: it was made, and is held in memory.
+MADE = "made by MaxText's model"
 # The only leaf that changes its dtype is the step, and only among these.
 STEP_DTYPES = frozenset({"int32", "uint32", "int64", "uint64"})
 
@@ -123,6 +125,7 @@ class Plan:
     empty_nodes: the optimizer's empty nodes, by their Linen path below `opt_state`, that an NNX target does not write.
       They are kept on record, for the way back.
     scan_layers: what MaxText's `scan_layers` says of the target; None if it has no layer stack.
+    source_scan_layers: what it says of the source.
   """
 
   source: abstract_state.AbstractState
@@ -133,6 +136,7 @@ class Plan:
   target_layout: layouts.StateLayout
   empty_nodes: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
   scan_layers: bool | None = None
+  source_scan_layers: bool | None = None
 
   def parts(self) -> dict[Path, list[Part]]:
     """For every source leaf that the target gets, the parts that it gives."""
@@ -157,13 +161,16 @@ class Plan:
           found=f"a leaf dropped: {reason}",
           remedy="Keep it to invert the plan.",
       )
-    moves = {source: _inverted(parts) for source, parts in self.parts().items()}
-    return Plan(self.target, self.source, moves, {}, self.target_layout, self.source_layout)
+    moves = {source: _inverted(parts) for source, parts in self.parts().items() if source[0] != MADE}
+    origin = {path: leaf for path, leaf in self.source.leaves.items() if path[0] != MADE}
+    made = {path: MADE for path, move in self.moves.items() if is_made(move)}
+    source = dataclasses.replace(self.source, leaves=origin)
+    return Plan(self.target, source, moves, made, self.target_layout, self.source_layout)
 
   def counts(self) -> dict[str, int]:
     """The number of target leaves by kind of move, and of dropped source leaves."""
-    kinds = [type(move).__name__.lower() for move in self.moves.values()]
-    names = ("copy", "stack", "slice", "transpose", *sorted({"constant"} & set(kinds)))
+    kinds = ["made" if is_made(move) else type(move).__name__.lower() for move in self.moves.values()]
+    names = ("copy", "stack", "slice", "transpose", *sorted({"constant", "made"} & set(kinds)))
     return {kind: kinds.count(kind) for kind in names} | {"dropped": len(self.dropped)}
 
   def lines(self) -> Iterator[str]:
@@ -176,7 +183,8 @@ class Plan:
       how = type(move).__name__.lower() + ("" if isinstance(move, Copy) else f" axis {_numbers(move.axes)}")
       how += f" index {_numbers(move.index)}" if isinstance(move, Slice) else ""
       origin = sources[0] if len(sources) == 1 else f"{sources[0]} … {sources[-1]} ({len(sources)})"
-      yield f"{'/'.join(path)}  {described(self.target.leaves[path])}  {how} of {origin}"
+      how = MADE if is_made(move) else f"{how} of {origin}"
+      yield f"{'/'.join(path)}  {described(self.target.leaves[path])}  {how}"
     for path, reason in self.dropped.items():
       yield f"{'/'.join(path)}  left out: {reason}"
 
@@ -196,6 +204,11 @@ class Plan:
     for path, leaf in self.target.leaves.items():
       if not abstract_state.is_empty(leaf):
         _check_result(path, leaf, self.moves.get(path), self.source.leaves)
+
+
+def is_made(move: Move | Constant) -> bool:
+  """Whether the leaf was made, not read from the source checkpoint."""
+  return isinstance(move, Copy) and move.source[0] == MADE
 
 
 def described(leaf: abstract_state.Leaf) -> str:

@@ -32,6 +32,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles as roles_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import schedules
 from maxtext.checkpoint_conversion.linen_nnx_converter import tunix
+from maxtext.checkpoint_conversion.linen_nnx_converter import variable_kinds
 
 Path = abstract_state.Path
 Variable = roles_lib.Variable
@@ -52,6 +53,7 @@ def plan_conversion(
     trainer: str | None = None,
     decoder: families.Decoder | None = None,
     folder_step: int | None = None,
+    adamw_mask: bool = False,
 ) -> plan_lib.Plan:
   """The validated plan of a conversion.
 
@@ -73,11 +75,20 @@ def plan_conversion(
     trainer: which of its trainers, `linen` or `nnx`; None takes the Linen trainer as long as there is one.
     decoder: the decoder of the model's config, which says how its layers are scanned.
     folder_step: the number of the source's folder, which is the step of a checkpoint of Tunix.
+    adamw_mask: whether the optimizer is adamw with a mask of its weight decay, which does not show in NNX. What is known
+      from an earlier conversion counts more.
 
   Raises:
     ConversionError: one of its subclasses, naming the path that stands in the way.
   """
   source_layout = layouts.detect(source)
+  if source_layout.apart and not params_only:
+    raise errors.LayoutError(
+        (min(source_layout.apart),),
+        expected="one train state",
+        found=f"a {source_layout}: a train state for each replica, and an outer optimizer",
+        remedy="Convert its outer params with --params_only: no other layout has a place for the rest.",
+    )
   reads = releases.find(release, trainer) if release else None
   takes_release_form = reads is not None and direction == "auto"
   is_tunix = layouts.is_tunix(source_layout)
@@ -90,28 +101,35 @@ def plan_conversion(
     target_layout = _target_layout(source_layout, target_framework, nnx_values, params_only)
   if scan_layers is None and (source_layout.framework, target_layout.framework) == ("linen", "nnx"):
     scan_layers = True
+  # What is not asked for stays as it is: within Linen, the form that a trainer gave to a nested optimizer.
+  keeps_form = source_layout.framework == target_layout.framework and not takes_release_form
   roles = roles_lib.read(source, source_layout)
   unwrapped = {}
   if is_tunix:
     roles, unwrapped = tunix.unwrap(roles, source.leaves, params_only)
-  kept, dropped = _select(roles, source.leaves, nnx_aux == "keep", params_only)
-  dropped |= unwrapped
+  is_trained = any(isinstance(role, Variable) and role.subtree is not None for role in roles.by_path.values())
   former_params = frozenset()
+
+  def collection_of(variable):
+    if variable.path in former_params:
+      return layouts.NNX_AUX
+    return variable.collection if keeps_form else _target_collection(variable, target_layout, is_trained)
+
+  kept, dropped = _select(roles, source.leaves, collection_of, nnx_aux == "keep", params_only)
+  dropped |= unwrapped
   if takes_release_form and release is not None:
-    former_params = _former_params(source.leaves, kept, dropped, decoder, release)
+    former_params = _former_params(source.leaves, kept, dropped, decoder, release, collection_of)
   paths = {role: path for path, role in kept.items()}
-  arranged, after = _arrange(
+  arranged, before, after = _arrange(
       {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)},
       lambda variable: paths.get(variable) or roles_lib.write(variable, source_layout, roles.bare_subtrees),
       scan_layers,
       layer_naming or _layer_naming(target_layout, reads),
       1 if param_scan_axis is None else param_scan_axis,
       _model_schedule(decoder, scan_layers, release, reads),
-      former_params,
+      collection_of,
   )
-  # What is not asked for stays as it is: within Linen, the form that a trainer gave to a nested optimizer.
-  keeps_form = source_layout.framework == target_layout.framework and not takes_release_form
-  nodes = None if keeps_form else empty_nodes or {}
+  nodes = None if keeps_form else empty_nodes or _decay_mask(kept, adamw_mask)
   target, moves = _target(source, source_layout, target_layout, roles, kept, arranged, nodes)
   if is_tunix and source_layout.step is not None and not params_only:
     target, moves = _with_step(target, moves, source.leaves, source_layout, target_layout, folder_step)
@@ -124,6 +142,7 @@ def plan_conversion(
       target_layout=target_layout,
       empty_nodes=_empty_optimizer_nodes(source, kept) if source_layout.framework == "linen" else empty_nodes or {},
       scan_layers=schedules.is_scanned(after, (item.variable.path for item in arranged)),
+      source_scan_layers=schedules.is_scanned(before, (item.variable.path for item in arranged)),
   )
   plan.validate()
   return plan
@@ -161,8 +180,23 @@ def _model_schedule(decoder, scan_layers, release, reads) -> schedules.Schedule 
   return families.schedule(decoder, scan_layers, reads.trainer, release)
 
 
-def _former_params(leaves, kept, dropped, decoder, release) -> frozenset[Path]:
-  """The paths of Params that are none in the release. Their moments have no place there: they move to `dropped`."""
+def _target_collection(variable, layout, is_trained) -> str:
+  """The collection of a variable in the target's layout."""
+  collection, path = variable.collection, variable.path
+  if variable.subtree is not None:
+    return collection
+  # Without an optimizer, MaxText's NNX models load each collection from its own place in the Linen layout.
+  if layout.framework == "nnx" or (layout.nnx_optimizer and is_trained):
+    return layouts.NNX_AUX if variable_kinds.is_nnx_variable(collection, path, is_trained) else collection
+  return collection if collection != layouts.NNX_AUX else variable_kinds.linen_collection(path) or collection
+
+
+def _former_params(leaves, kept, dropped, decoder, release, collection_of) -> frozenset[Path]:
+  """The paths of Params that are none in the release.
+
+  Their moments have no place there, nor have those of any variable that an NNX trainer has for no Param: they move to
+  `dropped`.
+  """
   is_model_param = lambda role: isinstance(role, Variable) and role == Variable(layouts.PARAMS, role.path)
   paths = {role.path for role in kept.values() if is_model_param(role)}
   for role in kept.values():
@@ -170,7 +204,9 @@ def _former_params(leaves, kept, dropped, decoder, release) -> frozenset[Path]:
       families.refuse_later_variable(role.path, release)
   former = frozenset(path for path in paths if families.is_former_param(path, decoder, release))
   for source_path, role in list(kept.items()):
-    if isinstance(role, Variable) and role.subtree is not None and role.path in former:
+    if not isinstance(role, Variable) or role.subtree is None:
+      continue
+    if role.path in former or collection_of(dataclasses.replace(role, subtree=None)) == layouts.NNX_AUX:
       del kept[source_path]
       if abstract_state.is_empty(leaves[source_path]):
         continue
@@ -178,15 +214,21 @@ def _former_params(leaves, kept, dropped, decoder, release) -> frozenset[Path]:
   return former
 
 
-def _arrange(variables, path_of, scan_layers, naming, param_scan_axis, model, former_params):
-  """The variables of the target, arranged, and the schedule that they follow."""
+def _arrange(variables, path_of, scan_layers, naming, param_scan_axis, model, collection_of):
+  """The variables of the target, arranged, the schedule of the source, and the one that they follow."""
   before = schedules.find(variables, param_scan_axis, path_of)
   after = layers.target_schedule(before, scan_layers, naming, model)
   layers.check_one_role(variables, before, path_of)
   if scan_layers is False:
     schedules.refuse_unknown_order(variables, path_of)
-  options = {"param_scan_axis": param_scan_axis, "path_of": path_of, "former_params": former_params}
-  return layers.arrange(variables, before, after, **options), after
+  options = {"param_scan_axis": param_scan_axis, "path_of": path_of, "collection_of": collection_of}
+  return layers.arrange(variables, before, after, **options), before, after
+
+
+def _decay_mask(kept, adamw_mask) -> dict[Path, Any]:
+  """The empty nodes that a mask of adamw's weight decay gives to Linen."""
+  subtrees = {role.subtree for role in kept.values() if isinstance(role, Variable) and role.subtree is not None}
+  return optimizer.decay_mask(subtrees) if adamw_mask else {}
 
 
 def _target(source, source_layout, target_layout, roles, kept, arranged, empty_nodes):
@@ -197,9 +239,19 @@ def _target(source, source_layout, target_layout, roles, kept, arranged, empty_n
     lists = _with_children(source.lists, leaves) if source_layout.framework == "linen" else frozenset()
     return abstract_state.AbstractState(leaves, lists), moves
   subtrees = {role.subtree for role in kept.values() if isinstance(role, Variable) and role.subtree is not None}
-  bare_subtrees = optimizer.bare_subtrees(subtrees) if target_layout.nnx_optimizer else frozenset()
+  bare_subtrees = _bare_subtrees(subtrees, target_layout, arranged)
   leaves, moves = _target_leaves(source, target_layout, bare_subtrees, kept, arranged)
   return _structured(leaves, source, target_layout, subtrees, bare_subtrees, roles, kept, empty_nodes), moves
+
+
+def _bare_subtrees(subtrees, layout, arranged) -> frozenset[Path]:
+  """The params-like subtrees that the target has without a collection level."""
+  if layout.nnx_optimizer:
+    return optimizer.bare_subtrees(subtrees)
+  # Where there is fp8 state, Flax's `TrainState.create` hands optax the params collection itself, and no other.
+  fp8 = [item.variable for item in arranged if variable_kinds.linen_collection(item.variable.path) == variable_kinds.FP8]
+  is_bare = fp8 and all(variable.collection == variable_kinds.FP8 and variable.subtree is None for variable in fp8)
+  return frozenset(subtrees) if is_bare else frozenset()
 
 
 def _target_framework(direction, source_layout) -> str:
@@ -220,7 +272,7 @@ def _target_framework(direction, source_layout) -> str:
 def _target_layout(source_layout, framework, nnx_values, params_only) -> layouts.StateLayout:
   """The layout to write."""
   if framework == "linen":
-    return layouts.LINEN
+    return source_layout if source_layout.framework == "linen" and not source_layout.apart else layouts.LINEN
   boxes = {"plain": (False, False), "boxed": (True, False), "all_boxed": (True, True)}.get(nnx_values)
   within_nnx = source_layout.framework == "nnx"
   if boxes is None:
@@ -252,11 +304,13 @@ def _target_leaves(source, target_layout, bare_subtrees, kept, arranged):
   return leaves, moves
 
 
-def _select(roles, leaves, keep_nnx_aux, params_only) -> tuple[dict[Path, roles_lib.Role], dict[Path, str]]:
+def _select(
+    roles, leaves, collection_of, keep_nnx_aux, params_only
+) -> tuple[dict[Path, roles_lib.Role], dict[Path, str]]:
   """The leaves that go along, and those that are left out on request, with the reason."""
   kept, dropped = {}, {}
   for path, role in roles.by_path.items():
-    is_aux = isinstance(role, Variable) and role.collection == layouts.NNX_AUX
+    is_aux = isinstance(role, Variable) and collection_of(role) == layouts.NNX_AUX
     is_param = isinstance(role, Variable) and role == Variable(layouts.PARAMS, role.path)
     if (params_only and not is_param) or (is_aux and not keep_nnx_aux):
       if not abstract_state.is_empty(leaves[path]):
@@ -313,6 +367,9 @@ def _structured(leaves, source, target_layout, subtrees, bare_subtrees, roles, k
     absent = {roles_lib.write(roles_lib.OptimizerLeaf(path), target_layout) for path in nodes}
     leaves = {path: leaf for path, leaf in leaves.items() if path not in absent}
   prefix = target_layout.opt_state
+  # In the Linen layout of the NNX trainer, the place of a node that is known to have empty children is empty itself.
+  parents = {(*prefix, *path[:i]) for path in empty_nodes for i in range(len(path))}
+  leaves = {path: leaf for path, leaf in leaves.items() if path not in parents or not abstract_state.is_empty(leaf)}
   opt_paths = {path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix}
   has_optimizer = any(isinstance(role, (roles_lib.OptimizerLeaf, roles_lib.Step)) for role in kept.values())
   if target_layout.framework == "nnx" or not has_optimizer:

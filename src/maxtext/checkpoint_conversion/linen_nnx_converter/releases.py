@@ -43,7 +43,7 @@ class Release:
 # The latest row of a trainer that applies is taken. Decoder families have rows of their own, in `families.ROWS`.
 ROWS = (
     Release((0, 1, 0), "linen", layouts.LINEN, "flat"),
-    Release((0, 2, 3), "nnx", layouts.LINEN_OF_NNX, "nested"),
+    Release((0, 2, 3), "nnx", layouts.LINEN_OF_NNX_0_2_3, "nested"),
     Release((0, 2, 4), "nnx", layouts.LINEN_OF_NNX, "flat"),
 )
 LINEN_UNTIL = (0, 2, 4)  # The last release with a Linen trainer.

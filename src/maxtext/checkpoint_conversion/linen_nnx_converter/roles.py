@@ -25,16 +25,13 @@ import dataclasses
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import variable_kinds
 
 Path = abstract_state.Path
 StateLayout = layouts.StateLayout
 
 PARAMS, NNX_AUX, LINEN_AUX, VALUE = layouts.PARAMS, layouts.NNX_AUX, layouts.LINEN_AUX, layouts.VALUE
 
-# Modules that hold RNG streams: MaxText's `train_state_nnx._NNX_RNG_STATE_KEYS`, and the name that a Linen module
-# wrapped by `nnx.bridge.to_nnx` gives to the same state.
-_RNG_MODULES = frozenset({"rngs", "dropout", "to_nnx__rngs"})
-_BATCH_STATISTICS = frozenset({"mean", "var"})  # `nnx.BatchNorm`'s `BatchStat` variables.
 # Variables of these names are `nnx.Param` in every MaxText model, so one without moments is no other Variable.
 _PARAM_NAMES = frozenset({"kernel", "embedding", "scale"})
 
@@ -66,7 +63,14 @@ class Step:
   """The step."""
 
 
-Role = Variable | OptimizerLeaf | Step
+@dataclasses.dataclass(frozen=True)
+class Apart:
+  """A leaf that belongs to no single train state, by its path."""
+
+  path: Path
+
+
+Role = Variable | OptimizerLeaf | Step | Apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +112,7 @@ def read(state: abstract_state.AbstractState, layout: StateLayout) -> Roles:
     by_path[path] = _optimizer_role(path, opt_path, subtrees, variables)
     _check_moment(path, state.leaves[path], by_path[path], variables)
   masked = frozenset(node for node in subtrees if _is_masked(node, opt_paths.values()))
-  if layout.framework == "nnx":
+  if layout.framework == "nnx" or layout.aux_among_params:
     by_path = _separate_aux(by_path, masked)
   _check_coverage(by_path, masked, layout)
   return Roles(by_path, frozenset(node for node, level in subtrees.items() if not level), masked)
@@ -143,6 +147,8 @@ def _role_outside_optimizer(path, layout) -> Role | None:
   """The role of a leaf that is no optimizer leaf, or None."""
   if path == layout.step:
     return Step()
+  if path[0] in layout.apart:
+    return Apart(path)
   if layout.framework == "linen":
     if layouts.below(path, layout.variables) and len(path) > 2:
       return Variable(path[1], path[2:])
@@ -168,7 +174,8 @@ def _linen_aux_moment(path) -> Variable | None:
 
 def _write_linen(role, layout, bare_subtrees) -> Path:
   if role.collection == NNX_AUX:
-    return (NNX_AUX, "model", *role.path)
+    is_param_like = layout.aux_among_params and not variable_kinds.is_stripped(role.path)
+    return (*layout.variables, PARAMS, *role.path) if is_param_like else (NNX_AUX, "model", *role.path)
   if role.subtree is None:
     return (*layout.variables, role.collection, *role.path)
   level = () if role.subtree in bare_subtrees else (role.collection,)
@@ -255,13 +262,12 @@ def _is_masked(node: Path, opt_paths: Iterable[Path]) -> bool:
 def _separate_aux(by_path, masked) -> dict[Path, Role]:
   """Tells NNX's Params from its other Variables, which stand side by side below `model`.
 
-  RNG state and batch statistics are known by name. Any other Variable is known by having no moments although the
-  optimizer has moments for the params: `nnx.Optimizer` keeps them for `nnx.Param` alone, and only a mask leaves one out.
+  RNG state, batch statistics and fp8 state are known by name. Any other Variable is known by having no moments although
+  the optimizer has them for the params: `nnx.Optimizer` keeps them for `nnx.Param` alone, and only a mask leaves one out.
   """
-  covered = {role.path for role in by_path.values() if isinstance(role, Variable) and role.subtree is not None}
-  everywhere = any(
-      isinstance(r, Variable) and r.subtree is not None and r.subtree not in masked for r in by_path.values()
-  )
+  moments = [role for role in by_path.values() if isinstance(role, Variable) and role.subtree is not None]
+  covered = {role.path for role in moments if role.collection == PARAMS}
+  everywhere = any(role.subtree not in masked for role in moments)
   return {
       path: dataclasses.replace(role, collection=NNX_AUX) if _is_aux(role, covered, everywhere) else role
       for path, role in by_path.items()
@@ -271,11 +277,13 @@ def _separate_aux(by_path, masked) -> dict[Path, Role]:
 def _is_aux(role, covered, everywhere) -> bool:
   if not isinstance(role, Variable) or role.collection != PARAMS or role.subtree is not None:
     return False
-  if _RNG_MODULES & set(role.path[:-1]):
+  if variable_kinds.is_rng_state(role.path):
     return True
   if role.path in covered:
     return False
-  return role.path[-1] in _BATCH_STATISTICS or (everywhere and role.path[-1] not in _PARAM_NAMES)
+  if variable_kinds.is_batch_statistic(role.path) or variable_kinds.linen_collection(role.path):
+    return True
+  return everywhere and role.path[-1] not in _PARAM_NAMES
 
 
 def _check_coverage(by_path, masked, layout):

@@ -19,7 +19,8 @@ Tried with orbax-checkpoint 0.11.39 and 0.12.4. What is private to Orbax is impo
 
 import asyncio
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+import copy
 import dataclasses
 import importlib.metadata
 import json
@@ -30,6 +31,7 @@ from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.metadata import array_metadata
 from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.metadata import tree as tree_metadata
 from orbax.checkpoint._src.serialization import tensorstore_utils
@@ -137,6 +139,7 @@ class Checkpoint:
       )
     self.use_zarr3 = bool(metadata.use_zarr3)
     self.has_all_chunks = bool(metadata.store_array_data_equal_to_fill_value)
+    self._arrays = {}
     self.stored = {
         path: self._stored_leaf(path, leaf.value_type, array_metadatas, shardings)
         for path, leaf in tree.leaves.items()
@@ -148,6 +151,8 @@ class Checkpoint:
 
   async def open(self, path: Path) -> ts.TensorStore:
     """Opens the array of a leaf for reading."""
+    if path in self._arrays:
+      return ts.array(self._arrays[path])
     spec = {
         "driver": "zarr3" if self.use_zarr3 else "zarr",
         "kvstore": key_values.spec(self.directory, self.stored[path].name, use_ocdbt=self.use_ocdbt),
@@ -199,6 +204,26 @@ class Checkpoint:
           found="no such key" if isinstance(e, KeyError) and key not in self.index.values else first_line(e),
           remedy="The checkpoint is damaged: use another step.",
       ) from e
+
+  def with_arrays(self, arrays: Mapping[Path, Any]) -> "Checkpoint":
+    """The same view with more leaves, held in memory. Typed PRNG keys become their raw data, as Orbax keeps them."""
+    extended = copy.copy(self)
+    extended._arrays = {path: np.asarray(_key_data(array)) for path, array in arrays.items()}
+    stored = {path: self._held(path, array, _key_metadata(arrays[path])) for path, array in extended._arrays.items()}
+    structs = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in extended._arrays.items()}
+    extended.stored = {**self.stored, **stored}
+    extended.state = dataclasses.replace(self.state, leaves={**self.state.leaves, **structs})
+    return extended
+
+  def _held(self, path, array, ext_metadata) -> StoredLeaf:
+    """How an array held in memory is to be stored: in one chunk, on the devices of the others, replicated."""
+    sharding = json.loads(next((leaf.sharding for leaf in self.stored.values() if leaf.sharding), "null"))
+    if sharding and "partition_spec" in sharding:
+      sharding["partition_spec"] = []
+    document: chunks.Document = {"zarr_format": 2, "shape": array.shape, "chunks": array.shape}
+    return StoredLeaf(
+        ".".join(path), JAX_ARRAY, array.dtype, document, None, sharding and json.dumps(sharding), ext_metadata
+    )
 
   def _abstract(self, path, value_type):
     if path in self.stored:
@@ -297,6 +322,19 @@ def _dtype(document) -> np.dtype:
   """The dtype that a zarr metadata document names."""
   name = document["data_type"] if document["zarr_format"] == 3 else document["dtype"]
   return np.dtype(name) if name[0] in "<>|" else ts.dtype(name).numpy_dtype
+
+
+def _is_key(array) -> bool:
+  return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def _key_data(array):
+  return jax.random.key_data(array) if _is_key(array) else array
+
+
+def _key_metadata(array):
+  """What Orbax keeps of a typed PRNG key besides its data."""
+  return {array_metadata.RANDOM_KEY_IMPL: str(jax.random.key_impl(array))} if _is_key(array) else None
 
 
 def _read_array_metadatas(directory) -> dict[str, Any]:
