@@ -115,7 +115,7 @@ class PathsTest(util.CheckpointTestCase):
     before = util.files(self.tmp)
     with absltest.mock.patch.object(execute, "_piece", flipped):
       with self.assertRaisesRegex(
-          errors.VerificationError, r"opt_state/0/mu/decoder/layers/0/mlp/wo/kernel: .* at index \(63, 31\)"
+          errors.VerificationError, r"opt_state/0/mu/decoder/layers/./mlp/wo/kernel: .* at index \(63, 31\)"
       ):
         converter.convert_checkpoint(self.checkpoints, self.tmp / "out", scan_layers=False)
       self.assertEqual(util.files(self.tmp), before)
