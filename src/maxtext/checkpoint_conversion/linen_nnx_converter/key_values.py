@@ -63,6 +63,11 @@ class Index:
   tree_files: frozenset[str] = frozenset()
 
 
+def is_remote(path: epath.Path) -> bool:
+  """Whether a path is a URL, such as `gs://…`."""
+  return "://" in os.fspath(path)
+
+
 def spec(directory: epath.Path, name: str | None = None, *, use_ocdbt: bool) -> dict:
   """TensorStore's spec of the store under a pytree, or of one leaf's part of it."""
   return tensorstore_utils.build_kvstore_tspec(os.fspath(directory), name, use_ocdbt=use_ocdbt)

@@ -90,9 +90,21 @@ def update_step_metadata(folder: epath.Path, item_handlers: dict[str, str], cust
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-  """An absolute path; a URL such as `gs://…` is one already."""
+  """An absolute path; a URL such as `gs://…` is one already.
+
+  Raises:
+    TargetError: a URL of storage that Orbax does not know. Up to 0.12.4 it takes any but `gs://` for a relative path.
+  """
   path = epath.Path(path)
-  return path if "://" in os.fspath(path) else epath.Path(os.path.realpath(os.fspath(path)))
+  text = os.fspath(path)
+  if "://" in text and not text.startswith("gs://"):
+    raise errors.TargetError(
+        text,
+        expected="a local path or gs://",
+        found=f"{text.split('://')[0]}://, which Orbax neither reads nor writes",
+        remedy="Copy the checkpoint to local storage or to gs:// first.",
+    )
+  return path if "://" in text else epath.Path(os.path.realpath(text))
 
 
 def find_source(path: str | os.PathLike[str]) -> Location:

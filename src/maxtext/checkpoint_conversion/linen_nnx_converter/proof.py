@@ -26,10 +26,12 @@ import math
 import os
 
 from etils import epath
+import fsspec
 import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
+from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 
@@ -138,9 +140,19 @@ def _chunk_pairs(path, move, source, written) -> Iterator[tuple[str, str]]:
 
 def _is_the_same_file(ours: epath.Path, theirs: epath.Path) -> bool:
   """Whether two paths are one file, or two with the same content."""
-  if "://" in os.fspath(ours) + os.fspath(theirs) or not (ours.exists() and theirs.exists()):
+  if key_values.is_remote(ours) and key_values.is_remote(theirs):
+    digests = _remote_digest(ours), _remote_digest(theirs)
+    return None not in digests and digests[0] == digests[1]
+  if key_values.is_remote(ours) or key_values.is_remote(theirs) or not (ours.exists() and theirs.exists()):
     return False
   return os.path.samefile(ours, theirs) or filecmp.cmp(ours, theirs, shallow=False)
+
+
+def _remote_digest(path: epath.Path) -> tuple[int, str] | None:
+  """The size of an object and the store's own checksum of its content, if it has one."""
+  system, name = fsspec.core.url_to_fs(os.fspath(path))
+  info = system.info(name)
+  return (info["size"], info["crc32c"]) if info.get("crc32c") else None
 
 
 async def _have_equal_values(pairs, source, written, gate) -> bool:

@@ -21,6 +21,7 @@ import os
 import shutil
 
 from etils import epath
+import fsspec
 from orbax.checkpoint._src.serialization import tensorstore_utils
 import tensorstore as ts
 
@@ -154,6 +155,11 @@ async def copy_values(
 
 def _bring_file(source: epath.Path, target: epath.Path, copy_mode: str):
   """Links or copies one file; what another leaf has brought already stays."""
+  if key_values.is_remote(source) or key_values.is_remote(target):
+    if copy_mode == "link":
+      raise _no_link(source, target, "remote storage, which has no links")
+    _copy_object(source, target)
+    return
   if copy_mode != "copy":
     try:
       os.link(os.path.realpath(source), target)
@@ -164,10 +170,23 @@ def _bring_file(source: epath.Path, target: epath.Path, copy_mode: str):
       if e.errno not in _NO_LINK:
         raise
       if copy_mode == "link":
-        raise errors.TargetError(
-            target,
-            expected=f"a file system on which {source} can be linked",
-            found=os.strerror(e.errno),
-            remedy="Choose a --target_path beside the source, or pass --copy_mode=auto.",
-        ) from e
+        raise _no_link(source, target, os.strerror(e.errno or 0)) from e
   shutil.copyfile(source, target)
+
+
+def _no_link(source, target, found) -> errors.TargetError:
+  return errors.TargetError(
+      target,
+      expected=f"a file system on which {source} can be linked",
+      found=found,
+      remedy="Choose a --target_path beside the source, or pass --copy_mode=auto.",
+  )
+
+
+def _copy_object(source: epath.Path, target: epath.Path):
+  """Copies a file from or to remote storage: on the server, where both are on one."""
+  (source_system, old), (target_system, new) = (fsspec.core.url_to_fs(os.fspath(path)) for path in (source, target))
+  if source_system is target_system:
+    source_system.cp_file(old, new)
+  else:
+    source.copy(target)

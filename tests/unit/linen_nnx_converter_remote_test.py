@@ -1,0 +1,94 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Checkpoints in Google Cloud Storage, as an emulator on loopback stores them."""
+
+import os
+import shutil
+
+from absl.testing import absltest
+from gcp_storage_emulator import server
+from gcp_storage_emulator.handlers import objects
+import linen_nnx_converter_util as util
+import numpy as np
+
+from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+
+_DOWNLOAD = objects.download
+
+
+class GoogleCloudStorageTest(util.CheckpointTestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.enterClassContext(absltest.mock.patch.object(objects, "download", cls.download))
+    emulator = server.create_server("localhost", 0, in_memory=True, default_bucket="bucket")
+    emulator.start()
+    cls.addClassCleanup(emulator.stop)
+    address = f"http://localhost:{emulator._api._httpd.socket.getsockname()[1]}"  # pylint: disable=protected-access
+    names = {
+        "STORAGE_EMULATOR_HOST": address,
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",
+    }
+    cls.enterClassContext(absltest.mock.patch.dict(os.environ, names))
+    cls.downloaded = 0
+
+  @classmethod
+  def download(cls, request, response, storage, *args, **kwargs):
+    """Adds the header that TensorStore reads, which the emulator leaves out, and counts bytes."""
+    _DOWNLOAD(request, response, storage, *args, **kwargs)
+    if response.status < 300:
+      name = request.params["bucket_name"], request.params["object_id"]
+      response["x-goog-generation"] = storage.get_file_obj(*name)["generation"]
+      cls.downloaded += len(response._content)  # pylint: disable=protected-access
+
+  def test_there_on_and_back(self):
+    source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
+    with self.assertRaisesRegex(errors.TargetError, "found remote storage, which has no links"):
+      converter.convert_checkpoint(source, "gs://bucket/refused", copy_mode="link")
+    converter.convert_checkpoint(source, "gs://bucket/nnx", verify="full")
+    before = self.downloaded
+    done = converter.convert_checkpoint(
+        "gs://bucket/nnx", "gs://bucket/plain", direction="nnx_to_nnx", nnx_values="plain"
+    )
+    self.assertTrue(done.verified)
+    self.assertLess(self.downloaded - before, sum(done.nbytes.values()) / 2)  # The server copies; what is read is names.
+    sliced = converter.convert_checkpoint("gs://bucket/plain", "gs://bucket/linen", scan_layers=False)
+    self.assertTrue(sliced.verified)
+    converter.convert_checkpoint("gs://bucket/linen", self.tmp / "linen", direction="linen_to_linen", scan_layers=True)
+    self.assertEqual(
+        util.flat(converter.load_checkpoint(self.tmp / "linen")), util.flat(converter.load_checkpoint(source))
+    )
+
+  def test_what_exists_is_refused(self):
+    source = self.save("source", {"params": {"params": {"w": np.arange(3000.0)}}})
+    converter.convert_checkpoint(source, "gs://bucket/exists")
+    with self.assertRaisesRegex(errors.TargetError, "gs://bucket/exists: expected nothing there yet"):
+      converter.convert_checkpoint(source, "gs://bucket/exists")
+    shutil.rmtree(source)
+    self.assertIn("w", converter.load_checkpoint("gs://bucket/exists")["model"])
+
+  def test_other_remote_storage_is_refused(self):
+    """Orbax takes an s3:// URL for a relative path."""
+    source = self.save("source", {"params": {"params": {"w": np.arange(3.0)}}})
+    for arguments in ((source, "s3://bucket/nnx"), ("s3://bucket/linen", self.tmp / "out")):
+      with self.assertRaisesRegex(errors.ConversionError, "s3://bucket/.*: expected a local path or gs://"):
+        converter.convert_checkpoint(*arguments)
+
+
+if __name__ == "__main__":
+  absltest.main()
