@@ -95,8 +95,9 @@ class MaxTextCheckpointTest(util.CheckpointTestCase):
     converter.convert_checkpoint(source, self.tmp / "target")
     step = self.tmp / "target" / "2"
     self.assertCountEqual(os.listdir(self.tmp / "target"), ["2"])
-    self.assertCountEqual(os.listdir(step), os.listdir(source / "2"))
-    self.assertCountEqual(os.listdir(step / "items"), os.listdir(source / "2" / "items"))
+    files = lambda folder: set(os.listdir(folder)) - {"commit_success.txt"}  # Orbax writes it from 0.12 on.
+    self.assertEqual(files(step), files(source / "2"))
+    self.assertEqual(files(step / "items"), files(source / "2" / "items"))
     names = lambda folder: set(json.loads((folder / "2" / "items" / "_METADATA").read_text()))
     self.assertEqual(names(self.tmp / "target"), names(source))
     ours, theirs = (json.loads((f / "2" / "_CHECKPOINT_METADATA").read_text()) for f in (self.tmp / "target", source))
@@ -216,6 +217,8 @@ class OrbaxVariantsTest(util.CheckpointTestCase):
   def test_orbax_v1(self):
     from orbax.checkpoint.experimental import v1  # pylint: disable=import-outside-toplevel
 
+    if not hasattr(v1, "save"):
+      self.skipTest("needs orbax-checkpoint 0.12")
     tree = util.linen(util.unscanned_params(2))
     tree = jax.tree.map(jax.numpy.asarray, tree)
     v1.save(self.tmp / "source", tree)

@@ -1,0 +1,178 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The command: flags, printing and exit codes, nothing else."""
+
+from collections.abc import Sequence
+import json
+import os
+import signal
+import sys
+
+from absl import flags
+from absl import logging
+
+_MODULE = "linen_nnx_comparator"
+
+EQUAL, DIFFERENT, REFUSED = 0, 1, 1  # Exit codes; a refusal has the converter's.
+
+USAGE = """Compares two MaxText checkpoints, Linen or NNX, scanned or not, leaf by leaf and to the bit.
+
+usage: python -m maxtext.checkpoint_conversion.linen_nnx_comparator A B [flags] [base.yml model_name=… …]
+
+A and B are checkpoints folders (their latest steps), steps, items folders, or pytrees' folders.
+Exit codes: 0 equal, to the bit or within the tolerance; 1 different, or refused with one line that says why.
+"""
+
+
+def define_flags() -> flags.FlagValues:
+  """The command's flags, in a registry of their own so that `main` can be called in-process."""
+  values = flags.FlagValues()
+  values.set_gnu_getopt(True)  # Flags may follow A and B.
+  common = {"flag_values": values, "module_name": _MODULE}
+  flags.DEFINE_list(
+      "param_scan_axis",
+      None,
+      "The layer axis of scanned Params; two numbers, as in 1,0, if it is another in B. Unset: the config's, or 1.",
+      **common,
+  )
+  flags.DEFINE_enum(
+      "nnx_aux",
+      "keep",
+      ("keep", "drop"),
+      "Whether to compare NNX state that is no Param: RNG streams, batch statistics and other Variables.",
+      **common,
+  )
+  flags.DEFINE_boolean("params_only", False, "Compare the params alone, without optimizer and step.", **common)
+  flags.DEFINE_float(
+      "atol",
+      None,
+      "Accept values with |a - b| <= atol + rtol * |b|. With neither --atol nor --rtol any bit counts.",
+      lower_bound=0.0,
+      **common,
+  )
+  flags.DEFINE_float("rtol", None, "As --atol.", lower_bound=0.0, **common)
+  flags.DEFINE_float("memory_budget_gib", 2.0, "GiB of memory for the data under way.", lower_bound=0.0625, **common)
+  flags.DEFINE_string("json", None, "Write the report as JSON: --json to standard output, or --json=FILE.", **common)
+  flags.DEFINE_string("html", None, "Write the report as one page that needs nothing else: --html=FILE.", **common)
+  flags.DEFINE_enum("color", "auto", ("auto", "always", "never"), "Colour the report; auto does on a terminal.", **common)
+  flags.DEFINE_integer(
+      "leaves", 20, "How many leaves to print that are not equal, the worst first.", lower_bound=0, **common
+  )
+  flags.DEFINE_boolean("traceback", False, "Show the traceback of a failure.", **common)
+  flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)
+  return values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command.
+
+  Args:
+    argv: the program's name and its arguments.
+
+  Returns:
+    The exit code: 0 equal, 1 different or refused, 130 interrupted.
+  """
+  values = define_flags()
+  arguments = ["--json=-" if argument == "--json" else argument for argument in (sys.argv if argv is None else argv)]
+  try:
+    paths = values(arguments)[1:]
+  except flags.Error as e:
+    return _refuse(e)
+  if values.help:
+    print(USAGE + values.module_help(_MODULE))
+    return EQUAL
+  if len(paths) < 2 or any("=" in path and not os.path.exists(path) for path in paths[:2]):
+    return _refuse(f"expected two checkpoints, A and B, found {' '.join(paths) or 'none'}. Run with --help.")
+  axes = values.param_scan_axis or []
+  if len(axes) > 2 or not all(axis.isdecimal() for axis in axes):
+    return _refuse(f"--param_scan_axis: expected one axis, or two, found {','.join(axes)}. Give 1 or 1,0.")
+  return _compare(values, paths, [int(axis) for axis in axes])
+
+
+def console_main() -> None:
+  """The entry point of the console script."""
+  # The command computes nothing on an accelerator that a training run may be using.
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
+  logging.set_verbosity(logging.FATAL)  # What goes wrong is said once, below.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
+  sys.exit(main(sys.argv))
+
+
+def _compare(values, paths, axes) -> int:
+  """Compares as the flags say, and prints what was found."""
+  # pylint: disable=import-outside-toplevel
+  from maxtext.checkpoint_conversion.linen_nnx_comparator import compare
+  from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+  from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
+  from maxtext.checkpoint_conversion.linen_nnx_converter import progress
+
+  options = {name: values[name].value for name in ("nnx_aux", "params_only", "atol", "rtol", "memory_budget_gib")}
+  a, b, *config_arguments = paths
+  try:
+    config = maxtext_config.load(config_arguments) if config_arguments else None
+    axes = axes or [config.param_scan_axis if config else 1]
+    comparison = compare.compare_checkpoints(
+        a, b, param_scan_axes=(axes[0], axes[-1]), progress=progress.Progress(), **options
+    )
+    _write(values, comparison)
+  except errors.ConversionError as e:
+    if values.traceback:
+      raise
+    return _refuse(e)
+  except KeyboardInterrupt:
+    _refuse("interrupted.")
+    return 130
+  except Exception as e:  # A file that vanished, a full disk: one line as well.  pylint: disable=broad-except
+    if values.traceback:
+      raise
+    return _refuse(f"{type(e).__name__}: {' '.join(str(e).split())[:500]}")
+  return EQUAL if comparison.is_accepted else DIFFERENT
+
+
+def _write(values, comparison):
+  """Writes the report in the forms that were asked for."""
+  # pylint: disable=import-outside-toplevel
+  from maxtext.checkpoint_conversion.linen_nnx_comparator import page
+  from maxtext.checkpoint_conversion.linen_nnx_comparator import report
+
+  if values.html:
+    with open(values.html, "w", encoding="utf-8") as file:
+      file.write(page.page(comparison))
+  if values.json:
+    document = json.dumps(report.as_json(comparison), indent=2, allow_nan=False, ensure_ascii=False)
+    if values.json == "-":
+      _print(document)
+      return
+    with open(values.json, "w", encoding="utf-8") as file:
+      file.write(document + "\n")
+  color = values.color == "always" or (values.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+  _print("\n".join(report.lines(comparison, color=color, most_leaves=values.leaves)))
+
+
+def _print(text):
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:  # Whoever reads it has seen enough; what is still buffered must not fail again at the exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse(message) -> int:
+  print(f"linen_nnx_comparator: {message}", file=sys.stderr)
+  return REFUSED
+
+
+if __name__ == "__main__":
+  console_main()
