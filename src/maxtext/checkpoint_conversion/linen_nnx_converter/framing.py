@@ -66,6 +66,7 @@ class TargetLeaf:
     write_shape: what Orbax's array metadata has as the shape of what a device wrote at once.
     sharding: Orbax's JSON of its sharding, or None.
     ext_metadata: Orbax's further metadata.
+    compression: what Orbax's array metadata says of the compression.
     is_streamed: whether `stream` writes it.
   """
 
@@ -76,6 +77,7 @@ class TargetLeaf:
   write_shape: tuple[int, ...]
   sharding: str | None
   ext_metadata: Any
+  compression: Mapping[str, Any]
   is_streamed: bool
 
   @property
@@ -132,6 +134,7 @@ def target_leaves(plan: plan_lib.Plan, source: storage.Checkpoint, routes: Mappi
         write_shape=_moved(origin.write_shape or origin.chunk_shape, move, 1),
         sharding=origin.sharding and _moved_sharding(origin.sharding, move, len(origin.shape)),
         ext_metadata=origin.ext_metadata,
+        compression=origin.compression,
         is_streamed=route.way == ways.Way.STREAMED,
     )
   return leaves
@@ -331,6 +334,7 @@ def _array_metadata(value, info, spec) -> array_metadata.ArrayMetadata:
       use_ocdbt=info.is_ocdbt_checkpoint,
       use_zarr3=info.use_zarr3,
       ext_metadata=value.ext_metadata,
+      **value.compression,
   )
 
 

@@ -22,15 +22,21 @@ https://google.github.io/tensorstore/kvstore/ocdbt/index.html#storage-format
 import asyncio
 import dataclasses
 import os
+from typing import Any
 from urllib import parse
 
 from etils import epath
-from orbax.checkpoint._src.serialization import tensorstore_utils
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 _NODES_AT_ONCE = 64
+# As Orbax reads remote storage: values that lie near each other are read together.
+_READ_COALESCING = {
+    "experimental_read_coalescing_threshold_bytes": 1_000_000,
+    "experimental_read_coalescing_merged_bytes": 500_000_000_000,
+    "experimental_read_coalescing_interval": "1ms",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,15 +74,30 @@ def is_remote(path: epath.Path) -> bool:
   return "://" in os.fspath(path)
 
 
-def spec(directory: epath.Path, name: str | None = None, *, use_ocdbt: bool) -> dict:
+def new_context() -> ts.Context:
+  """TensorStore's resources, as Orbax sets them: nodes of B-trees are cached, chunks are not."""
+  return ts.Context({"file_io_concurrency": {"limit": 128}, "cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}})
+
+
+def spec(directory: epath.Path, name: str = "", *, use_ocdbt: bool) -> dict[str, Any]:
   """TensorStore's spec of the store under a pytree, or of one leaf's part of it."""
-  return tensorstore_utils.build_kvstore_tspec(os.fspath(directory), name, use_ocdbt=use_ocdbt)
+  if not use_ocdbt:
+    return {**_place_spec(directory), "path": f"{_place_spec(directory)['path']}{name}"}
+  ocdbt = {"driver": "ocdbt", "base": _place_spec(directory), "path": name, "cache_pool": "cache_pool#ocdbt"}
+  return ocdbt | (_READ_COALESCING if is_remote(directory) else {})
 
 
-def manifest_spec(directory) -> dict:
-  """TensorStore's spec of the place of the manifest: Orbax may have it apart from that of the data files."""
-  ocdbt = spec(directory, use_ocdbt=True)
-  return ocdbt.get("manifest") or ocdbt["base"]
+def writable_spec(directory: epath.Path) -> dict[str, Any]:
+  """TensorStore's spec of an OCDBT store to write, with the configuration that Orbax gives its own.
+
+  A store that exists cannot be opened with another one, and Orbax merges others into this.
+  """
+  config = {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000}
+  return spec(directory, use_ocdbt=True) | {"config": config, "target_data_file_size": 2**31}
+
+
+def _place_spec(directory) -> dict[str, Any]:
+  return ts.KvStore.Spec(f"{os.fspath(directory)}/" if is_remote(directory) else f"file://{directory}/").to_json()
 
 
 async def read_index(directory: epath.Path, *, use_ocdbt: bool, context: ts.Context) -> Index:
@@ -87,14 +108,12 @@ async def read_index(directory: epath.Path, *, use_ocdbt: bool, context: ts.Cont
   """
   if not use_ocdbt:
     return Index(await asyncio.to_thread(_files, directory))
-  base = await ts.KvStore.open(spec(directory, use_ocdbt=True)["base"], context=context)
-  manifest = await ts.KvStore.open(manifest_spec(directory), context=context)
-  return await _read_tree(directory, base, manifest)
+  return await _read_tree(directory, await ts.KvStore.open(_place_spec(directory), context=context))
 
 
-async def _read_tree(directory, base, manifest) -> Index:
+async def _read_tree(directory, base) -> Index:
   """Walks the B-tree of the newest version, level by level."""
-  root = (await ts.ocdbt.dump(manifest))["versions"][-1]
+  root = (await ts.ocdbt.dump(base))["versions"][-1]
   values, files = {}, set()
   level = [(root["root"]["location"], b"")] if "location" in root["root"] else []
   for height in reversed(range(root["root_height"] + 1)):  # A damaged tree cannot lead round in a circle.

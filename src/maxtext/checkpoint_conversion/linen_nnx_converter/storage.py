@@ -14,7 +14,7 @@
 
 """Reading checkpoints. With `key_values.py`, `transfer.py` and `framing.py`, all that knows Orbax and TensorStore.
 
-Tried with orbax-checkpoint 0.11.39 and 0.12.4. What is private to Orbax is imported from `orbax.checkpoint._src`.
+Tried with orbax-checkpoint 0.11.37, 0.12.4 and 0.12.8. What is private to Orbax is imported from `orbax.checkpoint._src`.
 """
 
 import asyncio
@@ -34,7 +34,6 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint._src.metadata import array_metadata
 from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.metadata import tree as tree_metadata
-from orbax.checkpoint._src.serialization import tensorstore_utils
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
@@ -47,6 +46,7 @@ Path = abstract_state.Path
 # Orbax's value types: of stored arrays, of strings, of nodes without children.
 ARRAY_TYPES = JAX_ARRAY, NUMPY_ARRAY, SCALAR = "jax.Array", "np.ndarray", "scalar"
 _STRING = "string"
+_COMPRESSION = "compression_algorithm", "compression_level"
 _EMPTY_NODES: dict[str, Any] = {"None": None, "Dict": {}, "List": [], "Tuple": (), "NamedTuple": None}
 
 
@@ -62,6 +62,7 @@ class StoredLeaf:
     write_shape: the shape of what a device wrote at once, as Orbax's array metadata has it, or None.
     sharding: Orbax's JSON of the sharding that it was saved with, or None.
     ext_metadata: Orbax's further metadata: the implementation of a typed PRNG key whose data this is.
+    compression: what Orbax's array metadata says of the compression, where it does, as 0.12.8's.
   """
 
   name: str
@@ -71,6 +72,7 @@ class StoredLeaf:
   write_shape: tuple[int, ...] | None = None
   sharding: str | None = None
   ext_metadata: Any = None
+  compression: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -114,7 +116,7 @@ class Checkpoint:
     self.directory = directory
     self._store: ts.KvStore | None = None
     self.use_ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(directory)
-    self.context = tensorstore_utils.get_ts_context(use_ocdbt=self.use_ocdbt)
+    self.context = key_values.new_context()
     try:
       metadata = tree_metadata.InternalTreeMetadata.from_json(json.loads((directory / "_METADATA").read_text()))
       tree = abstract_state.flatten(metadata.as_nested_tree())
@@ -196,6 +198,7 @@ class Checkpoint:
           metadata and tuple(metadata.write_shape),
           shardings.get(name),
           metadata and metadata.ext_metadata,
+          {name: getattr(metadata, name) for name in _COMPRESSION if hasattr(metadata, name)},
       )
     except Exception as e:  # pylint: disable=broad-except
       raise errors.DamagedSourceError(

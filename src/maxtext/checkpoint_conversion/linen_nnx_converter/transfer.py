@@ -22,7 +22,6 @@ import shutil
 
 from etils import epath
 import fsspec
-from orbax.checkpoint._src.serialization import tensorstore_utils
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -86,11 +85,10 @@ async def rename(
     ranges: old and new keys or prefixes, as `chunks.ranges` gives them.
     documents: values to write besides.
   """
-  target_spec = key_values.spec(target, use_ocdbt=True)
-  source_spec = target_spec | {"manifest": key_values.manifest_spec(source.directory)}
-  tensorstore_utils.add_ocdbt_write_options(target_spec)
+  manifest = key_values.spec(source.directory, use_ocdbt=True)["base"]
+  source_spec = key_values.spec(target, use_ocdbt=True) | {"manifest": manifest}
   old_store = await ts.KvStore.open(source_spec, context=source.context)
-  new_store = await ts.KvStore.open(target_spec, context=source.context)
+  new_store = await ts.KvStore.open(key_values.writable_spec(target), context=source.context)
   transaction = ts.Transaction(atomic=True)
   new_store = new_store.with_transaction(transaction)
   single = ts.KvStore.KeyRange("", "\0")  # The empty key alone, relative to a store that is opened at a key.
@@ -124,10 +122,8 @@ async def copy_values(
     batch_bytes: how many bytes to have in memory; a larger value is held alone.
     on_copied: called with the old key of each value when it is there.
   """
-  spec = tensorstore_utils.build_kvstore_tspec(os.fspath(target), use_ocdbt=True, process_id=process_index)
-  tensorstore_utils.add_ocdbt_write_options(spec)
-  context = tensorstore_utils.get_ts_context(use_ocdbt=True)
-  new_store = await ts.KvStore.open(spec, context=context)
+  store = target / f"ocdbt.process_{process_index}"
+  new_store = await ts.KvStore.open(key_values.writable_spec(store), context=key_values.new_context())
   old_store = await ts.KvStore.open(key_values.spec(source.directory, use_ocdbt=True), context=source.context)
 
   async def copy(old, new, transaction):
