@@ -136,7 +136,7 @@ class PlanTest(parameterized.TestCase):
         {("c",): copied("a"), ("b",): plan_lib.Copy(made)},
     )
     plan.validate()
-    self.assertEqual(plan.counts(), {"copy": 1, "stack": 0, "slice": 0, "transpose": 0, "made": 1, "dropped": 0})
+    self.assertEqual(plan.counts(), {"copy": 1, "stack": 0, "slice": 0, "transpose": 0, plan_lib.MADE: 1, "dropped": 0})
     self.assertEqual(list(plan.lines()), ["c  (2,) float32  copy of a", f"b  (3,) float32  {plan_lib.MADE}"])
     back = plan.inverse()
     back.validate()

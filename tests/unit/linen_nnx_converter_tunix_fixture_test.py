@@ -80,7 +80,7 @@ class FixtureTest(util.CheckpointTestCase):
     optimizer_leaves = [f"optimizer_state/{path}" for path in ("step/value", *wrappers)]
     rng_leaves = [f"model_params/{base}{path}/value" for path in RNG_STATE]
     self.assertCountEqual(record["dropped"], optimizer_leaves + rng_leaves)
-    self.assertEqual(record["leaves"]["constant"], 1)
+    self.assertEqual(record["leaves"]["from the folder's name"], 1)
     self.assertIn("two words", record["dropped"][rng_leaves[0]])
 
   @parameterized.parameters(
@@ -97,7 +97,7 @@ class FixtureTest(util.CheckpointTestCase):
   def test_a_plan_as_lines(self):
     conversion = converter.convert_checkpoint(util.FIXTURES / "tunix" / "rl", self.tmp / "out", dry_run=True)
     lines = list(conversion.plan.lines())
-    self.assertIn("step  () int32  constant 4", lines)
+    self.assertIn("step  () int32  from the folder's name", lines)
     self.assertIn("opt_state/2/count  () int32  copy of optimizer_state/opt_state/count/value", lines)
     self.assertIn("optimizer_state/opt_state/hyperparams/learning_rate/value  left out: the last learning rate", lines)
     self.assertIn("1 from the folder's name", conversion.summary())

@@ -23,6 +23,7 @@ from typing import Any
 
 from etils import epath
 import jax
+import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -105,7 +106,8 @@ class Conversion:
   def summary(self) -> str:
     """One line for a person."""
     counts, plan = self.plan.counts(), self.plan
-    moves = ", ".join(f"{counts[kind]} {name}" for kind, name in _MOVE_NAMES.items() if counts.get(kind))
+    kinds = [kind for kind in counts if counts[kind] and kind != "dropped"]
+    moves = ", ".join(f"{counts[kind]} {_MOVE_NAMES.get(kind, kind)}" for kind in kinds)
     dropped = (
         f"; left out {counts['dropped']} leaves ({', '.join(sorted(set(plan.dropped.values())))})" if plan.dropped else ""
     )
@@ -126,8 +128,6 @@ _MOVE_NAMES = {
     "stack": "stacked",
     "slice": "sliced",
     "transpose": "transposed",
-    "constant": "from the folder's name",
-    "made": plan_lib.MADE,
 }
 
 
@@ -262,11 +262,10 @@ def convert_checkpoint(
   location = locations.find_source(source_path)
   target = locations.find_target(target_path, location)
   locations.check_target(source_path, location, target_path, target, overwrite=overwrite)
-  is_split = bool(location.split)
-  source = storage.SplitCheckpoint(location.items, location.split) if is_split else storage.Checkpoint(location.items)
+  source = _opened(location)
   custom_metadata = location.custom_metadata()
   nodes = _recorded_empty_nodes(custom_metadata)
-  plan = planner.plan_conversion(source.state, empty_nodes=nodes, folder_step=location.step, **options)
+  plan = planner.plan_conversion(source.state, empty_nodes=nodes, **options)
   if config is not None:
     _check_scan_flag(plan, location, custom_metadata)
   if init_rngs:
@@ -309,6 +308,16 @@ def convert_checkpoint(
       overwrite=overwrite,
   )
   return result[0] if result else dataclasses.replace(conversion, seconds=time.monotonic() - begin)
+
+
+def _opened(location: locations.Location) -> storage.Checkpoint:
+  """The source; with its step, where that is the folder's name."""
+  if not location.split:
+    return storage.Checkpoint(location.items)
+  source, path = storage.SplitCheckpoint(location.items, location.split), layouts.FOLDER_STEP
+  if location.step is None or layouts.TUNIX_ITEMS[1] not in location.split:
+    return source
+  return source.with_arrays({path: execute.checked_cast(path, np.array(location.step), np.dtype(np.int64))})
 
 
 def _with_config(options: dict[str, Any], config, maxtext_release) -> dict[str, Any]:

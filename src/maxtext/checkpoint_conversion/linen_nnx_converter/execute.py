@@ -86,25 +86,10 @@ def check_casts(plan: plan_lib.Plan, read: Callable[[Path], Any]):
   """Checks, before anything is written, that the step fits the target's dtype."""
   for path, move in plan.moves.items():
     leaf = plan.target.leaves[path]
-    if isinstance(move, plan_lib.Constant):
-      checked_cast(path, np.array(move.value), leaf.dtype)
     if not isinstance(move, plan_lib.Copy) or not abstract_state.is_array(leaf):
       continue
     if plan.source.leaves[move.source].dtype != leaf.dtype:
       checked_cast(move.source, read(move.source), leaf.dtype)
-
-
-async def write_constants(plan: plan_lib.Plan, targets: Mapping[Path, Any]):
-  """Writes those of the target leaves that are made of no source leaf.
-
-  Args:
-    plan: the plan.
-    targets: target leaves' arrays, open for writing.
-  """
-  for path, store in targets.items():
-    move = plan.moves[path]
-    if isinstance(move, plan_lib.Constant):
-      await store.write(checked_cast(path, np.array(move.value), plan.target.leaves[path].dtype))
 
 
 def blocks(
@@ -289,8 +274,6 @@ def _batches(work, nbytes_of, limit) -> Iterator[list[Any]]:
 
 def _moved(move, leaves, target):
   """The target leaf as an array of the source's kind."""
-  if isinstance(move, plan_lib.Constant):
-    return checked_cast(("step",), np.array(move.value), target.dtype)
   sources = [leaves[source] for source, _ in plan_lib.sources_of(move)]
   if any(isinstance(source, jax.ShapeDtypeStruct) for source in sources):
     return target

@@ -120,8 +120,6 @@ def target_leaves(plan: plan_lib.Plan, source: storage.Checkpoint, routes: Mappi
   leaves = dict(plan.target.leaves)
   for path, route in routes.items():
     move = plan.moves[path]
-    if isinstance(move, plan_lib.Constant):
-      move = plan_lib.Copy(move.like)
     origin = source.stored[next(plan_lib.sources_of(move))[0]]
     value_type = origin.value_type
     if value_type == storage.SCALAR and not isinstance(move, plan_lib.Copy):

@@ -31,6 +31,7 @@ VALUE = "value"  # The key that boxes a leaf: `kernel/value`.
 PARAMS = "params"  # The Linen collection of the weights.
 NNX_AUX = "nnx_aux"  # Where MaxText >= 0.2.4 keeps what Linen has no place for, under its NNX path.
 LINEN_AUX = "linen_aux"  # Our counterpart in NNX: what NNX has no place for, under its Linen path.
+FOLDER_STEP = ("from the folder's name", "step")  # A leaf that no tree has: Tunix names the folder of the tree by it.
 TUNIX_ITEMS = ("model_params", "optimizer_state")  # The items over which Tunix splits a train state.
 BASE = "base"  # Tunix's adapter of MaxText's models holds the model here: in RL and DPO.
 
@@ -88,10 +89,9 @@ NNX_PLAIN = StateLayout(
 NNX_PARAMS_ONLY = StateLayout("NNX params only", "nnx", (), None, None, "uint32")
 NNX_BASE = dataclasses.replace(NNX_PARAMS_ONLY, name="NNX params only below base", variables=("base",))
 OLD_NNX = StateLayout("old NNX", "nnx", ("params",), ("opt_state",), ("step",), "uint32")
-# What Tunix's trainers write of MaxText's models, its items as the topmost keys. It is read, never written.
-TUNIX = StateLayout(
-    "Tunix", "nnx", ("model_params",), ("optimizer_state", "opt_state"), ("optimizer_state", "step"), "uint32"
-)
+# What Tunix's trainers write of MaxText's models, its items as the topmost keys. It is read, never written. Beside the
+# optimizer's state stands a step that counts micro-batches.
+TUNIX = StateLayout("Tunix", "nnx", ("model_params",), ("optimizer_state",), FOLDER_STEP, "uint32")
 
 
 _MODEL_PARTS = frozenset({"decoder", "encoder", "token_embedder"})  # Every MaxText model has one of these.
@@ -190,7 +190,7 @@ def _detect_params(leaves, top):
 
 def _detect_tunix(leaves, top):
   """Tunix's SFT keeps the model itself, its RL and DPO the adapter around it; before 0.1.6 there is no optimizer."""
-  _refuse_unknown(top, set(TUNIX_ITEMS))
+  _refuse_unknown(top, {*TUNIX_ITEMS, FOLDER_STEP[0]})
   model, optimizer = TUNIX_ITEMS
   parts = lambda prefix: {path[len(prefix)] for path in leaves if below(path, prefix)}
   variables = (model, BASE) if parts((model,)) == {BASE} else (model,)

@@ -80,8 +80,6 @@ class Move:
 
   async def stream(self, stores: Mapping[Path, Any]):
     """Writes the arrays that are streamed into open stores."""
-    if self.process == 0:
-      await execute.write_constants(self.plan, stores)
     blocks = execute.blocks(self.plan, stores, lambda path: self.source.stored[path].chunk_shape)
     await execute.stream(
         self._share(blocks, lambda block: block.nbytes),

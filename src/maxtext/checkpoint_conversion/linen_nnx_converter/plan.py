@@ -28,8 +28,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 
 Path = abstract_state.Path
 
-# The first key of a source leaf that no checkpoint has: it was made, and is held in memory.
-MADE = "made by MaxText's model"
+# The first key of a source leaf that no checkpoint has, for it is held in memory: where it is from.
+MADE, FROM_FOLDER = "made by MaxText's model", layouts.FOLDER_STEP[0]
 # The only leaf that changes its dtype is the step, and only among these.
 STEP_DTYPES = frozenset({"int32", "uint32", "int64", "uint64"})
 
@@ -79,19 +79,6 @@ class Transpose:
   axes: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Constant:
-  """The target leaf is an integer scalar that no source leaf holds: the step of a checkpoint that has it in its name.
-
-  Attributes:
-    value: the integer.
-    like: a source leaf, left out, as which it is stored.
-  """
-
-  value: int
-  like: Path
-
-
 Move = Copy | Stack | Slice | Transpose
 
 
@@ -130,7 +117,7 @@ class Plan:
 
   source: abstract_state.AbstractState
   target: abstract_state.AbstractState
-  moves: Mapping[Path, Move | Constant]
+  moves: Mapping[Path, Move]
   dropped: Mapping[Path, str]
   source_layout: layouts.StateLayout
   target_layout: layouts.StateLayout
@@ -141,8 +128,7 @@ class Plan:
   def parts(self) -> dict[Path, list[Part]]:
     """For every source leaf that the target gets, the parts that it gives."""
     by_source = {}
-    moves = {target: move for target, move in self.moves.items() if not isinstance(move, Constant)}
-    for target, move in moves.items():
+    for target, move in self.moves.items():
       for source, index in sources_of(move):
         by_source.setdefault(source, []).append(Part(target, move, index))
     return by_source
@@ -161,30 +147,22 @@ class Plan:
           found=f"a leaf dropped: {reason}",
           remedy="Keep it to invert the plan.",
       )
-    moves = {source: _inverted(parts) for source, parts in self.parts().items() if source[0] != MADE}
-    origin = {path: leaf for path, leaf in self.source.leaves.items() if path[0] != MADE}
-    made = {path: MADE for path, move in self.moves.items() if is_made(move)}
-    source = dataclasses.replace(self.source, leaves=origin)
+    moves = {source: _inverted(parts) for source, parts in self.parts().items() if not is_held(source)}
+    made = {part.target: source[0] for source, parts in self.parts().items() if is_held(source) for part in parts}
+    stored = {path: leaf for path, leaf in self.source.leaves.items() if not is_held(path)}
+    source = dataclasses.replace(self.source, leaves=stored)
     return Plan(self.target, source, moves, made, self.target_layout, self.source_layout)
 
   def counts(self) -> dict[str, int]:
-    """The number of target leaves by kind of move, and of dropped source leaves."""
-    kinds = ["made" if is_made(move) else type(move).__name__.lower() for move in self.moves.values()]
-    names = ("copy", "stack", "slice", "transpose", *sorted({"constant", "made"} & set(kinds)))
+    """The number of target leaves by kind of move, or by where they are from; and of dropped source leaves."""
+    kinds = [_kind(move) for move in self.moves.values()]
+    names = dict.fromkeys(["copy", "stack", "slice", "transpose", *sorted(kinds)])
     return {kind: kinds.count(kind) for kind in names} | {"dropped": len(self.dropped)}
 
   def lines(self) -> Iterator[str]:
     """The plan for a person: a line for each target leaf, then one for each source leaf that is dropped."""
     for path, move in self.moves.items():
-      if isinstance(move, Constant):
-        yield f"{'/'.join(path)}  {described(self.target.leaves[path])}  constant {move.value}"
-        continue
-      sources = ["/".join(source) for source, _ in sources_of(move)]
-      how = type(move).__name__.lower() + ("" if isinstance(move, Copy) else f" axis {_numbers(move.axes)}")
-      how += f" index {_numbers(move.index)}" if isinstance(move, Slice) else ""
-      origin = sources[0] if len(sources) == 1 else f"{sources[0]} … {sources[-1]} ({len(sources)})"
-      how = MADE if is_made(move) else f"{how} of {origin}"
-      yield f"{'/'.join(path)}  {described(self.target.leaves[path])}  {how}"
+      yield f"{'/'.join(path)}  {described(self.target.leaves[path])}  {_how(move)}"
     for path, reason in self.dropped.items():
       yield f"{'/'.join(path)}  left out: {reason}"
 
@@ -206,9 +184,9 @@ class Plan:
         _check_result(path, leaf, self.moves.get(path), self.source.leaves)
 
 
-def is_made(move: Move | Constant) -> bool:
-  """Whether the leaf was made, not read from the source checkpoint."""
-  return isinstance(move, Copy) and move.source[0] == MADE
+def is_held(source: Path) -> bool:
+  """Whether a source leaf is held in memory, not read from a checkpoint."""
+  return source[0] in (MADE, FROM_FOLDER)
 
 
 def described(leaf: abstract_state.Leaf) -> str:
@@ -229,11 +207,11 @@ def remove[T](values: Sequence[T], axes: tuple[int, ...]) -> tuple[T, ...]:
   return tuple(value for axis, value in enumerate(values) if axis not in axes)
 
 
-def sources_of(move: Move | Constant) -> Iterator[tuple[Path, tuple[int, ...]]]:
+def sources_of(move: Move) -> Iterator[tuple[Path, tuple[int, ...]]]:
   """The source leaves of a move, each with its index along the layer axes."""
   if isinstance(move, Stack):
     yield from zip(move.sources, itertools.product(*map(range, move.sizes)))
-  elif not isinstance(move, Constant):
+  else:
     yield move.source, move.index if isinstance(move, Slice) else ()
 
 
@@ -246,6 +224,23 @@ def result_shape(move: Move, source_shape: tuple[int, ...]) -> tuple[int, ...]:
   if isinstance(move, Transpose):
     return tuple(source_shape[axis] for axis in move.axes)
   return remove(source_shape, move.axes)
+
+
+def _kind(move: Move) -> str:
+  """The name of the move; for a leaf held in memory, where it is from."""
+  source, _ = next(sources_of(move))
+  return source[0] if is_held(source) else type(move).__name__.lower()
+
+
+def _how(move: Move) -> str:
+  """A move for a person."""
+  sources = ["/".join(source) for source, _ in sources_of(move) if not is_held(source)]
+  if not sources:
+    return _kind(move)
+  axes = "" if isinstance(move, Copy) else f" axis {_numbers(move.axes)}"
+  index = f" index {_numbers(move.index)}" if isinstance(move, Slice) else ""
+  origin = sources[0] if len(sources) == 1 else f"{sources[0]} … {sources[-1]} ({len(sources)})"
+  return f"{_kind(move)}{axes}{index} of {origin}"
 
 
 def _numbers(values: tuple[int, ...]) -> str:
@@ -301,8 +296,6 @@ def _check_result(path, leaf, move, sources):
     raise errors.UnaccountedLeafError(
         path, expected="a source leaf", found="none", remedy="This is a defect of the converter: please report it."
     )
-  if isinstance(move, Constant) and (leaf.shape or str(leaf.dtype) not in STEP_DTYPES):
-    raise _result_error(path, described(leaf), f"the integer {move.value}")
   for source, _ in sources_of(move):
     origin = sources[source]
     if not abstract_state.is_array(origin):

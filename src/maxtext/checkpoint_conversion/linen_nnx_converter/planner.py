@@ -52,7 +52,6 @@ def plan_conversion(
     release: releases.Version | None = None,
     trainer: str | None = None,
     decoder: families.Decoder | None = None,
-    folder_step: int | None = None,
     adamw_mask: bool = False,
 ) -> plan_lib.Plan:
   """The validated plan of a conversion.
@@ -74,7 +73,6 @@ def plan_conversion(
     release: the MaxText release that shall read the target; with it, `auto` goes to what that release reads.
     trainer: which of its trainers, `linen` or `nnx`; None takes the Linen trainer as long as there is one.
     decoder: the decoder of the model's config, which says how its layers are scanned.
-    folder_step: the number of the source's folder, which is the step of a checkpoint of Tunix.
     adamw_mask: whether the optimizer is adamw with a mask of its weight decay, which does not show in NNX. What is known
       from an earlier conversion counts more.
 
@@ -131,8 +129,6 @@ def plan_conversion(
   )
   nodes = None if keeps_form else empty_nodes or _decay_mask(kept, adamw_mask)
   target, moves = _target(source, source_layout, target_layout, roles, kept, arranged, nodes)
-  if is_tunix and source_layout.step is not None and not params_only:
-    target, moves = _with_step(target, moves, source.leaves, source_layout, target_layout, folder_step)
   plan = plan_lib.Plan(
       source,
       target,
@@ -146,24 +142,6 @@ def plan_conversion(
   )
   plan.validate()
   return plan
-
-
-def _with_step(target, moves, leaves, source_layout, target_layout, step):
-  """The target and its moves with the step, which the source has as the name of its folder alone."""
-  path, like = (roles_lib.write(roles_lib.Step(), layout) for layout in (target_layout, source_layout))
-  if like not in leaves:
-    raise errors.StepError(
-        like, expected="the optimizer's step", found="none", remedy="The checkpoint is damaged: use another step."
-    )
-  if step is None:
-    raise errors.StepError(
-        path,
-        expected="the step as the name of the source's folder, as Tunix writes it",
-        found="none",
-        remedy="Give the step's folder under its own name, or --params_only.",
-    )
-  leaf = jax.ShapeDtypeStruct((), np.dtype(target_layout.step_dtype))
-  return dataclasses.replace(target, leaves={**target.leaves, path: leaf}), moves | {path: plan_lib.Constant(step, like)}
 
 
 def _layer_naming(target_layout, reads) -> str:

@@ -153,8 +153,9 @@ class Checkpoint:
 
   async def open(self, path: Path) -> ts.TensorStore:
     """Opens the array of a leaf for reading."""
-    if path in self._arrays:
-      return ts.array(self._arrays[path])
+    return ts.array(self._arrays[path]) if path in self._arrays else await self._open(path)
+
+  async def _open(self, path):
     spec = {
         "driver": "zarr3" if self.use_zarr3 else "zarr",
         "kvstore": key_values.spec(self.directory, self.stored[path].name, use_ocdbt=self.use_ocdbt),
@@ -260,7 +261,7 @@ class SplitCheckpoint(Checkpoint):
       DamagedSourceError: an array has no metadata, or none that makes sense.
     """
     # pylint: disable=super-init-not-called
-    self.directory = directory
+    self.directory, self._arrays = directory, {}
     self._items = {name: Checkpoint(directory / name) for name in names}
     items = self._items.items()
     self.use_ocdbt = any(item.use_ocdbt for _, item in items)
@@ -283,8 +284,7 @@ class SplitCheckpoint(Checkpoint):
       leaves |= {(name, *path): leaf for path, leaf in item.state.leaves.items()}
     self.state = abstract_state.AbstractState(leaves, lists)
 
-  async def open(self, path: Path) -> ts.TensorStore:
-    """Opens the array of a leaf for reading."""
+  async def _open(self, path):
     return await self._items[path[0]].open(path[1:])
 
   async def read_value(self, key: str) -> bytes:

@@ -42,6 +42,7 @@ _INJECT_HYPERPARAMS = {
     "hyperparams": "the last learning rate",
     "hyperparams_states": "a second count of the schedule",
 }
+_STEP, _ROOT = ("step",), ("opt_state",)  # Below `optimizer_state`.
 _STEP_REASON = "Tunix's count of micro-batches"
 _RNG_REASON = "RNG keys of two words where MaxText's have four"
 
@@ -63,19 +64,17 @@ def unwrap(
 
   Raises:
     LayoutError: the weights are those of LoRA adapters, or the optimizer is none that MaxText has.
+    StepError: there is an optimizer, and no step.
   """
   _refuse_adapters(roles)
   if params_only:
     return roles, {}
-  nodes = _optimizer_nodes(roles, leaves)
-  has_optimizer = nodes or roles_lib.Step() in roles.by_path.values()
-  place = _placed(nodes) if has_optimizer else lambda node: node
+  has_optimizer = any(_node(role) is not None for role in roles.by_path.values())
+  place = _placed(_optimizer_nodes(roles, leaves), roles) if has_optimizer else lambda _: None
   by_path, subtrees, dropped = {}, {}, _foreign_rng_state(roles, leaves)
   for path, role in roles.by_path.items():
     node = _node(role)
-    if isinstance(role, roles_lib.Step):
-      dropped[path] = _STEP_REASON
-    elif node is None:
+    if node is None:
       by_path |= {path: role} if path not in dropped else {}
     elif isinstance(where := place(node), str):
       dropped[path] = where
@@ -133,25 +132,27 @@ def _foreign_rng_state(roles, leaves) -> dict[Path, str]:
 
 
 def _optimizer_nodes(roles, leaves) -> set[Path]:
-  """The optimizer's leaves and params-like subtrees, by their path below `opt_state`."""
+  """The optimizer's leaves and params-like subtrees, by their path below `optimizer_state`."""
   nodes = {_node(role) for path, role in roles.by_path.items() if not abstract_state.is_empty(leaves[path])}
   return {node for node in nodes if node is not None}
 
 
 def _node(role: roles_lib.Role) -> Path | None:
-  """The optimizer's node that a role belongs to, by its path below `opt_state`; None for what is no optimizer's."""
+  """The optimizer's node that a role belongs to, by its path below `optimizer_state`; None for what is no optimizer's."""
   if isinstance(role, roles_lib.OptimizerLeaf):
     return role.path
   subtree = getattr(role, "subtree", None)
   return subtree[:-1] if subtree is not None and subtree[-1] == layouts.BASE else subtree
 
 
-def _placed(nodes: set[Path]) -> Callable[[Path], Path | str | None]:
+def _placed(nodes: set[Path], roles: roles_lib.Roles) -> Callable[[Path], Path | str | None]:
   """Where MaxText has an optimizer's node: its path, or the reason why it has none; None for what holds nothing.
 
   Raises:
     LayoutError: it is no optimizer of MaxText's.
+    StepError: it has no step, or the folder has none.
   """
+  _check_steps(nodes, roles)
   root, schedule, reasons = _unwrapped_root(nodes)
   new_roots = _adamw_places(nodes, root) or {root: ()}
   if schedule is not None:
@@ -173,9 +174,29 @@ def _placed(nodes: set[Path]) -> Callable[[Path], Path | str | None]:
   return place
 
 
+def _check_steps(nodes, roles):
+  """Checks that there is the optimizer's own step, and one that the folder's name tells."""
+  if _STEP not in nodes:
+    raise errors.StepError(
+        (layouts.TUNIX_ITEMS[1], *_STEP),
+        expected="the optimizer's step",
+        found="none",
+        remedy="The checkpoint is damaged: use another step.",
+    )
+  if roles_lib.Step() not in roles.by_path.values():
+    raise errors.StepError(
+        _STEP,
+        expected="the step as the name of the source's folder, as Tunix writes it",
+        found="none",
+        remedy="Give the step's folder under its own name, or --params_only.",
+    )
+
+
 def _unwrapped_root(nodes: set[Path]) -> tuple[Path, Path | None, dict[Path, str]]:
   """The root of what the wrappers wrap, the count of a wrapper's schedule, and what is left out of the wrappers."""
-  root, schedule, reasons = (), None, {}
+  root: Path = _ROOT
+  schedule: Path | None = None
+  reasons: dict[Path, str] = {_STEP: _STEP_REASON}
   while True:
     names = _children(nodes, root)
     if names == {*_MULTI_STEPS, "inner_opt_state"}:
@@ -249,9 +270,9 @@ def _is_chain(names) -> bool:
 
 
 def _unknown(nodes) -> errors.LayoutError:
-  found = ["/".join(node) for node in sorted(nodes)]
+  found = ["/".join(node[len(_ROOT) :]) for node in sorted(nodes - {_STEP})]
   return errors.LayoutError(
-      layouts.TUNIX.opt_state,
+      (layouts.TUNIX_ITEMS[1], *_ROOT),
       expected="an optimizer that MaxText has, with a schedule of the learning rate: adamw, adam_pax, sgd, muon",
       found=", ".join(found[:8]) or "no state",
       remedy="MaxText cannot go on with it: take the weights alone with --params_only.",

@@ -105,7 +105,7 @@ def data_files(routes: Mapping[Path, Route], index: key_values.Index) -> set[str
 
 def _route(path, move, plan, source) -> Route:
   # TensorStore's references lead from one OCDBT store to one other.
-  if isinstance(move, plan_lib.Constant) or (source.is_split and source.use_ocdbt):
+  if source.is_split and source.use_ocdbt:
     return Route(Way.STREAMED)
   sources = [origin for origin, _ in plan_lib.sources_of(move)]
   stored = [source.stored[origin] for origin in sources]
@@ -141,7 +141,7 @@ def _has_dead_bytes(routes, index, lengths) -> bool:
 def _check_chunks(plan, source):
   """Checks that no chunk of a leaf that the target gets is absent, unless it may be."""
   for path in plan.parts():
-    if path not in source.stored or path[0] == plan_lib.MADE:
+    if path not in source.stored or plan_lib.is_held(path):
       continue
     document, name = source.stored[path].document, source.stored[path].name
     if not source.has_all_chunks:
