@@ -34,6 +34,7 @@ import pytest
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 
+TUNIX = pathlib.Path(__file__).parents[1] / "assets" / "linen_nnx_converter" / "tunix" / "sft"
 MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
 
 
@@ -89,6 +90,15 @@ class ProcessesTest(parameterized.TestCase):
           for i in range(count)
       ]
       self.assertLess(max(written) / min(written), 1.5, written)
+
+  def test_two_stores_by_reference(self):
+    arguments = [f"--source_path={TUNIX}"]
+    converter.main([*arguments, f"--target_path={self.tmp}/alone"])
+    processes = start(2, *arguments, f"--target_path={self.tmp}/together")
+    outputs = [process.communicate(timeout=300) for process in processes]
+    self.assertEqual([process.returncode for process in processes], [0, 0], outputs)
+    self.assertIn("MiB by reference, 4 bytes streamed", outputs[0][0])
+    self.assertEqual(*(values(self.tmp / name / "3" / "items") for name in ("together", "alone")))
 
   @parameterized.parameters(0, 1)
   def test_a_killed_process_leaves_no_target(self, killed):

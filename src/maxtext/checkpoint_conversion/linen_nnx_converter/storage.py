@@ -98,11 +98,13 @@ class Checkpoint:
     use_ocdbt: whether the arrays are in an OCDBT store.
     use_zarr3: whether the arrays are zarr 3.
     has_all_chunks: whether a chunk that is absent was lost, rather than left out for holding the fill value alone.
-    index: the keys of its store, and where their values lie.
-    is_split: whether it is several pytrees, each with a store of its own.
+    index: the keys of its stores, and where their values lie.
+    stores: the folders of its stores below `directory`, each of which its keys and data files begin with.
+    is_uniform: whether all of its stores are of one kind.
   """
 
-  is_split = False
+  stores: tuple[str, ...] = ("",)
+  is_uniform = True
 
   def __init__(self, directory: epath.Path):
     """Reads the metadata of every leaf, and no array.
@@ -182,7 +184,12 @@ class Checkpoint:
       return await asyncio.to_thread((self.directory / key).read_bytes)
     if self._store is None:
       self._store = await ts.KvStore.open(key_values.spec(self.directory, use_ocdbt=True), context=self.context)
-    return (await self._store.read(key)).value
+    result = await self._store.read(key)
+    if result.state != "value":
+      raise errors.DamagedSourceError(
+          key, expected="a value", found=f"{result.state} key", remedy="The checkpoint is damaged: use another step."
+      )
+    return result.value
 
   def _stored_leaf(self, path, value_type, array_metadatas, shardings) -> StoredLeaf:
     name = ".".join(path)
@@ -251,8 +258,6 @@ class SplitCheckpoint(Checkpoint):
   and of the data files, all of which are relative to the common folder.
   """
 
-  is_split = True
-
   def __init__(self, directory: epath.Path, names: Iterable[str]):
     """Reads the metadata of the pytrees `<directory>/<name>`.
 
@@ -264,15 +269,19 @@ class SplitCheckpoint(Checkpoint):
     self.directory, self._arrays = directory, {}
     self._items = {name: Checkpoint(directory / name) for name in names}
     items = self._items.items()
+    self.stores = tuple(f"{name}/" for name in self._items)
+    self.is_uniform = len({(item.use_ocdbt, item.use_zarr3) for _, item in items}) == 1
     self.use_ocdbt = any(item.use_ocdbt for _, item in items)
     self.use_zarr3 = all(item.use_zarr3 for _, item in items)
+    self.context = key_values.new_context()
     self.has_all_chunks = all(item.has_all_chunks for _, item in items)
     values = {
-        f"{name}/{key}": dataclasses.replace(value, file=f"{name}/{value.file}")
+        f"{name}/{key}": dataclasses.replace(value, file=value.file and f"{name}/{value.file}")
         for name, item in items
         for key, value in item.index.values.items()
     }
-    self.index = key_values.Index(values)
+    tree_files = frozenset(f"{name}/{file}" for name, item in items for file in item.index.tree_files)
+    self.index = key_values.Index(values, tree_files)
     self.stored = {
         (name, *path): dataclasses.replace(leaf, name=f"{name}/{leaf.name}")
         for name, item in items

@@ -76,8 +76,8 @@ async def rename(
   """Makes the target's OCDBT store refer to the source's values, all in one transaction.
 
   The data files, those of the tree's nodes too, must lie in the target at the same relative paths: TensorStore copies
-  ranges of keys only between stores of one base, so the source is opened with the target as its base and its own
-  manifest.
+  ranges of keys only into a store whose base is the source's or above it, so each of the source's stores is opened with
+  its folder in the target as its base, and its own manifest.
 
   Args:
     source: the source.
@@ -85,17 +85,19 @@ async def rename(
     ranges: old and new keys or prefixes, as `chunks.ranges` gives them.
     documents: values to write besides.
   """
-  manifest = key_values.spec(source.directory, use_ocdbt=True)["base"]
-  source_spec = key_values.spec(target, use_ocdbt=True) | {"manifest": manifest}
-  old_store = await ts.KvStore.open(source_spec, context=source.context)
+  old_stores = {folder: await _open_moved(source, folder, target) for folder in source.stores}
   new_store = await ts.KvStore.open(key_values.writable_spec(target), context=source.context)
   transaction = ts.Transaction(atomic=True)
   new_store = new_store.with_transaction(transaction)
   single = ts.KvStore.KeyRange("", "\0")  # The empty key alone, relative to a store that is opened at a key.
   everything = ts.KvStore.KeyRange()
   operations = [
-      (old_store / old).experimental_copy_range_to(new_store / new, source_range=everything if is_prefix else single)
+      (old_stores[folder] / old.removeprefix(folder)).experimental_copy_range_to(
+          new_store / new, source_range=everything if is_prefix else single
+      )
       for old, new, is_prefix in ranges
+      for folder in source.stores
+      if old.startswith(folder)
   ]
   await execute.settle([*operations, *(new_store.write(key, value) for key, value in documents.items())])
   await transaction.commit_async()
@@ -124,15 +126,9 @@ async def copy_values(
   """
   store = target / f"ocdbt.process_{process_index}"
   new_store = await ts.KvStore.open(key_values.writable_spec(store), context=key_values.new_context())
-  old_store = await ts.KvStore.open(key_values.spec(source.directory, use_ocdbt=True), context=source.context)
 
   async def copy(old, new, transaction):
-    result = await old_store.read(old)
-    if result.state != "value":
-      raise errors.DamagedSourceError(
-          old, expected="a value", found=f"{result.state} key", remedy="The checkpoint is damaged: use another step."
-      )
-    await new_store.with_transaction(transaction).write(new, result.value)
+    await new_store.with_transaction(transaction).write(new, await source.read_value(old))
 
   async def copy_batch(batch):
     transaction = ts.Transaction(atomic=True)
@@ -147,6 +143,13 @@ async def copy_values(
   transaction = ts.Transaction(atomic=True)
   await execute.settle(new_store.with_transaction(transaction).write(key, value) for key, value in documents.items())
   await transaction.commit_async()
+
+
+async def _open_moved(source, folder, target) -> ts.KvStore:
+  """Opens one of the source's stores, whose data files lie in the target."""
+  manifest = key_values.spec(source.directory / folder, use_ocdbt=True)["base"]
+  spec = key_values.spec(target / folder, use_ocdbt=True) | {"manifest": manifest}
+  return await ts.KvStore.open(spec, context=source.context)
 
 
 def _bring_file(source: epath.Path, target: epath.Path, copy_mode: str):

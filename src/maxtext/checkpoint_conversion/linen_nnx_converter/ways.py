@@ -104,8 +104,7 @@ def data_files(routes: Mapping[Path, Route], index: key_values.Index) -> set[str
 
 
 def _route(path, move, plan, source) -> Route:
-  # TensorStore's references lead from one OCDBT store to one other.
-  if source.is_split and source.use_ocdbt:
+  if not source.is_uniform:
     return Route(Way.STREAMED)
   sources = [origin for origin, _ in plan_lib.sources_of(move)]
   stored = [source.stored[origin] for origin in sources]
