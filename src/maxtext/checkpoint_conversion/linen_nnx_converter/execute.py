@@ -36,6 +36,7 @@ Region = tuple[slice, ...]
 # OCDBT): it is held encoded and decoded on both sides, and the allocator keeps some of what was freed.
 _COST_OF_A_BYTE = 8
 # Two batches are under way: one is read while the other is encoded. Neither more nor larger ones were faster on 2 cores.
+# A single chunk may be larger than a batch: two of them are under way as well, if the budget allows it.
 _BATCHES_IN_FLIGHT = 2
 _BATCH_BYTES = 64 * 2**20
 # Chunks are read together up to this size, so that small ones do not cost a call each.
@@ -124,29 +125,28 @@ async def stream(
     work: the blocks.
     open_source: opens a source leaf's array for reading.
     targets: the target leaves' arrays, open for writing.
-    new_transaction: makes a transaction; the blocks of a batch are committed in one.
+    new_transaction: makes a transaction; the blocks of a batch are committed in one, a large one in several.
     memory_budget: bytes, for all copies of the data that is under way.
     on_written: called for each block when it is committed.
   """
 
   async def write_batch(batch):
-    await _write_batch(batch, open_source, targets, new_transaction(), on_written)
+    await _write_batch(batch, open_source, targets, new_transaction, on_written)
 
-  await in_batches(work, write_batch, nbytes_of=lambda block: block.nbytes, limit=batch_bytes(memory_budget))
-
-
-def batch_bytes(memory_budget: int) -> int:
-  """How many bytes to move in one batch, so that all that is under way stays in the budget."""
-  return min(_BATCH_BYTES, memory_budget // (_COST_OF_A_BYTE * _BATCHES_IN_FLIGHT))
+  await in_batches(work, write_batch, nbytes_of=lambda block: block.nbytes, memory_budget=memory_budget)
 
 
 async def in_batches[T](
-    work: Iterable[T], run: Callable[[list[T]], Coroutine[Any, Any, None]], *, nbytes_of: Callable[[T], int], limit: int
+    work: Iterable[T],
+    run: Callable[[list[T]], Coroutine[Any, Any, None]],
+    *,
+    nbytes_of: Callable[[T], int],
+    memory_budget: int,
 ):
-  """Runs over batches of work of at most `limit` bytes, two at a time; a larger piece is a batch of its own."""
-  gate = _ByteGate(_BATCHES_IN_FLIGHT * limit)
+  """Runs over batches of work, two at a time if the budget allows it; a large piece is a batch of its own."""
+  gate = _ByteGate(memory_budget // _COST_OF_A_BYTE)
   tasks = []
-  for batch in _batches(work, nbytes_of, limit):
+  for batch in _batches(work, nbytes_of, min(_BATCH_BYTES, memory_budget // (_COST_OF_A_BYTE * _BATCHES_IN_FLIGHT))):
     nbytes = await gate.enter(sum(map(nbytes_of, batch)))
     if any(task.done() and task.exception() for task in tasks):
       break
@@ -170,37 +170,46 @@ async def settle(awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
 
 
 class _ByteGate:
-  """Lets batches in while the bytes under way stay below a limit; one that is larger goes alone."""
+  """Lets two batches in while the bytes under way stay below a limit; one that is larger goes alone."""
 
   def __init__(self, limit: int):
     self._limit, self._free = limit, limit
+    self._inside = 0
     self._left = asyncio.Event()
 
   async def enter(self, nbytes: int) -> int:
     """Waits for room, and returns the bytes to give back to `leave`."""
     nbytes = min(nbytes, self._limit)
-    while self._free < nbytes:
+    while self._free < nbytes or self._inside == _BATCHES_IN_FLIGHT:
       self._left.clear()
       await self._left.wait()
     self._free -= nbytes
+    self._inside += 1
     return nbytes
 
   def leave(self, nbytes: int):
     self._free += nbytes
+    self._inside -= 1
     self._left.set()
 
 
-async def _write_batch(batch, open_source, targets, transaction, on_written):
+async def _write_batch(batch, open_source, targets, new_transaction, on_written):
+  """Reads blocks and writes what is made of them: at once, but for a large block's pieces, which take turns."""
   sources = {source: await open_source(source) for source in dict.fromkeys(block.source for block in batch)}
-  await settle(_write_block(block, sources[block.source], targets, transaction) for block in batch)
-  await transaction.commit_async()
+  read = await settle(_read_block(block, sources[block.source]) for block in batch)
+  pieces = [(block, part, data) for block, data in zip(batch, read) for part in block.parts]
+  piece_bytes = lambda piece: _piece(piece[1], piece[0].region, piece[2])[1].nbytes
+  for some in _batches(pieces, piece_bytes, _BATCH_BYTES):
+    transaction = new_transaction()
+    await settle(_write_piece(block, part, data, targets, transaction) for block, part, data in some)
+    await transaction.commit_async()
   for block in batch:
     on_written(block)
 
 
-async def _write_block(block, source, targets, transaction):
+async def _read_block(block, source):
   try:
-    data = await source[block.region].read()
+    return await source[block.region].read()
   except ValueError as e:  # What TensorStore raises for a missing, truncated or corrupt chunk.
     raise errors.DamagedSourceError(
         block.source,
@@ -208,14 +217,15 @@ async def _write_block(block, source, targets, transaction):
         found=" ".join(str(e).split())[:300],
         remedy="The checkpoint is damaged: use another step.",
     ) from e
-  writes = []
-  for part in block.parts:
-    target = targets[part.target].with_transaction(transaction)
-    region, values = _piece(part, block.region, data)
-    if values.dtype != target.dtype.numpy_dtype:
-      values = checked_cast(block.source, values, target.dtype.numpy_dtype)
-    writes.append(target[region].write(values))
-  await settle(writes)
+
+
+async def _write_piece(block, part, data, targets, transaction):
+  target = targets[part.target].with_transaction(transaction)
+  region, values = _piece(part, block.region, data)
+  if values.dtype != target.dtype.numpy_dtype:
+    values = checked_cast(block.source, values, target.dtype.numpy_dtype)
+  # Nobody changes `values`: TensorStore need not copy them before it encodes them.
+  await target[region].write(values, can_reference_source_data_indefinitely=True)
 
 
 def _piece(part, region, data) -> tuple[tuple[Any, ...], Any]:

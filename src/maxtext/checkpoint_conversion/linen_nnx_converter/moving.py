@@ -101,7 +101,7 @@ class Move:
           self._share(raw, lambda pair: self.source.index.values[pair[0]].nbytes),
           self._documents(ways.Way.RAW) if self.process == 0 else {},
           process_index=self.process,
-          batch_bytes=execute.batch_bytes(self.memory_budget),
+          memory_budget=self.memory_budget,
           on_copied=lambda old: self.progress.advance(self.source.index.values[old].nbytes),
       )
 

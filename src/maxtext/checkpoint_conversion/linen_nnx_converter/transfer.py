@@ -110,7 +110,7 @@ async def copy_values(
     documents: Mapping[str, bytes],
     *,
     process_index: int,
-    batch_bytes: int,
+    memory_budget: int,
     on_copied: Callable[[str], None],
 ):
   """Copies encoded values into a process's own OCDBT store, which Orbax merges.
@@ -121,7 +121,7 @@ async def copy_values(
     pairs: old and new keys.
     documents: values to write besides.
     process_index: whose store it is.
-    batch_bytes: how many bytes to have in memory; a larger value is held alone.
+    memory_budget: bytes, for all copies of the data that is under way; a larger value is held alone.
     on_copied: called with the old key of each value when it is there.
   """
   store = target / f"ocdbt.process_{process_index}"
@@ -138,7 +138,7 @@ async def copy_values(
       on_copied(old)
 
   await execute.in_batches(
-      pairs, copy_batch, nbytes_of=lambda pair: source.index.values[pair[0]].nbytes, limit=batch_bytes
+      pairs, copy_batch, nbytes_of=lambda pair: source.index.values[pair[0]].nbytes, memory_budget=memory_budget
   )
   transaction = ts.Transaction(atomic=True)
   await execute.settle(new_store.with_transaction(transaction).write(key, value) for key, value in documents.items())
