@@ -41,6 +41,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import proof
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter import rng_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter import target_leaf
 from maxtext.checkpoint_conversion.linen_nnx_converter import tunix
 from maxtext.checkpoint_conversion.linen_nnx_converter import verify as verify_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import ways
@@ -299,7 +300,7 @@ def convert_checkpoint(
   progress.start("writing", move.nbytes() // processes)
   framing.save(
       target,
-      dataclasses.replace(plan.target, leaves=framing.target_leaves(plan, source, routes)),
+      dataclasses.replace(plan.target, leaves=target_leaf.target_leaves(plan, source, routes)),
       move.stream,
       move.put_encoded,
       use_ocdbt=source.use_ocdbt,

@@ -14,17 +14,16 @@
 
 """Saving a checkpoint: framed by Orbax, filled by us.
 
-Orbax makes the temporary folder, writes the metadata, merges and commits. What this module adds is a leaf type,
-`TargetLeaf`, whose handlers let the arrays be written block by block instead of whole.
+Orbax makes the temporary folder, writes the metadata, merges and commits. What this module adds are the handlers of
+our own leaf type, `TargetLeaf`, which let the arrays be written block by block instead of whole.
 """
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 import dataclasses
 import itertools
 import json
-import math
 import threading
 import time
 from typing import Any
@@ -43,62 +42,14 @@ import tensorstore as ts
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
-from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
-from maxtext.checkpoint_conversion.linen_nnx_converter import ways
+from maxtext.checkpoint_conversion.linen_nnx_converter import target_leaf
 
 Path = abstract_state.Path
 
 _OPENS_AT_ONCE = 1000
 _TOKENS, _TOKEN_TIMEOUT_MS = itertools.count(), 60_000
 _REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_REMOVALS = 200, 4, 0.1
-
-
-@dataclasses.dataclass(frozen=True)
-class TargetLeaf:
-  """A leaf that Orbax is given to save, whose bytes are written by `save`'s `stream` or `put_encoded`.
-
-  Attributes:
-    path: its path.
-    shape: its shape.
-    dtype: its dtype.
-    chunk_shape: the shape of its chunks.
-    write_shape: what Orbax's array metadata has as the shape of what a device wrote at once.
-    sharding: Orbax's JSON of its sharding, or None.
-    ext_metadata: Orbax's further metadata.
-    compression: what Orbax's array metadata says of the compression.
-    is_streamed: whether `stream` writes it.
-  """
-
-  path: Path
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  chunk_shape: tuple[int, ...]
-  write_shape: tuple[int, ...]
-  sharding: str | None
-  ext_metadata: Any
-  compression: Mapping[str, Any]
-  is_streamed: bool
-
-  @property
-  def nbytes(self) -> int:
-    return math.prod(self.shape) * self.dtype.itemsize
-
-
-# One class for each value type, siblings: Orbax's registry finds a handler by `issubclass`.
-class _ArrayLeaf(TargetLeaf):
-  pass
-
-
-class _NumpyLeaf(TargetLeaf):
-  pass
-
-
-class _ScalarLeaf(TargetLeaf):
-  pass
-
-
-_LEAF_TYPES = {storage.JAX_ARRAY: _ArrayLeaf, storage.NUMPY_ARRAY: _NumpyLeaf, storage.SCALAR: _ScalarLeaf}
 
 # Writes the arrays of these target leaves into these open stores.
 Stream = Callable[[Mapping[Path, ts.TensorStore]], Awaitable[None]]
@@ -109,33 +60,6 @@ PutEncoded = Callable[[epath.Path], Awaitable[None]]
 def new_transaction() -> ts.Transaction:
   """A transaction for `Stream` to write in."""
   return ts.Transaction()
-
-
-def target_leaves(plan: plan_lib.Plan, source: storage.Checkpoint, routes: Mapping[Path, ways.Route]) -> dict[Path, Any]:
-  """The leaves to save: what is stored how, as the plan makes it of what the source has stored.
-
-  A target leaf has the chunks of its source leaf: of a layer's, with one layer to a chunk, where layers are stacked. So
-  each source chunk is decoded once, no target chunk is written twice, and what is stacked can be sliced by reference.
-  """
-  leaves = dict(plan.target.leaves)
-  for path, route in routes.items():
-    move = plan.moves[path]
-    origin = source.stored[next(plan_lib.sources_of(move))[0]]
-    value_type = origin.value_type
-    if value_type == storage.SCALAR and not isinstance(move, plan_lib.Copy):
-      value_type = storage.NUMPY_ARRAY
-    leaves[path] = _LEAF_TYPES[value_type](
-        path,
-        shape=tuple(plan.target.leaves[path].shape),
-        dtype=np.dtype(plan.target.leaves[path].dtype),
-        chunk_shape=_moved(origin.chunk_shape, move, 1),
-        write_shape=_moved(origin.write_shape or origin.chunk_shape, move, 1),
-        sharding=origin.sharding and _moved_sharding(origin.sharding, move, len(origin.shape)),
-        ext_metadata=origin.ext_metadata,
-        compression=origin.compression,
-        is_streamed=route.way == ways.Way.STREAMED,
-    )
-  return leaves
 
 
 def save(
@@ -171,9 +95,9 @@ def save(
   array_handler = _ArrayHandler(writes)
   registry = ocp.type_handlers.create_type_handler_registry(
       (jax.Array, array_handler),  # Orbax writes array metadata only where it finds this one.
-      (_ArrayLeaf, array_handler),
-      (_NumpyLeaf, _NumpyHandler(writes)),
-      (_ScalarLeaf, _ScalarHandler(writes)),
+      (target_leaf.ArrayLeaf, array_handler),
+      (target_leaf.NumpyLeaf, _NumpyHandler(writes)),
+      (target_leaf.ScalarLeaf, _ScalarHandler(writes)),
       *((kind, ocp.type_handlers.ScalarHandler()) for kind in (int, float, bool, np.number)),
       (str, ocp.type_handlers.StringHandler()),
   )
@@ -347,27 +271,6 @@ def _write_spec(value, info, args):
       use_ocdbt=info.is_ocdbt_checkpoint,
       process_index=multihost.process_index() if info.is_ocdbt_checkpoint else None,
   )
-
-
-def _moved[T](values: Sequence[T], move: plan_lib.Move, new: T) -> tuple[T, ...]:
-  """What a source leaf has for each axis, as its target leaf has it; `new` for a layer axis that is put in."""
-  if isinstance(move, plan_lib.Stack):
-    return plan_lib.insert(values, move.axes, (new,) * len(move.axes))
-  if isinstance(move, plan_lib.Slice):
-    return plan_lib.remove(values, move.axes)
-  if isinstance(move, plan_lib.Transpose):
-    return tuple(values[axis] for axis in move.axes)
-  return tuple(values)
-
-
-def _moved_sharding(text: str, move, rank) -> str:
-  """Orbax's JSON of a sharding, with the layer axis, which is not sharded, put in or taken out."""
-  document = json.loads(text)
-  if isinstance(move, plan_lib.Copy) or "partition_spec" not in document:
-    return text
-  spec = document["partition_spec"]
-  document["partition_spec"] = _moved([*spec, *[None] * (rank - len(spec))], move, None)
-  return json.dumps(document)
 
 
 def _token() -> str:
