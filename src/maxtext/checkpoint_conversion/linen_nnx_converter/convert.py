@@ -15,7 +15,6 @@
 """The conversions: of trees in memory, and of checkpoints on disk."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
 import dataclasses
 import os
 import time
@@ -26,6 +25,7 @@ import jax
 import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import conversion as conversion_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import framing
@@ -35,7 +35,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
 from maxtext.checkpoint_conversion.linen_nnx_converter import model_check
 from maxtext.checkpoint_conversion.linen_nnx_converter import moving
-from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import proof
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
@@ -50,86 +49,6 @@ Path = abstract_state.Path
 PathLike = str | os.PathLike[str]
 
 RECORD = "linen_nnx_converter"  # The key of the record in the target's custom metadata.
-
-
-@dataclasses.dataclass(frozen=True)
-class Conversion:
-  """What was done, or with `dry_run` would be.
-
-  Attributes:
-    plan: the plan.
-    source: the folder of the source's pytree.
-    target: the folder of the target's pytree.
-    ways: how the bytes of each target leaf that is an array went.
-    seconds: how long it took.
-    verified: whether every byte of the target was compared with the source.
-    dry_run: whether nothing was written.
-  """
-
-  plan: plan_lib.Plan
-  source: epath.Path
-  target: epath.Path
-  ways: Mapping[Path, ways.Way]
-  seconds: float = 0.0
-  verified: bool = False
-  dry_run: bool = False
-
-  @property
-  def nbytes(self) -> dict[ways.Way, int]:
-    """The bytes of the target's arrays, by the way that they went."""
-    return ways.nbytes(self.plan, self.ways)
-
-  def lines(self) -> Iterator[str]:
-    """The plan for a person, with the way that the bytes of each leaf go."""
-    paths = iter(self.plan.moves)
-    for line in self.plan.lines():
-      way = self.ways.get(next(paths, ()))
-      yield f"{line}, {way}" if way else line
-
-  def record(self) -> dict[str, Any]:
-    """The JSON record that is kept in the target's custom metadata."""
-    plan = self.plan
-    return {
-        "source": os.fspath(self.source),
-        "source_layout": str(plan.source_layout),
-        "target_layout": str(plan.target_layout),
-        "scan_layers": plan.scan_layers,
-        "leaves": plan.counts(),
-        "bytes": sum(self.nbytes.values()),
-        "bytes_by_way": {way.name.lower(): nbytes for way, nbytes in self.nbytes.items()},
-        "dropped": {"/".join(path): reason for path, reason in plan.dropped.items()},
-        "empty_nodes": [[list(path), leaf] for path, leaf in plan.empty_nodes.items()],
-        "seconds": round(self.seconds, 3),
-        "verified": self.verified,
-        "versions": storage.versions(),
-    }
-
-  def summary(self) -> str:
-    """One line for a person."""
-    counts, plan = self.plan.counts(), self.plan
-    kinds = [kind for kind in counts if counts[kind] and kind != "dropped"]
-    moves = ", ".join(f"{counts[kind]} {_MOVE_NAMES.get(kind, kind)}" for kind in kinds)
-    dropped = (
-        f"; left out {counts['dropped']} leaves ({', '.join(sorted(set(plan.dropped.values())))})" if plan.dropped else ""
-    )
-    sizes = ", ".join(f"{_size(nbytes)} {way}" for way, nbytes in self.nbytes.items() if nbytes)
-    done = f" in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}" if not self.dry_run else ""
-    return (
-        f"{'would convert' if self.dry_run else 'converted'} {plan.source_layout} -> {plan.target_layout}{done}: "
-        f"{len(plan.moves)} leaves ({moves}), {sizes}{dropped} -> {self.target}"
-    )
-
-
-def _size(nbytes: int) -> str:
-  return f"{nbytes} bytes" if nbytes < 2**16 else f"{nbytes / 2**20:,.1f} MiB"
-
-
-_MOVE_NAMES = {
-    "copy": "copied",
-    "stack": "stacked",
-    "slice": "sliced",
-    "transpose": "transposed",
-}
 
 
 def detect_format(state: Any) -> str:
@@ -219,7 +138,7 @@ def convert_checkpoint(
     dry_run: bool = False,
     progress: moving.Progress | None = None,
     **options,
-) -> Conversion:
+) -> conversion_lib.Conversion:
   """Converts a checkpoint on disk. The target appears whole or not at all; the source is only read.
 
   Under `jax.distributed`, every process calls it alike and moves a share of the bytes; the first verifies and commits.
@@ -277,7 +196,7 @@ def convert_checkpoint(
   tunix.check_accumulation(plan, source.read)
   lengths = key_values.file_lengths(source.directory, source.index)
   routes = ways.choose(plan, source, lengths, brings_dead_bytes=copy_mode == "link")
-  conversion = Conversion(
+  conversion = conversion_lib.Conversion(
       plan, location.items, target.items, {path: route.way for path, route in routes.items()}, dry_run=dry_run
   )
   if dry_run:
