@@ -173,7 +173,7 @@ def convert_checkpoint(
   if config is not None:
     source_path = source_path or maxtext_config.source_path(config)
     target_path = target_path or maxtext_config.target_path(config)
-    options = _with_config(options, config, maxtext_release)
+    options = maxtext_config.with_options(options, config, maxtext_release)
   elif maxtext_release:
     options["release"] = releases.parse(maxtext_release)
   if not source_path or not target_path:
@@ -191,7 +191,7 @@ def convert_checkpoint(
   if init_rngs:
     plan, source = rng_state.add(plan, source, config, options)
   if config is not None and check_model:
-    _check_model(plan, config, options["release"])
+    model_check.check_plan(plan, config, options["release"])
   execute.check_casts(plan, source.read)
   tunix.check_accumulation(plan, source.read)
   lengths = key_values.file_lengths(source.directory, source.index)
@@ -240,28 +240,6 @@ def _opened(location: locations.Location) -> storage.Checkpoint:
   return source.with_arrays({path: execute.checked_cast(path, np.array(location.step), np.dtype(np.int64))})
 
 
-def _with_config(options: dict[str, Any], config, maxtext_release) -> dict[str, Any]:
-  """The options, with what the config says where they leave it open.
-
-  Raises:
-    ConfigError: an option contradicts the config.
-  """
-  options = {name: value for name, value in options.items() if value is not None}
-  for name in ("scan_layers", "param_scan_axis"):
-    wanted = getattr(config, name)
-    if options.setdefault(name, wanted) != wanted:
-      raise errors.ConfigError(
-          f"--{name}={options[name]}",
-          expected=f"{name}={wanted}, as the config says",
-          found=f"{options[name]}",
-          remedy="Give it once, to the config.",
-      )
-  release = releases.parse(maxtext_release) if maxtext_release else maxtext_config.version()
-  trainer = maxtext_config.trainer(config, release)
-  decoder, adamw_mask = maxtext_config.decoder(config), maxtext_config.adamw_mask(config)
-  return options | {"release": release, "trainer": trainer, "decoder": decoder, "adamw_mask": adamw_mask}
-
-
 def _check_scan_flag(plan, location, custom_metadata):
   """Refuses a checkpoint whose own `scan_layers`, which MaxText >= 0.2.4 records, is not true of its layers.
 
@@ -276,15 +254,6 @@ def _check_scan_flag(plan, location, custom_metadata):
         found=f"scan_layers={flag}",
         remedy="Check which run wrote the checkpoint, and correct the flag; without a config it is left aside.",
     )
-
-
-def _check_model(plan, config, release):
-  """Compares the target with the model of the config, where the installed MaxText is the one that shall read it."""
-  trainer = maxtext_config.trainer(config, release)
-  is_whole = any(path[0] == "opt_state" for path in plan.target.leaves)
-  reads = releases.find(release, trainer).layout
-  if is_whole and release == maxtext_config.version() and plan.target_layout == reads:
-    model_check.check(plan.target, maxtext_config.saved_state(config, trainer))
 
 
 def _convert_tree(state, **options) -> dict[str, Any]:

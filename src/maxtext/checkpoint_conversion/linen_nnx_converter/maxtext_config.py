@@ -91,6 +91,31 @@ def adamw_mask(config: Any) -> bool:
   return getattr(config, "opt_type", "") == "adamw" and bool(getattr(config, "adamw_mask", None))
 
 
+def with_options(options: dict[str, Any], config: Any, maxtext_release: str | None) -> dict[str, Any]:
+  """The options, with what the config says where they leave it open.
+
+  Raises:
+    ConfigError: an option contradicts the config.
+  """
+  options = {name: value for name, value in options.items() if value is not None}
+  for name in ("scan_layers", "param_scan_axis"):
+    wanted = getattr(config, name)
+    if options.setdefault(name, wanted) != wanted:
+      raise errors.ConfigError(
+          f"--{name}={options[name]}",
+          expected=f"{name}={wanted}, as the config says",
+          found=f"{options[name]}",
+          remedy="Give it once, to the config.",
+      )
+  release = releases.parse(maxtext_release) if maxtext_release else version()
+  return options | {
+      "release": release,
+      "trainer": trainer(config, release),
+      "decoder": decoder(config),
+      "adamw_mask": adamw_mask(config),
+  }
+
+
 def source_path(config: Any) -> str | None:
   """The checkpoint that a run with this config would load."""
   return config.load_full_state_path or config.load_parameters_path or None

@@ -14,12 +14,25 @@
 
 """Compares a plan's target with the state that MaxText itself would restore into."""
 
+from typing import Any
+
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 
 _SHOWN = 3
+
+
+def check_plan(plan: plan_lib.Plan, config: Any, release: releases.Version):
+  """Compares the target with the model of the config, where the installed MaxText is the one that shall read it."""
+  trainer = maxtext_config.trainer(config, release)
+  is_whole = any(path[0] == "opt_state" for path in plan.target.leaves)
+  reads = releases.find(release, trainer).layout
+  if is_whole and release == maxtext_config.version() and plan.target_layout == reads:
+    check(plan.target, maxtext_config.saved_state(config, trainer))
 
 
 def check(target: abstract_state.AbstractState, model: abstract_state.AbstractState):
