@@ -18,9 +18,6 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-import jax
-import numpy as np
-
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import families
@@ -31,6 +28,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles as roles_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import schedules
+from maxtext.checkpoint_conversion.linen_nnx_converter import target_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import tunix
 from maxtext.checkpoint_conversion.linen_nnx_converter import variable_kinds
 
@@ -128,7 +126,7 @@ def plan_conversion(
       collection_of,
   )
   nodes = None if keeps_form else empty_nodes or _decay_mask(kept, adamw_mask)
-  target, moves = _target(source, source_layout, target_layout, roles, kept, arranged, nodes)
+  target, moves = target_state.build(source, source_layout, target_layout, roles, kept, arranged, nodes)
   plan = plan_lib.Plan(
       source,
       target,
@@ -136,7 +134,9 @@ def plan_conversion(
       dropped,
       source_layout=source_layout,
       target_layout=target_layout,
-      empty_nodes=_empty_optimizer_nodes(source, kept) if source_layout.framework == "linen" else empty_nodes or {},
+      empty_nodes=target_state.empty_optimizer_nodes(source, kept)
+      if source_layout.framework == "linen"
+      else empty_nodes or {},
       scan_layers=schedules.is_scanned(after, (item.variable.path for item in arranged)),
       source_scan_layers=schedules.is_scanned(before, (item.variable.path for item in arranged)),
   )
@@ -209,29 +209,6 @@ def _decay_mask(kept, adamw_mask) -> dict[Path, Any]:
   return optimizer.decay_mask(subtrees) if adamw_mask else {}
 
 
-def _target(source, source_layout, target_layout, roles, kept, arranged, empty_nodes):
-  """The target's state and moves. `empty_nodes` is None where the optimizer keeps its form."""
-  if empty_nodes is None:
-    bare_subtrees = roles.bare_subtrees if source_layout.framework == "linen" else frozenset()
-    leaves, moves = _target_leaves(source, target_layout, bare_subtrees, kept, arranged)
-    lists = _with_children(source.lists, leaves) if source_layout.framework == "linen" else frozenset()
-    return abstract_state.AbstractState(leaves, lists), moves
-  subtrees = {role.subtree for role in kept.values() if isinstance(role, Variable) and role.subtree is not None}
-  bare_subtrees = _bare_subtrees(subtrees, target_layout, arranged)
-  leaves, moves = _target_leaves(source, target_layout, bare_subtrees, kept, arranged)
-  return _structured(leaves, source, target_layout, subtrees, bare_subtrees, roles, kept, empty_nodes), moves
-
-
-def _bare_subtrees(subtrees, layout, arranged) -> frozenset[Path]:
-  """The params-like subtrees that the target has without a collection level."""
-  if layout.nnx_optimizer:
-    return optimizer.bare_subtrees(subtrees)
-  # Where there is fp8 state, Flax's `TrainState.create` hands optax the params collection itself, and no other.
-  fp8 = [item.variable for item in arranged if variable_kinds.linen_collection(item.variable.path) == variable_kinds.FP8]
-  is_bare = fp8 and all(variable.collection == variable_kinds.FP8 and variable.subtree is None for variable in fp8)
-  return frozenset(subtrees) if is_bare else frozenset()
-
-
 def _target_framework(direction, source_layout) -> str:
   """The framework to convert to; refuses a direction that starts from the other one."""
   if direction == "auto":
@@ -263,25 +240,6 @@ def _target_layout(source_layout, framework, nnx_values, params_only) -> layouts
   return layouts.with_boxes(layout, *boxes)
 
 
-def _target_leaves(source, target_layout, bare_subtrees, kept, arranged):
-  """The target's leaves and moves, before its empty nodes are put right."""
-  leaves, moves = {}, {}
-  source_paths = {role: path for path, role in kept.items()}
-  for item in arranged:
-    path = roles_lib.write(item.variable, target_layout, bare_subtrees)
-    _put(leaves, path, item.leaf)
-    if item.move is not None:
-      moves[path] = _located(item.move, source_paths)
-  for source_path, role in kept.items():
-    if isinstance(role, Variable):
-      continue
-    leaf, path = source.leaves[source_path], roles_lib.write(role, target_layout)
-    _put(leaves, path, _cast_step(source_path, leaf, target_layout) if isinstance(role, roles_lib.Step) else leaf)
-    if not abstract_state.is_empty(leaf):
-      moves[path] = plan_lib.Copy(source_path)
-  return leaves, moves
-
-
 def _select(
     roles, leaves, collection_of, keep_nnx_aux, params_only
 ) -> tuple[dict[Path, roles_lib.Role], dict[Path, str]]:
@@ -296,80 +254,3 @@ def _select(
     else:
       kept[path] = role
   return kept, dropped
-
-
-def _put(leaves, path, leaf):
-  if path in leaves:
-    raise errors.PathCollisionError(
-        path, expected="one leaf to land here", found="two", remedy="Remove one of them from the source."
-    )
-  leaves[path] = leaf
-
-
-def _located(move, source_paths) -> plan_lib.Move:
-  """The move with the paths of the source leaves in place of their roles."""
-  if isinstance(move, plan_lib.Stack):
-    return dataclasses.replace(move, sources=tuple(source_paths[source] for source in move.sources))
-  return dataclasses.replace(move, source=source_paths[move.source])
-
-
-def _cast_step(path, leaf, layout):
-  """The step's leaf in the target: an integer scalar of the layout's dtype. A Python integer stays one."""
-  if not abstract_state.is_array(leaf):
-    if isinstance(leaf, int) and not isinstance(leaf, bool):
-      return leaf
-  elif tuple(leaf.shape) == () and str(leaf.dtype) in plan_lib.STEP_DTYPES:
-    return jax.ShapeDtypeStruct((), np.dtype(layout.step_dtype))
-  found = f"shape {tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
-  raise errors.StepError(
-      path,
-      expected="an integer scalar",
-      found=found,
-      remedy="The checkpoint is damaged, or its step is of an unknown kind.",
-  )
-
-
-def _empty_optimizer_nodes(source, kept) -> dict[Path, Any]:
-  """The optimizer's empty nodes outside params-like subtrees, by their path below `opt_state`."""
-  roles = {path: role for path, role in kept.items() if isinstance(role, roles_lib.OptimizerLeaf)}
-  return {role.path: source.leaves[path] for path, role in roles.items() if abstract_state.is_empty(source.leaves[path])}
-
-
-def _structured(leaves, source, target_layout, subtrees, bare_subtrees, roles, kept, empty_nodes):
-  """The target state, with the lists and the empty nodes that its layout has."""
-  if target_layout.opt_state is None:
-    return abstract_state.AbstractState(leaves)
-  if target_layout.framework == "nnx" or target_layout.nnx_optimizer:
-    # All but an opt_state that is empty as a whole, which MaxText writes into checkpoints for decoding.
-    nodes = filter(None, _empty_optimizer_nodes(source, kept))
-    absent = {roles_lib.write(roles_lib.OptimizerLeaf(path), target_layout) for path in nodes}
-    leaves = {path: leaf for path, leaf in leaves.items() if path not in absent}
-  prefix = target_layout.opt_state
-  # In the Linen layout of the NNX trainer, the place of a node that is known to have empty children is empty itself.
-  parents = {(*prefix, *path[:i]) for path in empty_nodes for i in range(len(path))}
-  leaves = {path: leaf for path, leaf in leaves.items() if path not in parents or not abstract_state.is_empty(leaf)}
-  opt_paths = {path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix}
-  has_optimizer = any(isinstance(role, (roles_lib.OptimizerLeaf, roles_lib.Step)) for role in kept.values())
-  if target_layout.framework == "nnx" or not has_optimizer:
-    return abstract_state.AbstractState(leaves)
-  if target_layout.nnx_optimizer:
-    empties, lists = optimizer.nnx_trainer_structure(opt_paths)
-  else:
-    empties, lists = optimizer.linen_structure(opt_paths, subtrees, empty_nodes)
-  holes = _mask_holes(leaves, target_layout, roles.masked_subtrees, bare_subtrees)
-  leaves = leaves | holes | {(*prefix, *path): leaf for path, leaf in empties.items()}
-  return abstract_state.AbstractState(leaves, frozenset((*prefix, *path) for path in lists))
-
-
-def _mask_holes(leaves, layout, masked_subtrees, bare_subtrees) -> dict[Path, None]:
-  """The `MaskedNode`s, None on disk, that a masked params-like subtree has in place of the params that it leaves out."""
-  prefix = (*layout.variables, layouts.PARAMS)
-  params = [path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix]
-  holes = (Variable(layouts.PARAMS, path, subtree) for subtree in masked_subtrees for path in params)
-  paths = (roles_lib.write(hole, layout, bare_subtrees) for hole in holes)
-  return {path: None for path in paths if path not in leaves}
-
-
-def _with_children(lists, leaves) -> frozenset[Path]:
-  inner = {path[:i] for path in leaves for i in range(len(path))}
-  return frozenset(path for path in lists if path in inner)
