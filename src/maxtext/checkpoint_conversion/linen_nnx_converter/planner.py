@@ -78,30 +78,19 @@ def plan_conversion(
     ConversionError: one of its subclasses, naming the path that stands in the way.
   """
   source_layout = layouts.detect(source)
-  if source_layout.apart and not params_only:
-    raise errors.LayoutError(
-        (min(source_layout.apart),),
-        expected="one train state",
-        found=f"a {source_layout}: a train state for each replica, and an outer optimizer",
-        remedy="Convert its outer params with --params_only: no other layout has a place for the rest.",
-    )
+  _refuse_apart(source_layout, params_only)
   reads = releases.find(release, trainer) if release else None
   takes_release_form = reads is not None and direction == "auto"
-  is_tunix = layouts.is_tunix(source_layout)
-  if takes_release_form:
-    target_layout = reads.layout
-  elif is_tunix and direction == "auto":
-    target_layout = layouts.LINEN_OF_NNX
-  else:
-    target_framework = _target_framework(direction, source_layout)
-    target_layout = _target_layout(source_layout, target_framework, nnx_values, params_only)
+  target_layout = (
+      reads.layout if takes_release_form else _target_layout(source_layout, direction, nnx_values, params_only)
+  )
   if scan_layers is None and (source_layout.framework, target_layout.framework) == ("linen", "nnx"):
     scan_layers = True
   # What is not asked for stays as it is: within Linen, the form that a trainer gave to a nested optimizer.
   keeps_form = source_layout.framework == target_layout.framework and not takes_release_form
   roles = roles_lib.read(source, source_layout)
   unwrapped = {}
-  if is_tunix:
+  if layouts.is_tunix(source_layout):
     roles, unwrapped = tunix.unwrap(roles, source.leaves, params_only)
   is_trained = any(isinstance(role, Variable) and role.subtree is not None for role in roles.by_path.values())
   former_params = frozenset()
@@ -125,8 +114,11 @@ def plan_conversion(
       _model_schedule(decoder, scan_layers, release, reads),
       collection_of,
   )
-  nodes = None if keeps_form else empty_nodes or _decay_mask(kept, adamw_mask)
+  known_nodes = empty_nodes or {}
+  nodes = None if keeps_form else known_nodes or _decay_mask(kept, adamw_mask)
   target, moves = target_state.build(source, source_layout, target_layout, roles, kept, arranged, nodes)
+  if source_layout.framework == "linen":
+    known_nodes = target_state.empty_optimizer_nodes(source, kept)
   plan = plan_lib.Plan(
       source,
       target,
@@ -134,14 +126,23 @@ def plan_conversion(
       dropped,
       source_layout=source_layout,
       target_layout=target_layout,
-      empty_nodes=target_state.empty_optimizer_nodes(source, kept)
-      if source_layout.framework == "linen"
-      else empty_nodes or {},
+      empty_nodes=known_nodes,
       scan_layers=schedules.is_scanned(after, (item.variable.path for item in arranged)),
       source_scan_layers=schedules.is_scanned(before, (item.variable.path for item in arranged)),
   )
   plan.validate()
   return plan
+
+
+def _refuse_apart(source_layout, params_only):
+  """Refuses what belongs to no single train state, unless the params alone are asked for."""
+  if source_layout.apart and not params_only:
+    raise errors.LayoutError(
+        (min(source_layout.apart),),
+        expected="one train state",
+        found=f"a {source_layout}: a train state for each replica, and an outer optimizer",
+        remedy="Convert its outer params with --params_only: no other layout has a place for the rest.",
+    )
 
 
 def _layer_naming(target_layout, reads) -> str:
@@ -224,9 +225,11 @@ def _target_framework(direction, source_layout) -> str:
   return end
 
 
-def _target_layout(source_layout, framework, nnx_values, params_only) -> layouts.StateLayout:
-  """The layout to write."""
-  if framework == "linen":
+def _target_layout(source_layout, direction, nnx_values, params_only) -> layouts.StateLayout:
+  """The layout to write where no release asks for its own."""
+  if layouts.is_tunix(source_layout) and direction == "auto":
+    return layouts.LINEN_OF_NNX
+  if _target_framework(direction, source_layout) == "linen":
     return source_layout if source_layout.framework == "linen" and not source_layout.apart else layouts.LINEN
   boxes = {"plain": (False, False), "boxed": (True, False), "all_boxed": (True, True)}.get(nnx_values)
   within_nnx = source_layout.framework == "nnx"
