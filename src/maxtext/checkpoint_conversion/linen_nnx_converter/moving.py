@@ -112,16 +112,16 @@ class Move:
       return
     index = self.source.index
     files = ways.data_files(self.routes, index)
-    tree_files = index.tree_files - files
-    mine = list(self._share(sorted(files), self.lengths.__getitem__))
+    mine = list(self._share(sorted(files - index.tree_files), self.lengths.__getitem__))
     if self.process != 0:
       await self._bring(items, [(file, file) for file in mine])
       return
-    await self._bring(items, [(file, file) for file in (*mine, *sorted(tree_files))])
+    # The nodes of the tree, which one process reads to rename its keys: those that the target does not need go again.
+    await self._bring(items, [(file, file) for file in (*mine, *sorted(index.tree_files))])
     ranges = chunks.ranges(renamed, index.values)
     await transfer.rename(self.source, items, ranges, self._documents(ways.Way.REFERENCE))
     written = await key_values.read_index(items, use_ocdbt=True, context=self.source.context)
-    for file in tree_files - written.tree_files - {value.file for value in written.values.values()}:
+    for file in index.tree_files - written.tree_files - {value.file for value in written.values.values()}:
       (items / file).unlink()
 
   async def _bring_chunks(self, items):
