@@ -1,0 +1,272 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Measures conversions beside the straightforward way and `cp`, each in a process of its own, and prints one table.
+
+usage: uv run --group bench benchmarks/linen_nnx_converter_benchmark.py [--gib=4] [--plot] [--docs=docs]
+
+Data is made in a temporary folder below `--scratch` and removed as soon as no row needs it: three times the size of the
+largest checkpoint must be free there. A process that takes more than `--memory_limit_gib`, or nearly all that the machine
+has left, is ended, and its row says so.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import datetime
+import importlib.metadata
+import itertools
+import os
+import pathlib
+import platform
+import re
+import shutil
+import tempfile
+import time
+
+from absl import app
+from absl import flags
+import runs
+
+_GIB = flags.DEFINE_float("gib", 4.0, "GiB of the arrays of the large checkpoints.")
+_SMALL_GIB = flags.DEFINE_float("small_gib", 1.0, "GiB of the arrays of the checkpoint of 20,000 leaves.")
+_TABLE = flags.DEFINE_boolean("table", True, "Measure the table.")
+_PLOT = flags.DEFINE_boolean("plot", False, "Measure and draw seconds and memory against size.")
+_SIZES = flags.DEFINE_list("sizes", ["0.25", "1", "4", "16"], "GiB of the checkpoints of the plot.")
+_DOCS = flags.DEFINE_string("docs", None, "A folder whose performance.md and performance.svg get the results.")
+_SCRATCH = flags.DEFINE_string("scratch", None, "Where to make data; unset, the system's temporary folder.")
+_LIMIT = flags.DEFINE_float("memory_limit_gib", 20.0, "GiB of resident memory at which a process is ended.")
+
+# MiB of a scanned leaf, which is one chunk: as a device's shard may be, and as one host writes a whole leaf.
+_CHUNK, _LARGE_CHUNK = 128, 512
+_COPIES = 3.0  # Of a checkpoint, that are on the disk at a time.
+
+_HEADINGS = (
+    "Job",
+    "Way",
+    "Seconds",
+    "Beyond start",
+    "CPU s",
+    "Peak RSS, MiB",
+    "Read, MiB",
+    "From disk, MiB",
+    "Written, MiB",
+    "New, MiB",
+    "Bound",
+)
+_UNSCANNED = "--scan_layers=False"
+
+Row = tuple[str, str, runs.Run, str]
+
+
+def rows(scratch: runs.Scratch, gib: float, small_gib: float) -> Iterator[Row]:
+  """The table: job, way, what it took, the bound that is to be reached."""
+  yield "process start", "imports", scratch.start(), "2 s"
+  with scratch.source(gib=2**-10, is_scanned=True, leaf_mib=_CHUNK, is_normal=False) as source:
+    commit = scratch.straightforward(source)
+    yield "1 MiB: open and commit", "straightforward", commit, ""
+  yield from _large_rows(scratch, gib, commit, is_normal=False)
+  yield from _large_rows(scratch, gib, commit, is_normal=True)
+  size = f"{gib:g} GiB random"
+  with scratch.source(gib=gib, is_scanned=True, leaf_mib=_LARGE_CHUNK, is_normal=False) as source:
+    yield from _sliced(scratch, source, f"{size}: scanned in {_LARGE_CHUNK} MiB chunks -> unscanned")
+  with scratch.source(gib=small_gib, is_scanned=False, leaf_mib=0, is_normal=False) as source:
+    yield from _small_rows(scratch, source, f"{small_gib:g} GiB in 20,000 leaves")
+
+
+def _large_rows(scratch, gib, commit, *, is_normal) -> Iterator[Row]:
+  """The jobs that do not depend on the size of chunks, and one that does."""
+  size = f"{gib:g} GiB {'normal' if is_normal else 'random'}"
+  with scratch.source(gib=gib, is_scanned=True, leaf_mib=_CHUNK, is_normal=is_normal) as source:
+    links, copies = scratch.copy(source, "-al"), scratch.copy(source, "-r")
+    yield size, "cp -al", links, ""
+    yield size, "cp -r", copies, ""
+    by_reference, by_copy = _bounds(links, copies, commit)
+    job = f"{size}: Linen -> NNX, scanned"
+    yield job, "straightforward", scratch.straightforward(source), ""
+    yield job, "link, verified", scratch.convert(source), by_reference
+    if not is_normal:
+      yield job, "link, not verified", scratch.convert(source, "--noverify"), by_reference
+      yield job, "link, --verify=full", scratch.convert(source, "--verify=full"), ""
+      yield job, "copy, verified", scratch.convert(source, "--copy_mode=copy"), by_copy
+      yield job, "copy, not verified", scratch.convert(source, "--copy_mode=copy", "--noverify"), by_copy
+      yield from _way_back(scratch, source, size, by_reference, by_copy)
+      yield from _params_only(scratch, source, size)
+    yield from _sliced(scratch, source, f"{size}: scanned in {_CHUNK} MiB chunks -> unscanned")
+  with scratch.source(gib=gib, is_scanned=False, leaf_mib=_CHUNK, is_normal=is_normal) as source:
+    job = f"{size}: unscanned -> scanned"
+    yield job, "straightforward", scratch.straightforward(source), ""
+    yield job, "link, verified", scratch.convert(source), by_reference
+    yield job, "copy, verified", scratch.convert(source, "--copy_mode=copy"), by_copy
+    with scratch.converted(source) as stacked:
+      job = f"{size}: scanned in chunks of one layer -> unscanned"
+      back = [_UNSCANNED, "--direction=nnx_to_linen"]
+      yield job, "straightforward", scratch.straightforward(stacked, scan_layers=False), ""
+      yield job, "link, verified", scratch.convert(stacked, *back), by_reference
+      yield job, "copy, verified", scratch.convert(stacked, *back, "--copy_mode=copy"), by_copy
+
+
+def _way_back(scratch, source, size, by_reference, by_copy) -> Iterator[Row]:
+  with scratch.converted(source) as nnx:
+    job = f"{size}: NNX -> Linen, scanned"
+    yield job, "straightforward", scratch.straightforward(nnx), ""
+    yield job, "link, verified", scratch.convert(nnx), by_reference
+    yield job, "copy, verified", scratch.convert(nnx, "--copy_mode=copy"), by_copy
+
+
+def _params_only(scratch, source, size) -> Iterator[Row]:
+  """A third of the bytes. The target is not to bring along the optimizer's, which are in the same data files."""
+  job = f"{size}: params alone"
+  streamed = scratch.convert(source, "--params_only", _UNSCANNED)
+  yield f"{job}, scanned -> unscanned", "streamed, verified", streamed, ""
+  raw = scratch.convert(source, "--params_only")
+  way = "raw" if " MiB raw" in raw.said else "link"  # Which data files hold what is not the same in each run.
+  yield job, f"{way}, verified", raw, f"{streamed.work / 2:.2f} s, half of streamed" if streamed.work else ""
+
+
+def _sliced(scratch, source, job) -> Iterator[Row]:
+  """What must be decoded. There is nothing to link: link and copy are one."""
+  straight = scratch.straightforward(source, scan_layers=False)
+  yield job, "straightforward", straight, ""
+  bound = f"{straight.seconds:.1f} s, {straight.rss / runs.MIB / 10:,.0f} MiB" if straight.rss else ""
+  yield job, "streamed, not verified", scratch.convert(source, _UNSCANNED, "--noverify"), bound
+  yield job, "streamed, verified", scratch.convert(source, _UNSCANNED), bound
+
+
+def _small_rows(scratch, source, size) -> Iterator[Row]:
+  yield size, "cp -al", scratch.copy(source, "-al"), ""
+  yield size, "cp -r", scratch.copy(source, "-r"), ""
+  job = f"{size}: Linen -> NNX, unscanned"
+  yield job, "straightforward", scratch.straightforward(source, scan_layers=False), ""
+  yield job, "link, verified", scratch.convert(source, _UNSCANNED), "20 s"
+  yield job, "copy, verified", scratch.convert(source, _UNSCANNED, "--copy_mode=copy"), "20 s"
+  yield f"{size}: unscanned -> scanned", "link, verified", scratch.convert(source), "20 s"
+
+
+def _bounds(links, copies, commit) -> tuple[str, str]:
+  """The bounds, beyond start, of what goes by reference: where it is linked, and where it is copied."""
+  if commit.work is None or links.failure or copies.failure:
+    return "", ""
+  linked = min(1.0, 1.5 * links.seconds + commit.work)
+  return f"{linked:.2f} s beyond start, 300 MiB", f"{1.3 * copies.seconds:.2f} s beyond start"
+
+
+def sizes(scratch: runs.Scratch, gibs: Sequence[float]) -> Iterator[tuple[str, float, runs.Run]]:
+  """The plot: way, GiB, what it took."""
+  for gib in gibs:
+    with scratch.source(gib=gib, is_scanned=True, leaf_mib=_CHUNK, is_normal=False) as source:
+      yield "by reference: Linen -> NNX, scanned", gib, scratch.convert(source)
+      yield "straightforward: Linen -> NNX, scanned", gib, scratch.straightforward(source)
+      yield "streamed: scanned -> unscanned", gib, scratch.convert(source, _UNSCANNED)
+      yield "straightforward: scanned -> unscanned", gib, scratch.straightforward(source, scan_layers=False)
+
+
+def _cells(run: runs.Run) -> Iterator[str]:
+  """The figures of a row."""
+  number = lambda value, digits, unit=1: "" if value is None else f"{value / unit:,.{digits}f}"
+  yield f"{run.seconds:.2f}: {run.failure}" if run.failure else f"{run.seconds:.2f}"
+  yield number(run.work, 2)
+  yield number(run.cpu, 1)
+  yield number(run.rss, 0, runs.MIB)
+  yield number(run.read, 0, runs.MIB)
+  yield number(run.disk_read, 0, runs.MIB)
+  yield number(run.written, 0, runs.MIB)
+  yield number(run.new, 2, runs.MIB)
+
+
+def _printed(lines: Iterable[Sequence[str]]) -> str:
+  """The lines as a table's, each printed as soon as it is there; those that there are if a checkpoint cannot be made."""
+  text = []
+  try:
+    for cells in lines:
+      text.append(f"| {' | '.join(cells)} |")
+      print(text[-1], flush=True)
+  except runs.NoCheckpointError as e:
+    text.append(f"\nNothing more was measured: {e}.")
+    print(text[-1], flush=True)
+  return "\n".join(text)
+
+
+def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+  return _printed(itertools.chain([headings, ["---"] * len(headings)], lines))
+
+
+def _machine() -> str:
+  """What it was measured on, in a line."""
+  cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / runs.GIB
+  versions = [f"{name} {importlib.metadata.version(name)}" for name in ("orbax-checkpoint", "tensorstore", "jax")]
+  return (
+      f"{datetime.date.today()}, {os.cpu_count()} cores ({cpu[1] if cpu else platform.machine()}), "
+      f"{memory:.0f} GiB of memory, load {os.getloadavg()[0]:.1f} before, "
+      f"Python {platform.python_version()}, {', '.join(versions)}"
+  )
+
+
+def _measured_table(scratch) -> str:
+  machine, begin = _machine(), time.monotonic()
+  lines = ((job, way, *_cells(run), bound) for job, way, run, bound in rows(scratch, _GIB.value, _SMALL_GIB.value))
+  table = _table(_HEADINGS, lines)
+  return f"{machine}; all rows in one run of {(time.monotonic() - begin) / 60:.0f} minutes.\n\n{table}"
+
+
+def _measured_plot(scratch, path: pathlib.Path) -> str:
+  import plot  # pylint: disable=import-outside-toplevel  # It needs the dependency group `bench`.
+
+  machine, gibs, curves = _machine(), [float(size) for size in _SIZES.value], {}
+
+  def lines():
+    for way, gib, run in sizes(scratch, gibs):
+      curves.setdefault(way, []).append(run)
+      yield f"{gib:g} GiB", way, *_cells(run)
+
+  table = _table(("Size", *_HEADINGS[1:-1]), lines())
+  plot.draw(path, gibs, curves)
+  return f"![Seconds and memory against size]({path.name})\n\n{machine}.\n\n{table}"
+
+
+def _write(docs: pathlib.Path, mark: str, text: str):
+  """Puts text between two marks of performance.md."""
+  page = docs / "performance.md"
+  begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+  before, _, rest = page.read_text().partition(begin)
+  page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+
+
+def _check_room(folder: str):
+  needed = _COPIES * max([_GIB.value * _TABLE.value, *(float(size) for size in _SIZES.value if _PLOT.value)]) * runs.GIB
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    raise app.UsageError(
+        f"{folder} has {free / runs.GIB:.0f} GiB free, {needed / runs.GIB:.0f} are needed: see --scratch."
+    )
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown: {argv[1:]}")
+  docs = pathlib.Path(_DOCS.value) if _DOCS.value else None
+  with tempfile.TemporaryDirectory(dir=_SCRATCH.value) as folder:
+    _check_room(folder)
+    scratch = runs.Scratch(pathlib.Path(folder), _LIMIT.value * runs.GIB)
+    if _TABLE.value:
+      text = _measured_table(scratch)
+      if docs:
+        _write(docs, "table", text)
+    if _PLOT.value:
+      text = _measured_plot(scratch, (docs or pathlib.Path.cwd()) / "performance.svg")
+      if docs:
+        _write(docs, "plot", text)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,98 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""One thing to measure, in a process of its own, which prints what it took as JSON on its last line.
+
+usage: measured_process.py start
+       measured_process.py convert FLAGS…
+       measured_process.py straightforward SOURCE TARGET OPTIONS
+       measured_process.py make TARGET OPTIONS
+
+OPTIONS are JSON: of `convert_linen_to_nnx`, or of `checkpoint_data.save`.
+"""
+
+import importlib
+import json
+import pathlib
+import re
+import sys
+import time
+
+_CONVERTER = "maxtext.checkpoint_conversion.linen_nnx_converter"
+
+
+def start():
+  """What the command imports before it reads a byte of a checkpoint."""
+  importlib.import_module(f"{_CONVERTER}.convert")
+  return lambda: None
+
+
+def convert(*arguments: str):
+  """The converter's command."""
+  start()
+  command = importlib.import_module(f"{_CONVERTER}.__main__")
+
+  def run():
+    if code := command.main(["", *arguments]):
+      sys.exit(code)
+
+  return run
+
+
+def straightforward(source: str, target: str, options: str):
+  """Restores all, transforms it with NumPy, saves all."""
+  start()
+  converter = importlib.import_module(_CONVERTER)
+  ocp = importlib.import_module("orbax.checkpoint")
+
+  def run():
+    tree = converter.load_checkpoint(source)
+    is_nnx = converter.detect_format(tree) == "nnx"
+    transform = converter.convert_nnx_to_linen if is_nnx else converter.convert_linen_to_nnx
+    converted = transform(tree, **json.loads(options))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)) as checkpointer:
+      checkpointer.save(target, args=ocp.args.PyTreeSave(converted))
+
+  return run
+
+
+def make(target: str, options: str):
+  """Makes a checkpoint."""
+  data = importlib.import_module("checkpoint_data")
+  return lambda: data.save(pathlib.Path(target), **json.loads(options))
+
+
+def usage() -> dict[str, float]:
+  """This process's CPU seconds, the peak of its resident memory, and what it read and wrote, in bytes."""
+  status = pathlib.Path("/proc/self/status").read_text()
+  counts = dict(line.split(": ") for line in pathlib.Path("/proc/self/io").read_text().splitlines())
+  return {
+      "cpu": time.process_time(),
+      # `ru_maxrss` may be the parent's.
+      "rss": int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024,
+      "read": int(counts["rchar"]),
+      "written": int(counts["wchar"]),
+      "disk_read": int(counts["read_bytes"]),
+  }
+
+
+def main(argv):
+  run = {"start": start, "convert": convert, "straightforward": straightforward, "make": make}[argv[1]](*argv[2:])
+  begin = time.monotonic()
+  run()
+  print(json.dumps({"work": time.monotonic() - begin} | usage()))
+
+
+if __name__ == "__main__":
+  main(sys.argv)
