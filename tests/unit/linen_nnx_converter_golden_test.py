@@ -93,7 +93,7 @@ def without(state, *keys):
   return abstract_state.AbstractState(leaves, state.lists)
 
 
-def decoder_of(settings):
+def decoder_of(settings, **changed):
   return families.Decoder(
       settings["decoder_block"],
       settings["num_decoder_layers"],
@@ -101,6 +101,7 @@ def decoder_of(settings):
       settings["first_num_hash_layers"],
       settings["inhomogeneous_layer_cycle_interval"],
       settings["model_name"],
+      **changed,
   )
 
 
@@ -265,6 +266,24 @@ class GoldenTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.ConfigError, "gate/bias: expected the model's name, .* found no config"):
       planner.plan_conversion(source, release=(0, 2, 5))
     planner.plan_conversion(source, release=(0, 2, 4), trainer="nnx")
+
+  def test_what_a_config_leaves_open_is_refused(self):
+    """Nothing in engram's unscanned tree tells that MaxText scans its layers in chunks; its config does."""
+    source = read(GOLDEN / "0.2.4" / "engram.ondisk.unscanned.txt", only_params=True)
+    options = {
+        "decoder": decoder_of(config("0.2.4", "engram"), known_order=False),
+        "release": (0, 2, 4),
+        "trainer": "nnx",
+    }
+    with self.assertRaisesRegex(errors.ConfigError, "expected the arrangement kept, .* found layers to stack"):
+      planner.plan_conversion(source, scan_layers=True, **options)
+    self.assert_state(planner.plan_conversion(source, scan_layers=False, **options), source)
+
+  def test_a_routing_bias_in_layers_of_unknown_order_is_refused(self):
+    source = read(GOLDEN / "0.2.4" / "deepseek3.ondisk.scanned.txt", only_params=True)
+    decoder = decoder_of(config("0.2.4", "deepseek3"), known_order=False)
+    with self.assertRaisesRegex(errors.ConfigError, "gate/bias: .* found a variable whose layer axis moves"):
+      planner.plan_conversion(source, release=(0, 2, 5), decoder=decoder, scan_layers=True)
 
   def test_the_way_back_lacks_its_moments(self):
     source = read(GOLDEN / "0.2.5" / "deepseek3.ondisk.scanned.txt")

@@ -41,6 +41,7 @@ class Decoder:
     num_hash_layers: `first_num_hash_layers`, of DeepSeek 4.
     cycle: `inhomogeneous_layer_cycle_interval`, the length of a block where the family does not fix it.
     model_name: `model_name`; MaxText decides by it which variables are Params.
+    known_order: whether the config tells which leaf holds which layers; not so with pipelines and engram.
   """
 
   block: str
@@ -49,6 +50,7 @@ class Decoder:
   num_hash_layers: int = 0
   cycle: int = 1
   model_name: str = ""
+  known_order: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +135,16 @@ def is_former_param(path: tuple[str, ...], decoder: Decoder | None, release: Rel
   """Whether the Param of this path is none in the release.
 
   Raises:
-    ConfigError: that depends on the model's name, and there is no config to tell it.
+    ConfigError: that depends on the model's name, and there is no config to tell it; or its layer axis is unknown.
   """
   for former in FORMER_PARAMS:
     if release < former.since or path[-len(former.path) :] != former.path:
       continue
     if decoder is not None:
-      return decoder.model_name.startswith(former.model_names)
+      is_former = decoder.model_name.startswith(former.model_names)
+      if is_former and not decoder.known_order:
+        raise unknown_order(path, "a variable whose layer axis moves")
+      return is_former
     if any(part.startswith(former.groups) for part in path[:2]):
       raise errors.ConfigError(
           path,
@@ -148,6 +153,16 @@ def is_former_param(path: tuple[str, ...], decoder: Decoder | None, release: Rel
           remedy="Give the model's config: base.yml model_name=…",
       )
   return False
+
+
+def unknown_order(path: tuple[str, ...], found: str) -> errors.ConfigError:
+  """The refusal of what a pipeline's, or engram's, config leaves open."""
+  return errors.ConfigError(
+      path,
+      expected="the arrangement kept, since a config with a pipeline or engram does not tell the order of its layers",
+      found=found,
+      remedy="Give scan_layers as the checkpoint has it, and the release that wrote it.",
+  )
 
 
 def refuse_later_variable(path: tuple[str, ...], release: Release):

@@ -21,6 +21,7 @@ import jax
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import families
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles
 from maxtext.checkpoint_conversion.linen_nnx_converter import schedules
@@ -252,3 +253,16 @@ def check_one_role(variables: Iterable[Variable], schedule: Schedule, path_of: s
     if len(kinds) > 1 and roles.NNX_AUX in kinds:
       wanted = f"{first.collection}, as {'/'.join(path_of(first))} is"
       raise schedules.unlike(path_of(variable), wanted, variable.collection)
+
+
+def refuse_new_arrangement(arranged: Iterable[Arranged], paths: Mapping[roles.Role, Path]):
+  """Refuses to stack or unstack layers whose order the model's config does not tell.
+
+  Raises:
+    ConfigError: naming the first leaf, by its path among `paths`, that would be.
+  """
+  for item in arranged:
+    if isinstance(item.move, plan.Stack):
+      raise families.unknown_order(paths[item.move.sources[0]], "layers to stack")
+    if isinstance(item.move, plan.Slice):
+      raise families.unknown_order(paths[item.move.source], "layers to unstack")

@@ -71,10 +71,8 @@ def trainer(config: Any, release: releases.Version) -> str:
   return "nnx" if getattr(config, "pure_nnx", False) else "linen"
 
 
-def decoder(config: Any) -> families.Decoder | None:
-  """The decoder's layers; None where their order does not follow from the config, as with pipelines and engram."""
-  if any(getattr(config, name, None) for name in _LAYER_STACKS_OF_UNKNOWN_ORDER):
-    return None
+def decoder(config: Any) -> families.Decoder:
+  """The decoder's layers, as the config has them."""
   block = config.decoder_block
   return families.Decoder(
       getattr(block, "value", block),
@@ -83,6 +81,7 @@ def decoder(config: Any) -> families.Decoder | None:
       getattr(config, "first_num_hash_layers", 0),
       getattr(config, "inhomogeneous_layer_cycle_interval", 1),
       config.model_name,
+      known_order=not any(getattr(config, name, None) for name in _LAYER_STACKS_OF_UNKNOWN_ORDER),
   )
 
 
@@ -217,19 +216,21 @@ def _linen_tree(config) -> dict[str, Any]:
 
 
 def _nnx_tree(config) -> dict[str, Any]:
+  from maxtext.common import train_state_nnx
+
+  return train_state_nnx.to_checkpoint_dict(nnx_state(config))
+
+
+def nnx_state(config: Any) -> Any:
+  """The abstract `nnx.State` of the installed MaxText's `TrainStateNNX`, the model being traced once."""
   from flax import nnx
 
   from maxtext.common import train_state_nnx
   from maxtext.utils import model_creation_utils
 
   mesh = _mesh(config)
-  create_model, model = model_creation_utils.create_nnx_abstract_model(config, mesh)
+  _, model = model_creation_utils.create_nnx_abstract_model(config, mesh)
   tx = _optimizer(config, model, mesh)
-
-  def create_state():
-    model = create_model()
-    return train_state_nnx.TrainStateNNX(model, nnx.Optimizer(model, tx, wrt=nnx.Param))
-
+  train_state = lambda model: train_state_nnx.TrainStateNNX(model, nnx.Optimizer(model, tx, wrt=nnx.Param))
   with mesh, nnx.logical_axis_rules(config.logical_axis_rules):
-    state = nnx.state(nnx.eval_shape(create_state))
-  return train_state_nnx.to_checkpoint_dict(state)
+    return nnx.state(nnx.eval_shape(train_state, model))

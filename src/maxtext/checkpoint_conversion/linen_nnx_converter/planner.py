@@ -114,6 +114,8 @@ def plan_conversion(
       _model_schedule(decoder, scan_layers, release, reads),
       collection_of,
   )
+  if decoder is not None and not decoder.known_order:
+    layers.refuse_new_arrangement(arranged, paths)
   known_nodes = empty_nodes or {}
   nodes = None if keeps_form else known_nodes or _decay_mask(kept, adamw_mask)
   target, moves = target_state.build(source, source_layout, target_layout, roles, kept, arranged, nodes)
@@ -154,7 +156,7 @@ def _layer_naming(target_layout, reads) -> str:
 
 def _model_schedule(decoder, scan_layers, release, reads) -> schedules.Schedule | None:
   """The schedule of the config's decoder, if there is one and it is asked for."""
-  if decoder is None or scan_layers is None or release is None or reads is None:
+  if decoder is None or not decoder.known_order or scan_layers is None or release is None or reads is None:
     return None
   return families.schedule(decoder, scan_layers, reads.trainer, release)
 
