@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import os
 import signal
 import sys
+import warnings
 
 from absl import flags
 from absl import logging
@@ -25,7 +26,7 @@ from absl import logging
 _MODULE = "linen_nnx_converter"
 _DIRECTIONS = ("auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx")
 
-DONE, REFUSED, VERIFICATION_FAILED = 0, 1, 2  # Exit codes.
+DONE, REFUSED, VERIFICATION_FAILED, INTERRUPTED = 0, 1, 2, 130  # Exit codes.
 
 _HEARTBEAT_SECONDS = 20  # How long a process may be silent before the others give up.
 
@@ -148,6 +149,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     The exit code: 0 done, 1 refused, 2 verification failed, 130 interrupted.
   """
+  try:
+    return _main(argv)
+  except KeyboardInterrupt:
+    _refuse("interrupted: nothing unfinished was left at the target.")
+    return INTERRUPTED
+
+
+def _main(argv) -> int:
   values = define_flags()
   argv = list(sys.argv if argv is None else argv)
   try:
@@ -172,6 +181,7 @@ def console_main() -> None:
   logging.set_verbosity(logging.FATAL)
   if "--traceback" not in sys.argv:  # TensorStore operations that Orbax leaves under way when one fails complain here.
     sys.unraisablehook = lambda _: None
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # As do Orbax's coroutines.
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
   code = main(sys.argv)
   sys.stdout.flush()
@@ -207,9 +217,6 @@ def _convert(values, config_arguments) -> int:
       raise
     _refuse(e)
     return VERIFICATION_FAILED if isinstance(e, errors.VerificationError) else REFUSED
-  except KeyboardInterrupt:
-    _refuse("interrupted: nothing was left at the target.")
-    return 130
   except Exception as e:  # A full disk, a file that vanished: one line as well.  pylint: disable=broad-except
     if values.traceback:
       raise

@@ -28,6 +28,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 Path = tuple[str, ...]
 
+_MOST_LEVELS = 100  # Deeper trees exhaust the stacks of Python, Orbax and JAX. MaxText's have up to 15.
+
 # A `jax.ShapeDtypeStruct`; a Python scalar or string, as it is; or an empty node: None, {}, [] or ().
 Leaf = Any
 
@@ -61,9 +63,10 @@ def flatten(tree: Any) -> AbstractState:
 
   Raises:
     PathCollisionError: two keys have the same name, for example `0` and `"0"`.
+    LayoutError: the tree is too deep, or keys of a dict cannot be sorted.
   """
   leaves, lists = {}, set()
-  for keypath, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_empty)[0]:
+  for keypath, leaf in _with_paths(tree):
     path = tuple(jax.tree_util.keystr((key,), simple=True) for key in keypath)
     if path in leaves:
       raise errors.PathCollisionError(
@@ -98,6 +101,33 @@ def unflatten(state: AbstractState) -> Any:
     children = parent[path[-1]]
     parent[path[-1]] = [children[str(i)] for i in range(len(children))]
   return root
+
+
+def _with_paths(tree):
+  """The leaves with their key paths, of a tree that is not too deep for Python's stack."""
+  try:
+    pairs = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_empty)[0]
+  except (RecursionError, SystemError) as e:  # JAX raises the second one when it meets the first.
+    raise _too_deep("more") from e
+  except ValueError as e:  # JAX sorts the keys.
+    raise errors.LayoutError(
+        "top level",
+        expected="keys of one kind in each dict",
+        found=str(e),
+        remedy="Give strings for keys, as in a checkpoint.",
+    ) from e
+  if (deepest := max((len(keypath) for keypath, _ in pairs), default=0)) > _MOST_LEVELS:
+    raise _too_deep(str(deepest))
+  return pairs
+
+
+def _too_deep(found) -> errors.LayoutError:
+  return errors.LayoutError(
+      "top level",
+      expected=f"a tree of at most {_MOST_LEVELS} levels",
+      found=found,
+      remedy="This is no train state: give the folder that holds one.",
+  )
 
 
 def _empty_node(leaf: Any) -> Any:

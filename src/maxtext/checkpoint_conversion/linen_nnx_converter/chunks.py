@@ -58,6 +58,11 @@ def grid(document: Document) -> Iterator[Index]:
   return itertools.product(*(range(-(-size // step)) for size, step in zip(shape(document), chunk_shape(document))))
 
 
+def count(document: Document) -> int:
+  """The number of all chunks."""
+  return math.prod(-(-size // step) for size, step in zip(shape(document), chunk_shape(document)))
+
+
 def key(document: Document, index: Index) -> str:
   """The key of a chunk below the array's name."""
   if document["zarr_format"] == 2:

@@ -39,6 +39,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import proof
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter import rng_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
+from maxtext.checkpoint_conversion.linen_nnx_converter import staging
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 from maxtext.checkpoint_conversion.linen_nnx_converter import target_leaf
 from maxtext.checkpoint_conversion.linen_nnx_converter import tunix
@@ -107,6 +109,8 @@ def load_checkpoint(path: PathLike) -> Any:
     ConversionError: there is no finished checkpoint at `path`.
   """
   location = locations.find_source(path)
+  source_files.survey(location.final)
+  _opened(location)  # What it refuses is not for Orbax to read.
   if location.split:
     return {name: storage.restore(location.items / name) for name in location.split}
   return storage.restore(location.items)
@@ -181,7 +185,11 @@ def convert_checkpoint(
     raise errors.TargetError(name, expected="a path", found="none", remedy=f"Give {name}.")
   location = locations.find_source(source_path)
   target = locations.find_target(target_path, location)
-  locations.check_target(source_path, location, target_path, target, overwrite=overwrite)
+  locations.check_apart(source_path, location, target_path, target)
+  if not dry_run and jax.process_index() == 0:
+    staging.clear(target.final)
+  locations.check_free(target.final, overwrite=overwrite)
+  stamps = source_files.survey(location.final)
   source = _opened(location)
   custom_metadata = location.custom_metadata()
   nodes = _recorded_empty_nodes(custom_metadata)
@@ -209,6 +217,7 @@ def convert_checkpoint(
     progress.finish()
     if verify:
       _verify(plan, source, items, budget, progress, is_full=verify == "full")
+    source_files.check_unchanged(location.final, stamps)
     result.append(dataclasses.replace(conversion, seconds=time.monotonic() - begin, verified=bool(verify)))
     _finish_step(folder, location, custom_metadata, result[0])
 
@@ -217,16 +226,20 @@ def convert_checkpoint(
       plan, source, routes, lengths, copy_mode, budget, progress, process=jax.process_index(), processes=processes
   )
   progress.start("writing", move.nbytes() // processes)
-  framing.save(
-      target,
-      dataclasses.replace(plan.target, leaves=target_leaf.target_leaves(plan, source, routes)),
-      move.stream,
-      move.put_encoded,
-      use_ocdbt=source.use_ocdbt,
-      use_zarr3=source.use_zarr3,
-      before_commit=before_commit,
-      overwrite=overwrite,
-  )
+  try:
+    framing.save(
+        target,
+        dataclasses.replace(plan.target, leaves=target_leaf.target_leaves(plan, source, routes)),
+        move.stream,
+        move.put_encoded,
+        use_ocdbt=source.use_ocdbt,
+        use_zarr3=source.use_zarr3,
+        before_commit=before_commit,
+        overwrite=overwrite,
+    )
+  except Exception:
+    source_files.check_unchanged(location.final, stamps)  # If it was, that is the cause of whatever failed.
+    raise
   return result[0] if result else dataclasses.replace(conversion, seconds=time.monotonic() - begin)
 
 
@@ -299,8 +312,19 @@ def _finish_step(folder, location, custom_metadata, conversion):
 
 def _recorded_empty_nodes(custom_metadata) -> dict[Path, Any]:
   """The empty optimizer nodes that an earlier conversion put on record."""
-  nodes = (custom_metadata.get(RECORD) or {}).get("empty_nodes") or []
-  return {tuple(path): leaf for path, leaf in nodes}
+  try:
+    nodes = (custom_metadata.get(RECORD) or {}).get("empty_nodes") or []
+    if all(abstract_state.is_empty(leaf) and all(isinstance(key, str) for key in path) for path, leaf in nodes):
+      return {tuple(path): leaf for path, leaf in nodes}
+    found = "other ones"
+  except (AttributeError, TypeError, ValueError) as e:
+    found = str(e)
+  raise errors.DamagedSourceError(
+      f"custom_metadata/{RECORD}",
+      expected="empty_nodes as an earlier conversion recorded them",
+      found=found,
+      remedy="The checkpoint is damaged: use another step.",
+  )
 
 
 class _NoProgress:

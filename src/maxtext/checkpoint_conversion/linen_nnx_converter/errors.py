@@ -32,7 +32,9 @@ class ConversionError(ValueError):
     """
     self.path = "/".join(path) if isinstance(path, tuple) else str(path)
     self.expected, self.found, self.remedy = expected, found, remedy
-    super().__init__(f"{self.path}: expected {expected}, found {found}. {remedy}")
+    message = f"{self.path}: expected {expected}, found {found}. {remedy}"
+    # One line, even of a path that holds line breaks.
+    super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 class SourceNotFoundError(ConversionError):
@@ -49,6 +51,14 @@ class UnfinishedCheckpointError(ConversionError):
 
 class DamagedSourceError(ConversionError):
   """An array of the source cannot be read."""
+
+
+class ForeignFileError(ConversionError):
+  """The source holds a link, a pipe or a device, or refers to a file outside itself."""
+
+
+class SourceChangedError(ConversionError):
+  """A file of the source was changed while the conversion ran."""
 
 
 class TargetError(ConversionError):

@@ -28,6 +28,7 @@ import numpy as np
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 
 Path = abstract_state.Path
 Region = tuple[slice, ...]
@@ -196,7 +197,7 @@ class _ByteGate:
 async def _write_batch(batch, open_source, targets, new_transaction, on_written):
   """Reads blocks and writes what is made of them: at once, but for a large block's pieces, which take turns."""
   sources = {source: await open_source(source) for source in dict.fromkeys(block.source for block in batch)}
-  read = await settle(_read_block(block, sources[block.source]) for block in batch)
+  read = await settle(storage.read_region(block.source, sources[block.source], block.region) for block in batch)
   pieces = [(block, part, data) for block, data in zip(batch, read) for part in block.parts]
   piece_bytes = lambda piece: _piece(piece[1], piece[0].region, piece[2])[1].nbytes
   for some in _batches(pieces, piece_bytes, _BATCH_BYTES):
@@ -205,18 +206,6 @@ async def _write_batch(batch, open_source, targets, new_transaction, on_written)
     await transaction.commit_async()
   for block in batch:
     on_written(block)
-
-
-async def _read_block(block, source):
-  try:
-    return await source[block.region].read()
-  except ValueError as e:  # What TensorStore raises for a missing, truncated or corrupt chunk.
-    raise errors.DamagedSourceError(
-        block.source,
-        expected="chunks that can be read",
-        found=" ".join(str(e).split())[:300],
-        remedy="The checkpoint is damaged: use another step.",
-    ) from e
 
 
 async def _write_piece(block, part, data, targets, transaction):

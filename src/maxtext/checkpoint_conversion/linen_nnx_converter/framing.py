@@ -22,12 +22,9 @@ import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Mapping
 import dataclasses
-import itertools
 import json
 import threading
-import time
 from typing import Any
-import uuid
 
 from etils import epath
 import jax
@@ -40,16 +37,13 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
-from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
-from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter import staging
 from maxtext.checkpoint_conversion.linen_nnx_converter import target_leaf
 
 Path = abstract_state.Path
 
 _OPENS_AT_ONCE = 1000
-_TOKENS, _TOKEN_TIMEOUT_MS = itertools.count(), 60_000
-_REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_REMOVALS = 200, 4, 0.1
 
 # Writes the arrays of these target leaves into these open stores.
 Stream = Callable[[Mapping[Path, ts.TensorStore]], Awaitable[None]]
@@ -89,8 +83,6 @@ def save(
   Raises:
     TargetError: the target cannot be written.
   """
-  final = target.final
-  path = final.parent / f"{final.name}.replacement-{_token()}" if overwrite and final.exists() else final
   writes = _Writes(stream, put_encoded)
   array_handler = _ArrayHandler(writes)
   registry = ocp.type_handlers.create_type_handler_registry(
@@ -113,30 +105,11 @@ def save(
     handler = ocp.CompositeCheckpointHandler(composite_options=options, **items)
     arguments = ocp.args.Composite(**{target.items.name: arguments})
   is_primary = multihost.process_index() == 0
-  created = _make_parents(path) if is_primary else []
-  if is_primary and path.exists():  # An empty folder, for `locations.check_free` has passed it.
-    path.rmdir()
-  checkpointer = _Checkpointer(handler)
-  try:
-    with checkpointer:
-      checkpointer.save(path, args=arguments)
-  except BaseException:
-    for leftover in filter(None, (checkpointer.temporary, *created)) if is_primary else ():
-      _remove(leftover)
-    raise
-  if path != final and is_primary:
-    _replace(final, path)
-
-
-class _Checkpointer(ocp.Checkpointer):
-  """Remembers its temporary folder, which Orbax leaves behind when a save fails."""
-
-  temporary: epath.Path | None = None
-
-  def get_temporary_path(self, directory):
-    temporary = super().get_temporary_path(directory)
-    self.temporary = epath.Path(temporary.get())
-    return temporary
+  with (
+      staging.staged(target.final, overwrite=overwrite, is_primary=is_primary) as path,
+      ocp.Checkpointer(handler) as checkpointer,
+  ):
+    checkpointer.save(path, args=arguments)
 
 
 def _with_last_look(handler: ocp.PyTreeCheckpointHandler, before_commit: Callable[[epath.Path], None]):
@@ -271,63 +244,3 @@ def _write_spec(value, info, args):
       use_ocdbt=info.is_ocdbt_checkpoint,
       process_index=multihost.process_index() if info.is_ocdbt_checkpoint else None,
   )
-
-
-def _token() -> str:
-  """A name that no one else has, the same in all processes."""
-  token = uuid.uuid4().hex[:8]
-  if multihost.process_count() == 1:
-    return token
-  key, client = f"linen_nnx_converter/token/{next(_TOKENS)}", multihost.get_jax_distributed_client()
-  if multihost.process_index() == 0:
-    client.key_value_set(key, token)
-  return client.blocking_key_value_get(key, _TOKEN_TIMEOUT_MS)
-
-
-def _make_parents(path) -> list[epath.Path]:
-  """Makes the parent folders, and returns the topmost that was made, in a list; empty if there was none to make."""
-  missing = []
-  for parent in path.parents:
-    if parent.exists():
-      break
-    missing.append(parent)
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise errors.TargetError(
-        path, expected="a place that can be written", found=storage.first_line(e), remedy="Choose another --target_path."
-    ) from e
-  return missing[-1:]
-
-
-def _remove(folder: epath.Path):
-  """Removes a folder into which TensorStore may still be writing, since what is under way cannot be called back.
-
-  Raises:
-    TargetError: something remains.
-  """
-  gone = 0
-  for _ in range(_REMOVALS):
-    gone = 0 if folder.exists() else gone + 1
-    if gone == _CHECKS_AFTER_REMOVAL:
-      return
-    try:
-      if not gone:
-        folder.rmtree()
-    except OSError:  # A file appeared while the folder was being emptied.
-      pass
-    time.sleep(_SECONDS_BETWEEN_REMOVALS)
-  raise errors.TargetError(folder, expected="to be removed", found="files that come back", remedy="Remove it by hand.")
-
-
-def _replace(final, replacement):
-  """Puts the finished replacement in the place of the old checkpoint, which stays whole until then."""
-  old = final.parent / f"{final.name}.replaced-{uuid.uuid4().hex[:8]}"
-  final.rename(old)
-  try:
-    replacement.rename(final)
-  except BaseException:
-    old.rename(final)
-    replacement.rmtree()
-    raise
-  old.rmtree()

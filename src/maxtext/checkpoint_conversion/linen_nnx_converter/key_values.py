@@ -104,7 +104,7 @@ async def read_index(directory: epath.Path, *, use_ocdbt: bool, context: ts.Cont
   """Reads the keys of a store and where their values lie. No value is read, but for those in the tree itself.
 
   Raises:
-    DamagedSourceError: a value would lie outside the folder.
+    ForeignFileError: a node or a value would lie outside the folder.
   """
   if not use_ocdbt:
     return Index(await asyncio.to_thread(_files, directory))
@@ -120,9 +120,9 @@ async def _read_tree(directory, base) -> Index:
     below = []
     for begin in range(0, len(level), _NODES_AT_ONCE):
       some = level[begin : begin + _NODES_AT_ONCE]
+      files.update(_place(directory, location).file for location, _ in some)
       nodes = await asyncio.gather(*(ts.ocdbt.dump(base, location) for location, _ in some))
-      for (location, prefix), node in zip(some, nodes):
-        files.add(_place(directory, location).file)
+      for (_, prefix), node in zip(some, nodes):
         for entry in node["entries"]:
           if height:
             below.append((entry["location"], prefix + entry["subtree_common_prefix"]))
@@ -168,7 +168,7 @@ def _place(directory, location: str) -> Value:
   _, base, file, offset, nbytes = location.split(":")
   file = parse.unquote(base) + parse.unquote(file)
   if file.startswith("/") or ".." in file.split("/"):
-    raise errors.DamagedSourceError(
+    raise errors.ForeignFileError(
         directory,
         expected="data files inside the checkpoint",
         found=f"one at {file}",

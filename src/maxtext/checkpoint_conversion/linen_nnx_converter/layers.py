@@ -159,6 +159,9 @@ class _Maker:
       collection, subtree, rest = key
       pieces = [self._piece(layer, layers, key, stack, index) for layer, index in zip(layers, stack.indices())]
       variable = Variable(collection, (*stack.prefix, *rest), subtree)
+      if schedules.prefix_of(variable.path) != stack.prefix:
+        path, remedy = self._path_of(pieces[0].variable), "Keep the arrangement: leave out --scan_layers."
+        raise schedules.unlike(path, f"a name that {'/'.join(stack.prefix)} can have below it", "a layer's", remedy)
       leaf = self._variables[pieces[0].variable]
       if abstract_state.is_empty(leaf):
         yield Arranged(variable, None, leaf)

@@ -27,6 +27,8 @@ from etils import epath
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
+from maxtext.checkpoint_conversion.linen_nnx_converter import staging
 
 _ITEMS = "items"  # MaxText's name for the item that holds the train state.
 _METADATA = "_METADATA"
@@ -54,7 +56,7 @@ class Location:
 
   @property
   def step(self) -> int | None:
-    if self.step_folder is None or not self.step_folder.name.isdigit():
+    if self.step_folder is None or not _is_step(self.step_folder.name):
       return None
     return int(self.step_folder.name)
 
@@ -71,9 +73,24 @@ class Location:
     return sorted(p for p in self.step_folder.iterdir() if p.name not in _STEP_FILES | own)
 
   def step_metadata(self) -> dict[str, Any]:
-    """Orbax's metadata of the step; empty where there is none, as before Orbax 0.11."""
+    """Orbax's metadata of the step; empty where there is none, as before Orbax 0.11.
+
+    Raises:
+      UnfinishedCheckpointError: it makes no sense.
+    """
     path = self.final / _STEP_METADATA
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+      document = source_files.read_json(path, {})
+      if not isinstance(document.get("custom_metadata") or {}, dict):
+        raise ValueError("its custom_metadata are no JSON object")
+      return document
+    except (ValueError, RecursionError, OSError) as e:
+      raise errors.UnfinishedCheckpointError(
+          path,
+          expected="metadata that Orbax can read",
+          found=f"{type(e).__name__}: {e}"[:300],
+          remedy="The checkpoint is damaged or was never committed: use another step.",
+      ) from e
 
   def custom_metadata(self) -> dict[str, Any]:
     return self.step_metadata().get("custom_metadata") or {}
@@ -129,10 +146,10 @@ def find_source(path: str | os.PathLike[str]) -> Location:
   children = sorted(path.iterdir()) if path.is_dir() else []
   if split := _split_items(path, {child.name for child in children}):
     return Location(path, path, split)
-  items = [child for child in children if (child / _METADATA).exists()]
+  items = [child for child in children if (child / _METADATA).exists() and _TEMPORARY not in child.name]
   if items:
     return Location(_the_item(path, items), path)
-  if steps := [child for child in children if child.name.isdigit() and child.is_dir()]:
+  if steps := [child for child in children if _is_step(child.name) and child.is_dir()]:
     return find_source(max(steps, key=lambda step: int(step.name)))
   if unfinished := next((p for p in children if _TEMPORARY in p.name or p.name in (_ITEMS, "manifest.ocdbt", "d")), None):
     raise _unfinished(path, f"no {_METADATA}, but {unfinished.name}")
@@ -159,7 +176,7 @@ def find_target(path: str | os.PathLike[str], source: Location) -> Location:
   items, step = (_ITEMS if source.split else source.items.name), source.step
   if path.name == items:
     return Location(path, path.parent)
-  if step is None or path.name.isdigit():
+  if step is None or _is_step(path.name):
     return Location(path / items, path)
   if source.split and step == 0:
     raise errors.StepError(
@@ -169,12 +186,13 @@ def find_target(path: str | os.PathLike[str], source: Location) -> Location:
   return Location(step_folder / items, step_folder)
 
 
-def check_target(source_path, source: Location, target_path, target: Location, *, overwrite: bool):
-  """Refuses a target that overlaps the source, exists, or cannot be written.
+def check_apart(source_path, source: Location, target_path, target: Location):
+  """Refuses a target that overlaps the source, or whose name is too long.
 
   Raises:
     TargetError: one of these.
   """
+  staging.check_name(target.final)
   given, wanted = absolute(source_path), absolute(target_path)
   for inner, outer in ((wanted, given), (given, wanted), (target.final, source.final)):
     if inner == outer or outer in inner.parents:
@@ -184,7 +202,6 @@ def check_target(source_path, source: Location, target_path, target: Location, *
           found=f"{inner} inside {outer}" if inner != outer else "the source itself",
           remedy="Choose another --target_path.",
       )
-  check_free(target.final, overwrite=overwrite)
 
 
 def check_free(final: epath.Path, *, overwrite: bool):
@@ -200,7 +217,7 @@ def check_free(final: epath.Path, *, overwrite: bool):
         found="an existing path",
         remedy="Choose another --target_path or pass --overwrite.",
     )
-  if "://" in os.fspath(final):
+  if staging.is_remote(final):
     return
   ancestor = next(parent for parent in final.parents if parent.exists())
   if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
@@ -237,11 +254,15 @@ def _is_empty_folder(path) -> bool:
   return path.is_dir() and not any(path.iterdir())
 
 
+def _is_step(name: str) -> bool:
+  return name.isascii() and name.isdigit()
+
+
 def _is_in_step_folder(path) -> bool:
   """Whether the pytree at `path` is an item of a step, not a checkpoint of its own."""
   if (path / _STEP_METADATA).exists():
     return False
-  return (path.parent / _STEP_METADATA).exists() or (path.name == _ITEMS and path.parent.name.isdigit())
+  return (path.parent / _STEP_METADATA).exists() or (path.name == _ITEMS and _is_step(path.parent.name))
 
 
 def _split_items(path, names) -> tuple[str, ...]:

@@ -24,8 +24,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 Path = abstract_state.Path
+
+_MOST_PLACES = 1000  # An index beyond is damaged; the places before it would take all memory.
 
 # The number of places in a chain whose last transformations have no state, told by the fields of the first state that
 # stands alone: adamw(constant), muon's inner chain with a constant learning rate, sgd(constant, momentum).
@@ -74,7 +77,7 @@ def linen_structure(
   for path, names in list(children.items()):
     empties |= {p: leaf for p, leaf in _missing_fields(path, names, children) if p not in empties}
   children = _children(nodes | set(empties))
-  lists = {path for path, names in children.items() if all(name.isdigit() for name in names)}
+  lists = {path for path, names in children.items() if all(map(_is_index, names))}
   for path in lists:
     for index in range(_chain_length(path, children)):
       if str(index) not in children[path]:
@@ -108,9 +111,9 @@ def nnx_trainer_structure(opt_paths: Iterable[Path]) -> tuple[dict[Path, Any], f
     opt_paths: the paths of the optimizer's leaves below `opt_state`, as NNX has them.
   """
   names = {path[0] for path in opt_paths if path}
-  if not names or not all(name.isdigit() for name in names):
+  if not names or not all(map(_is_index, names)):
     return {}, frozenset()
-  places = map(str, range(max(map(int, names)) + 1))
+  places = map(str, range(_length((), names)))
   return {(place,): None for place in places if place not in names}, frozenset({()})
 
 
@@ -139,7 +142,24 @@ def _missing_fields(path, names, children):
 def _chain_length(path, children) -> int:
   """The number of places of the chain at `path`."""
   names = children[path]
-  length = max(map(int, names)) + 1
+  length = _length(path, names)
   if names == {"0"}:
     length = max(length, _CHAIN_LENGTHS.get(frozenset(children.get((*path, "0"), ())), length))
   return length
+
+
+def _is_index(name) -> bool:
+  return name.isascii() and name.isdigit() and (name == "0" or name[0] != "0")
+
+
+def _length(path, names) -> int:
+  """The number of places that these indices of a chain, or of a list, take."""
+  last = max(map(int, names))
+  if last >= _MOST_PLACES:
+    raise errors.LayoutError(
+        ("opt_state", *path, str(last)),
+        expected=f"at most {_MOST_PLACES} transformations in a chain",
+        found=f"one at {last}",
+        remedy="The checkpoint is damaged: use another step.",
+    )
+  return last + 1

@@ -137,7 +137,7 @@ def find(variables: Mapping[Variable, abstract_state.Leaf], param_scan_axis: int
   """
   prefixes = {}  # The stacks' prefixes, each with the variables below it.
   for variable in variables:
-    if prefix := _prefix(variable.path):
+    if prefix := prefix_of(variable.path):
       prefixes.setdefault(prefix, []).append(variable)
   for parent in [prefix for prefix in prefixes if any(other[:-1] == prefix for other in prefixes)]:
     # RNG state that a block's children share stands beside them; anything else would be a second way of writing.
@@ -202,7 +202,7 @@ def _has_unknown_order(path: Path) -> bool:
   return len(path) > 1 and _UNKNOWN_ORDER.fullmatch(path[1]) is not None
 
 
-def _prefix(path: Path) -> Path | None:
+def prefix_of(path: Path) -> Path | None:
   """The prefix of the layer stack that a variable belongs to, or None."""
   if len(path) < 3 or path[0] in _UNSTACKED_COMPONENTS or _has_unknown_order(path):
     return None

@@ -18,7 +18,6 @@ Tried with orbax-checkpoint 0.11.37, 0.12.4 and 0.12.8. What is private to Orbax
 """
 
 import asyncio
-import base64
 from collections.abc import Iterable, Mapping
 import copy
 import dataclasses
@@ -32,7 +31,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.metadata import array_metadata
-from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.metadata import tree as tree_metadata
 import tensorstore as ts
 
@@ -40,6 +38,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
+from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_metadata
+from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
 
 Path = abstract_state.Path
 
@@ -120,11 +120,12 @@ class Checkpoint:
     self.use_ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(directory)
     self.context = key_values.new_context()
     try:
-      metadata = tree_metadata.InternalTreeMetadata.from_json(json.loads((directory / "_METADATA").read_text()))
+      metadata = tree_metadata.InternalTreeMetadata.from_json(source_files.read_json(directory / "_METADATA"))
       tree = abstract_state.flatten(metadata.as_nested_tree())
+      self._strings = source_files.read_json(directory / "_strings.json", {})
       self.index = asyncio.run(key_values.read_index(directory, use_ocdbt=self.use_ocdbt, context=self.context))
-      array_metadatas = _read_array_metadatas(directory)
-      shardings = _read_shardings(directory)
+      array_metadatas = leaf_metadata.read_array_metadatas(directory)
+      shardings = leaf_metadata.read_shardings(directory)
     except errors.ConversionError:
       raise
     except Exception as e:  # Whatever Orbax, TensorStore or json raise on a damaged file.  pylint: disable=broad-except
@@ -144,11 +145,14 @@ class Checkpoint:
     self.use_zarr3 = bool(metadata.use_zarr3)
     self.has_all_chunks = bool(metadata.store_array_data_equal_to_fill_value)
     self._arrays = {}
+    leaf_metadata.check_names(tree.leaves)
+    leaf_metadata.check_all_named({*array_metadatas, *shardings}, tree.leaves, "in Orbax's array metadata and shardings")
     self.stored = {
         path: self._stored_leaf(path, leaf.value_type, array_metadatas, shardings)
         for path, leaf in tree.leaves.items()
         if leaf.value_type in ARRAY_TYPES
     }
+    leaf_metadata.check_all_named(leaf_metadata.array_names(self.index), self.stored, "in the store")
     self.state = dataclasses.replace(
         tree, leaves={path: self._abstract(path, leaf.value_type) for path, leaf in tree.leaves.items()}
     )
@@ -171,7 +175,7 @@ class Checkpoint:
     """Reads the whole array of a leaf, for leaves that are small."""
 
     async def read():
-      return await (await self.open(path)).read()
+      return await read_region(path, await self.open(path), ...)
 
     return asyncio.run(read())
 
@@ -197,11 +201,14 @@ class Checkpoint:
     try:
       inline = self.index.values[key].inline
       document = json.loads(asyncio.run(self.read_value(key)) if inline is None else inline)
+      leaf_metadata.check_document(document, self.use_zarr3)
       metadata = array_metadatas.get(name)
+      if metadata and len(metadata.write_shape) != len(document["shape"]):
+        raise ValueError(f"Orbax's array metadata say that it was written by {tuple(metadata.write_shape)}")
       return StoredLeaf(
           name,
           value_type,
-          _dtype(document),
+          leaf_metadata.dtype(document),
           document,
           metadata and tuple(metadata.write_shape),
           shardings.get(name),
@@ -241,12 +248,12 @@ class Checkpoint:
       return jax.ShapeDtypeStruct(self.stored[path].shape, self.stored[path].dtype)
     if value_type in _EMPTY_NODES:
       return _EMPTY_NODES[value_type]
-    if value_type == _STRING:
-      return json.loads((self.directory / "_strings.json").read_text())[".".join(path)]
+    if value_type == _STRING and isinstance(text := self._strings.get(".".join(path)), str):
+      return text
     raise errors.LayoutError(
         path,
         expected="an array, a scalar, a string or an empty node",
-        found=f"Orbax's value type {value_type}",
+        found=f"Orbax's value type {value_type}{', and no text' if value_type == _STRING else ''}",
         remedy="Save the train state without it.",
     )
 
@@ -302,6 +309,23 @@ class SplitCheckpoint(Checkpoint):
     return await self._items[name].read_value(inner)
 
 
+async def read_region(path: Path, array: ts.TensorStore, region: Any) -> np.ndarray:
+  """Reads a region of the array of a leaf.
+
+  Raises:
+    DamagedSourceError: a chunk is missing, truncated or corrupt.
+  """
+  try:
+    return await array[region].read()
+  except ValueError as e:  # What TensorStore raises for these.
+    raise errors.DamagedSourceError(
+        path,
+        expected="chunks that can be read",
+        found=" ".join(str(e).split())[:300],
+        remedy="The checkpoint is damaged: use another step.",
+    ) from e
+
+
 def restore(directory: epath.Path) -> Any:
   """Restores a pytree into host memory, its arrays as NumPy arrays."""
   handler = ocp.PyTreeCheckpointHandler()
@@ -330,12 +354,6 @@ def versions() -> dict[str, str]:
   }
 
 
-def _dtype(document) -> np.dtype:
-  """The dtype that a zarr metadata document names."""
-  name = document["data_type"] if document["zarr_format"] == 3 else document["dtype"]
-  return np.dtype(name) if name[0] in "<>|" else ts.dtype(name).numpy_dtype
-
-
 def _is_key(array) -> bool:
   return jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
 
@@ -347,22 +365,6 @@ def _key_data(array):
 def _key_metadata(array):
   """What Orbax keeps of a typed PRNG key besides its data."""
   return {array_metadata.RANDOM_KEY_IMPL: str(jax.random.key_impl(array))} if _is_key(array) else None
-
-
-def _read_array_metadatas(directory) -> dict[str, Any]:
-  """Orbax's array metadata, by name."""
-  if not (directory / "array_metadatas").exists():
-    return {}
-  by_process = asyncio.run(array_metadata_store.Store().read(directory)) or {}
-  lists = by_process.values() if isinstance(by_process, dict) else [by_process]
-  return {metadata.param_name: metadata for metadatas in lists for metadata in metadatas}
-
-
-def _read_shardings(directory) -> dict[str, str]:
-  """Orbax's JSON of each sharding, by name."""
-  path = directory / "_sharding"
-  document = json.loads(path.read_text()) if path.exists() else {}
-  return {base64.urlsafe_b64decode(name).decode(): sharding for name, sharding in document.items()}
 
 
 def first_line(e: BaseException) -> str:

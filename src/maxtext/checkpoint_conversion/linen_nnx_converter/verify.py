@@ -25,6 +25,7 @@ import numpy as np
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 
 Path = abstract_state.Path
 Open = Callable[[Path], Awaitable[Any]]
@@ -73,6 +74,7 @@ async def verify_arrays(
 
   Raises:
     VerificationError: naming the first element that differs.
+    DamagedSourceError: a chunk of the source cannot be read.
   """
   box_bytes = (
       memory_budget // 16
@@ -92,7 +94,7 @@ async def verify_arrays(
       opened = await asyncio.gather(*(open_target(part.target) for part in parts))
       itemsize = source.dtype.numpy_dtype.itemsize
       for box in _boxes(source.shape, chunk_shape_of(path), box_bytes // itemsize):
-        data = await source[_index(box)].read()
+        data = await storage.read_region(path, source, _index(box))
         for some in itertools.batched(zip(parts, opened), _PARTS_AT_ONCE):
           await asyncio.gather(*(_verify_part(part, target, box, data) for part, target in some))
       on_verified(sum(min(math.prod(t.shape), math.prod(source.shape)) for t in opened) * itemsize)
@@ -127,7 +129,10 @@ async def _verify_part(part, target, box, data):
     place, expected = [bounds for axis, bounds in enumerate(box) if axis not in move.axes], data
     for axis, (index, start, _) in reversed(list(zip(move.axes, along))):
       expected = expected[(slice(None),) * axis + (index - start,)]
-  found = await target[_index(place)].read()
+  try:
+    found = await target[_index(place)].read()
+  except ValueError as e:  # What TensorStore raises for a chunk that cannot be read.
+    raise _failure(part.target, "chunks that can be read", " ".join(str(e).split())[:300]) from e
   # The step is the only leaf whose dtype may differ; its value may not.
   _compare(part.target, found, expected.astype(found.dtype) if found.shape == () else expected, place)
 

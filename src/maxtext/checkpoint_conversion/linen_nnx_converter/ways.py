@@ -30,6 +30,7 @@ Path = abstract_state.Path
 
 # Data files that are brought along whole may hold this much besides what the target refers to: other bytes of the
 # source, which would lie dead in the target. It is a share of the live bytes, and room for the tree's nodes.
+_LONGEST_FILE_NAME = 255
 _DEAD_SHARE, _DEAD_BYTES = 0.1, 2**20
 
 
@@ -74,9 +75,10 @@ def choose(
   Raises:
     DamagedSourceError: the source lacks a chunk.
     PathCollisionError: two target leaves have the same name in storage.
+    TargetError: the name of one is too long for a file.
   """
   _check_chunks(plan, source)
-  _check_names(plan)
+  _check_names(plan, source)
   routes = {}
   for path, move in plan.moves.items():
     if abstract_state.is_array(plan.target.leaves[path]):
@@ -112,9 +114,11 @@ def _route(path, move, plan, source) -> Route:
   if stored[0].dtype != plan.target.leaves[path].dtype or not chunks.keeps_chunks(move, documents):
     return Route(Way.STREAMED)
   name = ".".join(path)
-  renamed = list(chunks.renamed(move, documents, [leaf.name for leaf in stored], name))
-  if any(old not in source.index.values for old, _ in renamed):  # Left out for holding the fill value alone.
-    return Route(Way.STREAMED)
+  renamed = []
+  for old, new in chunks.renamed(move, documents, [leaf.name for leaf in stored], name):
+    if old not in source.index.values:  # Left out for holding the fill value alone.
+      return Route(Way.STREAMED)
+    renamed.append((old, new))
   document_name = chunks.DOCUMENT_NAMES[documents[0]["zarr_format"]]
   if isinstance(move, plan_lib.Copy):
     renamed.append((f"{stored[0].name}/{document_name}", f"{name}/{document_name}"))
@@ -156,15 +160,23 @@ def _check_chunks(plan, source):
         )
 
 
-def _check_names(plan):
+def _check_names(plan, source):
   """Checks that no two leaves have one name: Orbax joins a path with dots."""
   names = {}
   for path in plan.target.leaves:
-    other = names.setdefault(".".join(path), path)
+    name = ".".join(path)
+    if not source.use_ocdbt and len(name.encode()) > _LONGEST_FILE_NAME:
+      raise errors.TargetError(
+          path,
+          expected=f"a name of at most {_LONGEST_FILE_NAME} bytes, for without OCDBT it is a folder's",
+          found=f"{len(name.encode())} bytes",
+          remedy="Save the source with OCDBT.",
+      )
+    other = names.setdefault(name, path)
     if other != path:
       raise errors.PathCollisionError(
           path,
           expected="a name of its own in storage",
-          found=f"{'.'.join(path)}, which is {'/'.join(other)}'s too",
+          found=f"{name}, which is {'/'.join(other)}'s too",
           remedy="Rename one of them in the source.",
       )

@@ -1,0 +1,117 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The metadata of a pytree's leaves besides `_METADATA`: Orbax's and zarr's, checked for sense."""
+
+import asyncio
+import base64
+from collections.abc import Iterable, Iterator
+import contextlib
+import math
+from typing import Any
+
+from etils import epath
+import numpy as np
+from orbax.checkpoint._src.metadata import array_metadata_store
+from orbax.checkpoint._src.metadata import sharding as sharding_metadata
+import tensorstore as ts
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
+from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
+
+_MOST_BYTES, _MOST_CHUNKS = 2**50, 2**24  # No leaf has more: the largest of a model of 700 B parameters has 2**40 bytes.
+_DOCUMENT_KEYS = {
+    False: {"zarr_format", "shape", "chunks", "dtype", "order", "compressor", "fill_value", "filters"},
+    True: {"zarr_format", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value"},
+}
+
+
+def read_array_metadatas(directory: epath.Path) -> dict[str, Any]:
+  """Orbax's array metadata, by name."""
+  if not (directory / "array_metadatas").exists():
+    return {}
+  for path in (directory / "array_metadatas").iterdir():
+    source_files.check_size(path)
+  by_process = asyncio.run(array_metadata_store.Store().read(directory)) or {}
+  lists = by_process.values() if isinstance(by_process, dict) else [by_process]
+  return {metadata.param_name: metadata for metadatas in lists for metadata in metadatas}
+
+
+def read_shardings(directory: epath.Path) -> dict[str, str]:
+  """Orbax's JSON of each sharding, by name."""
+  document = source_files.read_json(directory / "_sharding", {})
+  for sharding in set(document.values()):
+    with contextlib.suppress(NotImplementedError):  # A kind that Orbax writes and does not read.
+      sharding_metadata.from_serialized_string(sharding)
+  return {base64.urlsafe_b64decode(name).decode(): sharding for name, sharding in document.items()}
+
+
+def check_names(paths: Iterable[abstract_state.Path]):
+  """Checks that no leaf's name in storage, its path joined by dots, leads out of the folder that it names."""
+  for path in paths:
+    name = ".".join(path)
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+      raise errors.LayoutError(
+          repr(path),
+          expected="keys that can be names of files",
+          found=f"the name {name!r}",
+          remedy="Rename the key in the source.",
+      )
+
+
+def check_all_named(names: Iterable[str], paths: Iterable[abstract_state.Path], where: str):
+  """Checks that each name is a leaf's: an array that the tree does not name would be lost."""
+  if unknown := set(names) - {".".join(path) for path in paths}:
+    raise errors.DamagedSourceError(
+        min(unknown),
+        expected=f"a leaf in _METADATA, for {where} there is this name",
+        found="none",
+        remedy="The checkpoint is damaged: use another step.",
+    )
+
+
+def array_names(index: key_values.Index) -> Iterator[str]:
+  """The names of all arrays in a store."""
+  for key in index.values:
+    name, _, rest = key.rpartition("/")
+    if rest in chunks.DOCUMENT_NAMES.values():
+      yield name
+
+
+def check_document(document: chunks.Document, use_zarr3: bool):
+  """Checks that a zarr metadata document is one that TensorStore would open, of a size that can be.
+
+  Raises:
+    ValueError: it is not.
+  """
+  if missing := _DOCUMENT_KEYS[use_zarr3] - document.keys():
+    raise ValueError(f"the zarr metadata lack {min(missing)}")
+  driver = "zarr3" if use_zarr3 else "zarr"
+  ts.Spec({"driver": driver, "kvstore": {"driver": "memory"}, "metadata": document})  # 8 µs, and no I/O.
+  shape, chunk_shape = chunks.shape(document), chunks.chunk_shape(document)
+  if not all(isinstance(size, int) for size in shape + chunk_shape) or len(shape) != len(chunk_shape):
+    raise ValueError(f"the shape {shape} in chunks {chunk_shape}")
+  if (nbytes := math.prod(shape) * dtype(document).itemsize) > _MOST_BYTES:
+    raise ValueError(f"the shape {shape} has {nbytes} bytes; {_MOST_BYTES} are the most")
+  if (count := chunks.count(document)) > _MOST_CHUNKS:
+    raise ValueError(f"the shape {shape} in chunks {chunk_shape} has {count} chunks; {_MOST_CHUNKS} are the most")
+
+
+def dtype(document: chunks.Document) -> np.dtype:
+  """The dtype that a zarr metadata document names."""
+  name = document["data_type"] if document["zarr_format"] == 3 else document["dtype"]
+  return np.dtype(name) if name[0] in "<>|" else ts.dtype(name).numpy_dtype

@@ -1,0 +1,267 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Where a target is made before it appears: beside its place, in a folder that the next run knows for a leftover.
+
+The folder is `<name>.orbax-checkpoint-tmp-linen_nnx_converter`, which Orbax's tools take for unfinished. Who makes a
+target there holds a lock on it, which the system drops when the process ends, however it ends. So one that nobody holds
+was left behind by a run that was killed; one that somebody holds is never touched.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import ctypes
+import errno
+import fcntl
+import itertools
+import os
+import time
+import uuid
+
+from etils import epath
+from orbax.checkpoint._src.multihost import multihost
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+
+SUFFIX = ".orbax-checkpoint-tmp-linen_nnx_converter"
+_A_DATA_FILE = "/ocdbt.process_0/d/0123456789abcdef0123456789abcdef"
+_OLD = ".replaced"  # What ends the old checkpoint's name beside the new one, where the two cannot change places at once.
+_REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_REMOVALS = 200, 4, 0.1
+_TOKENS, _TOKEN_TIMEOUT_MS = itertools.count(), 60_000
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Of Linux's <fcntl.h> and <stdio.h>.
+_NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
+
+@contextlib.contextmanager
+def staged(final: epath.Path, *, overwrite: bool, is_primary: bool) -> Iterator[epath.Path]:
+  """A path at which to make a checkpoint. It takes the place of `final` in the end, or leaves nothing if making it fails.
+
+  Args:
+    final: where the checkpoint shall appear.
+    overwrite: whether to replace what stands there, which stays whole until then.
+    is_primary: whether this process makes and moves folders; of several, one does, and Orbax lets the others wait for it.
+
+  Raises:
+    TargetError: the place cannot be written, or another conversion to it is under way.
+  """
+  if is_remote(final):
+    with _staged_remotely(final, is_primary) as new:
+      yield new
+    return
+  if not is_primary:
+    yield _staging(final) / final.name
+    return
+  created = _make_parents(final)
+  try:
+    with _claimed(final) as staging:
+      yield staging / final.name
+      _put(staging / final.name, final, overwrite)
+      _discard(staging)  # With the old checkpoint in it, if there was one.
+  except BaseException:
+    with contextlib.suppress(OSError):  # Another conversion has put something there.
+      for folder in created:
+        os.rmdir(folder)
+    raise
+
+
+def check_name(final: epath.Path):
+  """Checks that the names of the files that are made below `final`, or beside it, are not too long.
+
+  Raises:
+    TargetError: one is.
+  """
+  if is_remote(final):
+    return
+  try:
+    os.lstat(_staging(final) / f"{final.name}.orbax-checkpoint-tmp" / ("items.orbax-checkpoint-tmp" + _A_DATA_FILE))
+  except OSError as e:
+    if e.errno == errno.ENAMETOOLONG:
+      raise errors.TargetError(
+          final,
+          expected=f"a name that leaves room for {SUFFIX}, in a path that can be long enough",
+          found=os.strerror(errno.ENAMETOOLONG),
+          remedy="Choose another --target_path.",
+      ) from e
+
+
+def clear(final: epath.Path):
+  """Removes what a conversion to `final` left behind that was killed; puts back what it had moved out of the way.
+
+  Raises:
+    TargetError: another conversion to `final` is under way.
+  """
+  if not is_remote(final) and _staging(final).exists():
+    with _claimed(final) as staging:
+      _discard(staging)
+
+
+def is_remote(path: epath.Path) -> bool:
+  """Whether a path is a URL such as `gs://…`, where nothing is renamed at once and Orbax marks what is finished."""
+  return "://" in os.fspath(path)
+
+
+def remove(folder: epath.Path):
+  """Removes a folder into which TensorStore may still be writing, since what is under way cannot be called back.
+
+  Raises:
+    TargetError: something remains.
+  """
+  gone = 0
+  for _ in range(_REMOVALS):
+    gone = 0 if folder.exists() else gone + 1
+    if gone == _CHECKS_AFTER_REMOVAL:
+      return
+    try:
+      if not gone:
+        folder.rmtree()
+    except OSError:  # A file appeared while the folder was being emptied.
+      pass
+    time.sleep(_SECONDS_BETWEEN_REMOVALS)
+  raise errors.TargetError(folder, expected="to be removed", found="files that come back", remedy="Remove it by hand.")
+
+
+def _staging(final) -> epath.Path:
+  return final.parent / f"{final.name}{SUFFIX}"
+
+
+@contextlib.contextmanager
+def _staged_remotely(final, is_primary):
+  """As `staged`, where Orbax itself sees to it that a checkpoint is whole or counts as unfinished."""
+  new = final.parent / f"{final.name}.replacement-{_token()}" if final.exists() else final
+  try:
+    yield new
+  except BaseException:
+    if is_primary:
+      remove(new)
+    raise
+  if new != final and is_primary:
+    old = final.parent / f"{final.name}{_OLD}-{uuid.uuid4().hex[:8]}"
+    final.rename(old)
+    new.rename(final)
+    old.rmtree()
+
+
+def _token() -> str:
+  """A name that no one else has, the same in all processes."""
+  token = uuid.uuid4().hex[:8]
+  if multihost.process_count() == 1:
+    return token
+  key, client = f"linen_nnx_converter/token/{next(_TOKENS)}", multihost.get_jax_distributed_client()
+  if multihost.process_index() == 0:
+    client.key_value_set(key, token)
+  return client.blocking_key_value_get(key, _TOKEN_TIMEOUT_MS)
+
+
+@contextlib.contextmanager
+def _claimed(final) -> Iterator[epath.Path]:
+  """The staging folder of `final`, empty, and locked as long as this lasts; a failure removes it."""
+  staging, is_ours = _staging(final), False
+  with contextlib.ExitStack() as locks:
+    try:
+      with _locked(staging.parent, wait=True):  # So that none is between making its folder and locking it.
+        is_ours = not staging.exists()
+        staging.mkdir(exist_ok=True)
+        is_ours = locks.enter_context(_locked(staging, wait=False)) or is_ours
+      if not is_ours:
+        raise errors.TargetError(
+            final,
+            expected="no other conversion to it",
+            found=f"one under way in {staging}",
+            remedy="Wait for it; if it is certain that there is none, remove that folder.",
+        )
+      _put_back(staging, final)
+      for leftover in staging.iterdir():
+        leftover.rmtree()
+      yield staging
+    except BaseException:
+      if is_ours:
+        _put_back(staging, final)
+        with _locked(staging.parent, wait=True):
+          remove(staging)
+      raise
+
+
+def _discard(staging):
+  """Removes a staging folder while nobody else can be about to lock it."""
+  with _locked(staging.parent, wait=True):
+    staging.rmtree()
+
+
+@contextlib.contextmanager
+def _locked(folder, *, wait: bool) -> Iterator[bool]:
+  """Holds the lock of a folder, and says whether it does: another has it, or the file system knows no locks."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      has_lock = True
+    except OSError:
+      has_lock = False
+    yield has_lock
+  finally:
+    os.close(descriptor)
+
+
+def _make_parents(path) -> list[epath.Path]:
+  """Makes the parent folders, and returns those that were made, the lowest first."""
+  missing = []
+  for parent in path.parents:
+    if parent.exists():
+      break
+    missing.append(parent)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise errors.TargetError(
+        path,
+        expected="a place that can be written",
+        found=f"{type(e).__name__}: {e}",
+        remedy="Choose another --target_path.",
+    ) from e
+  return missing
+
+
+def _put(new, final, overwrite):
+  """Puts the finished checkpoint in its place; one that stands there moves to `new`'s, or beside it."""
+  is_free = not final.exists() or (final.is_dir() and not any(final.iterdir()))
+  if overwrite and not is_free and _exchange(new, final):
+    return
+  if overwrite and not is_free:
+    os.rename(final, new.parent / f"{final.name}{_OLD}")
+  try:
+    os.rename(new, final)
+  except OSError as e:  # Something has come there in the meantime.
+    raise errors.TargetError(
+        final, expected="nothing there yet", found=str(e), remedy="Choose another --target_path or pass --overwrite."
+    ) from e
+
+
+def _put_back(staging, final):
+  """Puts the old checkpoint back, if it was moved away and none came in its place."""
+  old = staging / f"{final.name}{_OLD}"
+  if old.exists() and not final.exists():
+    old.rename(final)
+
+
+def _exchange(one, other) -> bool:
+  """Lets two folders change places at once; False where the system cannot."""
+  renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+  if renameat2 is None:
+    return False
+  if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+    return True
+  number = ctypes.get_errno()
+  if number in _NO_EXCHANGE:
+    return False
+  raise OSError(number, os.strerror(number), os.fspath(other))

@@ -1,0 +1,298 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Stops conversions at random, on every way of moving bytes, and looks at what is left.
+
+  python tests/campaigns/linen_nnx_converter_kill_campaign.py --runs=400 --seed=1
+
+Each run picks a way and a fault, stops a conversion, and then requires: the source's files are unchanged, content and
+time of modification; the target does not exist, or is whole (with --overwrite: it is the old one or the new one, whole);
+the next run of the same command succeeds without any cleaning, and leaves nothing beside the target.
+
+The conversion runs in a fork of this process, which has imported everything but has started no thread (which is checked),
+so that a run costs no imports. Whatever uses TensorStore or JAX is forked too.
+"""
+
+import collections
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import os
+import pathlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+
+# A process with threads cannot be forked safely, and importing NumPy would start OpenBLAS's.
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "unit"))
+
+# pylint: disable=wrong-import-position
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+import linen_nnx_converter_util as util
+import numpy as np
+import orbax.checkpoint as ocp
+
+from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as command
+from maxtext.checkpoint_conversion.linen_nnx_converter import convert
+from maxtext.checkpoint_conversion.linen_nnx_converter import progress
+from maxtext.checkpoint_conversion.linen_nnx_converter import staging
+
+del convert, progress  # Imported here so that the forks need not.
+
+_RUNS = flags.DEFINE_integer("runs", 400, "How many conversions to stop.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 1, "Of the choice of ways, faults and moments.")
+
+# What each way of moving bytes is called, with its source and its flags.
+WAYS = {
+    "by reference": ("unscanned", "--scan_layers"),
+    "by reference, copied": ("unscanned", "--scan_layers", "--copy_mode=copy"),
+    "raw": ("unscanned", "--params_only", "--scan_layers"),
+    "streamed": ("scanned", "--noscan_layers"),
+    "plain zarr, by reference": ("plain_unscanned", "--scan_layers"),
+    "plain zarr, streamed": ("plain_scanned", "--noscan_layers"),
+}
+MOMENT, OPERATION = "kill -9 at a moment", "kill -9 before a file operation"
+TERMINATED, INTERRUPTED, RACE = "SIGTERM", "SIGINT", "two at once"
+FAULTS = (MOMENT, MOMENT, OPERATION, OPERATION, TERMINATED, INTERRUPTED, RACE)  # Chosen among evenly.
+SIGNALS = {MOMENT: signal.SIGKILL, TERMINATED: signal.SIGTERM, INTERRUPTED: signal.SIGINT}
+_OPERATIONS = frozenset({"open", "os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove", "shutil.copyfile"})
+_BROKEN, _FAILED = "not whole", 99
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+  """What a conversion is when nothing stops it.
+
+  Attributes:
+    seconds: how long it takes.
+    operations: how many file operations of Python's it has, at the target.
+    digest: of its result.
+  """
+
+  seconds: float
+  operations: int
+  digest: str
+
+
+def fork(function: Callable[[], int], log: pathlib.Path) -> int:
+  """Runs a function in a fork, whose exit code it returns, its output in a file. Returns the process's id."""
+  assert len(os.listdir("/proc/self/task")) == 1, "this process has threads"
+  if pid := os.fork():
+    return pid
+  code = _FAILED
+  try:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code = function()
+    sys.stdout.flush()
+  except KeyboardInterrupt:  # Before the command began.
+    code = command.INTERRUPTED
+  finally:
+    os._exit(code)
+
+
+def wait(pid: int) -> int:
+  return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def count_operations(folder: str, stop_at: int | None) -> list[int]:
+  """Counts this process's file operations below a folder, and kills it before the one with this number."""
+  count = [0]
+
+  def hook(event, args):
+    if event in _OPERATIONS and any(
+        isinstance(arg, (str, bytes)) and os.fsdecode(arg).startswith(folder) for arg in args
+    ):
+      if count[0] == stop_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+      count[0] += 1
+
+  sys.addaudithook(hook)
+  return count
+
+
+class Campaign:
+  """Sources in a folder, and runs in others beside them."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder, self.log = folder, folder / "log"
+    self._apart(self._save_sources)
+    self.before = util.snapshot(folder / "sources")
+    self.normal = {way: self._normal(way) for way in WAYS}
+    self.old = self.digest(self._convert_to("old", ["unscanned", "--params_only", "--noscan_layers"]))
+
+  def run(self, number: int, way: str, fault: str, overwrite: bool, at: float) -> str:
+    """One run. Returns what stood at the target after the fault: nothing, the old one or the new one.
+
+    Raises:
+      AssertionError: something was lost.
+    """
+    target = self.folder / f"run_{number}" / "target"
+    if overwrite:
+      shutil.copytree(self.folder / "old" / "target", target)
+    self._stop(way, target, fault, at, *(["--overwrite"] if overwrite else []))
+    found = self._found(way, target)
+    assert found in (("old", "new") if overwrite else ("nothing", "new")), f"the target is {found}"
+    listing = set(os.listdir(target.parent)) if target.parent.exists() else set()
+    assert listing <= {"target", f"target{staging.SUFFIX}"}, f"left behind: {listing}"
+    if fault not in (MOMENT, OPERATION):
+      assert listing <= {"target"}, f"left behind: {listing}"
+    assert self._apart(self._command(way, target, "--overwrite")) == 0, f"the next run: {self.log.read_text()}"
+    assert self._found(way, target) == "new", "the next run's target is not whole"
+    assert os.listdir(target.parent) == ["target"], f"left behind by the next run: {os.listdir(target.parent)}"
+    assert util.snapshot(self.folder / "sources") == self.before, "the source was changed"
+    shutil.rmtree(target.parent)
+    return found
+
+  def digest(self, checkpoint: pathlib.Path) -> str:
+    """A digest of a checkpoint's whole tree, to the bit."""
+    result = self.folder / "digest"
+    result.unlink(missing_ok=True)
+
+    def load():
+      flat = util.flat(converter.load_checkpoint(checkpoint))
+      result.write_text(hashlib.sha256(repr(sorted(flat.items())).encode()).hexdigest())
+      return 0
+
+    return result.read_text() if self._apart(load) == 0 else _BROKEN
+
+  def _stop(self, way, target, fault, at, *options):
+    normal = self.normal[way]
+    if fault == RACE:
+      pids = [fork(self._command(way, target, *options), self.folder / f"log{i}") for i in range(2)]
+      codes = sorted(map(wait, pids))
+      assert codes in ([0, 0], [0, 1]), f"exit codes {codes}"
+      for i in range(2):
+        self._check_output(self.folder / f"log{i}")
+    elif fault == OPERATION:
+      stop_at = int(at * normal.operations)
+      assert wait(fork(self._command(way, target, *options, stop_at=stop_at), self.log)) in (-signal.SIGKILL, 0)
+    else:
+      pid = fork(self._command(way, target, *options), self.log)
+      time.sleep(at * 1.2 * normal.seconds)
+      os.kill(pid, SIGNALS[fault])
+      code = wait(pid)
+      assert code in (
+          (-signal.SIGKILL, 0) if fault == MOMENT else (command.INTERRUPTED, 0)
+      ), f"exit code {code}: {self.log.read_text()}"
+      self._check_output(self.log)
+      began = (self.folder / "began").exists()
+      assert code != command.INTERRUPTED or not began or "interrupted" in self.log.read_text(), self.log.read_text()
+
+  def _check_output(self, log):
+    lines = [line for line in log.read_text().splitlines() if line]
+    assert len(lines) <= 1, f"more than one line: {lines}"
+
+  def _found(self, way, target) -> str:
+    if not target.exists():
+      return "nothing"
+    return {self.normal[way].digest: "new", self.old: "old"}.get(self.digest(target), _BROKEN)
+
+  def _command(self, way, target, *more, stop_at=None):
+    source, *options = WAYS[way] if isinstance(way, str) else way
+    paths = [f"--source_path={self.folder / 'sources' / source}", f"--target_path={target}"]
+    (self.folder / "began").unlink(missing_ok=True)
+
+    def run():
+      count = count_operations(str(target), stop_at)
+      sys.argv = ["", *paths, *options, *more]
+      (self.folder / "began").touch()
+      try:
+        command.console_main()
+      except SystemExit as e:
+        (self.folder / "count").write_text(str(count[0]))
+        return e.code
+
+    return run
+
+  def _apart(self, function) -> int:
+    return wait(fork(function, self.log))
+
+  def _convert_to(self, name, way) -> pathlib.Path:
+    target = self.folder / name / "target"
+    assert self._apart(self._command(way, target)) == 0, self.log.read_text()
+    return target
+
+  def _normal(self, way) -> Normal:
+    begin = time.monotonic()
+    target = self._convert_to("normal", WAYS[way])
+    normal = Normal(time.monotonic() - begin, int((self.folder / "count").read_text()), self.digest(target))
+    assert normal.digest != _BROKEN, self.log.read_text()
+    print(f"{way}: {self.log_line(target)}", flush=True)
+    shutil.rmtree(target)
+    return normal
+
+  def log_line(self, target) -> str:
+    files = [path for path in target.rglob("*") if path.is_file()]
+    return f"{len(files)} files, {sum(path.stat().st_size for path in files) / 2**20:.1f} MiB"
+
+  def _save_sources(self) -> int:
+    for name, tree in (("unscanned", unscanned()), ("scanned", scanned())):
+      for prefix, use_ocdbt in (("", True), ("plain_", False)):
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=use_ocdbt)) as checkpointer:
+          checkpointer.save(self.folder / "sources" / f"{prefix}{name}", args=ocp.args.PyTreeSave(tree))
+    return 0
+
+
+def unscanned(layers=4, size=256):
+  """A train state of some MiB that does not compress."""
+  bits = np.random.default_rng(0)
+  array = lambda: bits.integers(0, 2**15, (size, size)).astype(np.int16).view(jax.numpy.bfloat16.dtype)
+  params = {"decoder": {f"layers_{i}": {"wi_0": array(), "wo": array()} for i in range(layers)}}
+  return util.linen(params | {"token_embedder": {"embedding": array()}})
+
+
+def scanned():
+  return converter.convert_nnx_to_linen(converter.convert_linen_to_nnx(unscanned()))
+
+
+def main(argv):
+  del argv
+  logging.set_verbosity(logging.FATAL)
+  chooser = random.Random(_SEED.value)
+  found, losses = collections.Counter(), 0
+  with tempfile.TemporaryDirectory() as folder:
+    campaign = Campaign(pathlib.Path(folder).resolve())
+    for number in range(_RUNS.value):
+      way = list(WAYS)[number % len(WAYS)]
+      fault, overwrite, at = chooser.choice(FAULTS), chooser.random() < 0.4, chooser.random()
+      label = f"seed {_SEED.value} run {number}: {way}; {fault} at {at:.3f}{'; --overwrite' if overwrite else ''}"
+      try:
+        outcome = campaign.run(number, way, fault, overwrite, at)
+      except AssertionError as e:
+        outcome, losses = "LOSS", losses + 1
+        print(f"{label}: LOSS: {e}")
+      else:
+        print(f"{label}: {outcome}")
+      sys.stdout.flush()
+      found[way, fault, outcome] += 1
+  print("\nway; fault; what stood at the target; runs")
+  for key, count in sorted(found.items()):
+    print("; ".join((*key, str(count))))
+  print(f"{_RUNS.value} runs with seed {_SEED.value}: {losses} losses")
+  return 1 if losses else 0
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,467 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What happens to disks, files and processes: one clear line, nothing at the target, and the source as it was."""
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from etils import epath
+import jax
+import linen_nnx_converter_util as util
+import numpy as np
+import orbax.checkpoint as ocp
+
+from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import framing
+from maxtext.checkpoint_conversion.linen_nnx_converter import staging
+from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter import transfer
+
+MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
+FORMATS = tuple(itertools.product((True, False), (True, False)))  # use_ocdbt, use_zarr3.
+SCAN, UNSCAN = {"scan_layers": True}, {"scan_layers": False}
+
+
+def params(layers=3):
+  """Layers that do not compress, of 128 KiB each, so that values stand in data files."""
+  random = np.random.default_rng(0)
+  array = lambda: random.integers(0, 2**16, (128, 256), np.uint16)
+  return {"decoder": {f"layers_{i}": {"wi_0": array(), "wo": array()} for i in range(layers)}}
+
+
+def scanned():
+  tree = converter.convert_linen_to_nnx({"params": {"params": params()}})
+  return converter.convert_nnx_to_linen(tree)
+
+
+class FaultTestCase(util.CheckpointTestCase):
+  """Has a source to read by reference, `unscanned`, and one to be streamed, `scanned`."""
+
+  def setUp(self):
+    super().setUp()
+    self.source = self.save("unscanned", {"params": {"params": params()}})
+
+  def assert_refused(self, error, message, source=None, target="out", **options):
+    """The conversion is refused in one line, and leaves everything as it was."""
+    before = util.files(self.tmp), util.snapshot(self.tmp)
+    with self.assertRaisesRegex(error, message) as caught:
+      converter.convert_checkpoint(source or self.source, self.tmp / target, **options)
+    self.assertLen(str(caught.exception).splitlines(), 1)
+    self.assertEqual((util.files(self.tmp), util.snapshot(self.tmp)), before)
+
+
+class DiskTest(FaultTestCase):
+  """Disks that are full or cannot be written."""
+
+  @contextlib.contextmanager
+  def small_disk(self, mebibytes):
+    """A file system of this size."""
+    folder = pathlib.Path(tempfile.mkdtemp()).resolve()
+    self.addCleanup(shutil.rmtree, folder)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(mebibytes * 1024)}k", "tmpfs", folder]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+      self.skipTest("needs the right to mount a file system")
+    try:
+      yield folder
+    finally:
+      subprocess.run(["umount", folder], check=True)
+
+  @parameterized.parameters(*itertools.product(FORMATS, (SCAN, UNSCAN)))
+  def test_a_full_disk(self, way, options):
+    """Copies of data files, and chunks that are encoded anew."""
+    use_ocdbt, use_zarr3 = way
+    tree = {"params": {"params": params(12)}} if options is SCAN else scanned()
+    source = self.save("source", tree, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
+    size = sum(p.stat().st_size for p in source.rglob("*")) / 2**20
+    before = util.snapshot(source)
+    with self.small_disk(max(0.25, size / 4)) as disk:
+      done = run(source, disk / "out", *(["--noscan_layers"] if options is UNSCAN else []))
+      self.assertEqual((done.returncode, done.stdout), (1, ""))
+      self.assertLen(done.stderr.splitlines(), 1, done.stderr)
+      self.assertRegex(done.stderr, "No space left on device")
+      self.assertEqual(os.listdir(disk), [])
+    self.assertEqual(util.snapshot(source), before)
+
+  def test_a_quota_on_the_size_of_files(self):
+    source = self.save("scanned", scanned())
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+    done = run(source, self.tmp / "out", "--noscan_layers", preexec_fn=limit)
+    self.assertEqual((done.returncode, done.stdout), (1, ""), done.stderr)
+    self.assertLen(done.stderr.splitlines(), 1, done.stderr)
+    self.assertRegex(done.stderr, "File too large")
+    self.assert_nothing_left("unscanned", "scanned")
+
+  def test_a_read_only_disk(self):
+    with self.small_disk(8) as disk:
+      subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+      done = run(self.source, disk / "out")
+      self.assertEqual(done.returncode, 1)
+      self.assertLen(done.stderr.splitlines(), 1, done.stderr)
+      self.assertRegex(done.stderr, "a place that can be written|Read-only file system")
+
+
+def run(source, target, *options, **kwargs):
+  """Runs the command in a process of its own."""
+  command = [sys.executable, "-m", MODULE, f"--source_path={source}", f"--target_path={target}", *options]
+  return subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
+
+
+class DamageTest(FaultTestCase):
+  """Files of the source that are gone, cut short, or changed by a bit."""
+
+  @parameterized.parameters(*itertools.product(FORMATS, (SCAN, UNSCAN)))
+  def test_a_truncated_file(self, way, options):
+    source = self.save("damaged", {"params": {"params": params()}}, use_ocdbt=way[0], use_zarr3=way[1])
+    largest = max((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    if way[0]:
+      self.assert_refused(errors.DamagedSourceError, "should have at least .* bytes, found", source, **options)
+    else:  # Without OCDBT nothing says how long a chunk is: its decoder does.
+      self.assert_refused(
+          errors.ConversionError,
+          "decoder/layers_2/w.*: expected chunks that can be read",
+          source,
+          verify="full",
+          **options,
+      )
+
+  @parameterized.parameters("manifest.ocdbt", "_METADATA", "_sharding", "array_metadatas/process_0")
+  def test_a_flipped_bit_in_metadata(self, name):
+    """Refused, or without effect: never another result."""
+    source = self.save("source", {"params": {"params": jax_params()}})
+    expected = util.flat(converter.load_checkpoint(self._converted(source, "expected")))
+    whole = (source / name).read_bytes()
+    random = np.random.default_rng(1)
+    outcomes = {}
+    for number in range(40):
+      damaged = bytearray(whole)
+      damaged[random.integers(len(whole))] ^= 1 << random.integers(8)
+      (source / name).write_bytes(damaged)
+      try:
+        target = self._converted(source, f"target_{number}")
+      except errors.ConversionError as e:
+        outcomes[type(e).__name__] = outcomes.get(type(e).__name__, 0) + 1
+        self.assertLen(str(e).splitlines(), 1)
+        self.assertFalse((self.tmp / f"target_{number}").exists())
+      else:
+        self.assertEqual(util.flat(converter.load_checkpoint(target)), expected)
+        shutil.rmtree(target)
+    if name in ("manifest.ocdbt", "_METADATA"):
+      self.assertNotEmpty(outcomes)
+
+  def _converted(self, source, name):
+    converter.convert_checkpoint(source, self.tmp / name)
+    return self.tmp / name
+
+  def test_a_flipped_bit_in_a_node_of_the_tree(self):
+    """Nodes have checksums."""
+    index = storage.Checkpoint(epath.Path(self.source)).index
+    for file in index.tree_files:
+      path = self.source / file
+      whole = path.read_bytes()
+      for place in range(0, len(whole), max(1, len(whole) // 16)):
+        path.write_bytes(flipped(whole, place))
+        self.assert_refused(errors.UnfinishedCheckpointError, "expected metadata that Orbax can read, found .*")
+      path.write_bytes(whole)
+
+  def test_an_array_that_the_metadata_do_not_name(self):
+    """A lost line of `_METADATA` is no reason to lose an array."""
+    document = json.loads((self.source / "_METADATA").read_text())
+    lost = next(key for key in document["tree_metadata"] if "layers_1" in key and "wo" in key)
+    del document["tree_metadata"][lost]
+    (self.source / "_METADATA").write_text(json.dumps(document))
+    self.assert_refused(
+        errors.DamagedSourceError, r"params.params.decoder.layers_1.wo: expected a leaf in _METADATA, for in the store"
+    )
+
+
+def flipped(content, place):
+  content = bytearray(content)
+  content[place] ^= 1
+  return bytes(content)
+
+
+def jax_params():
+  return jax.tree.map(jax.numpy.asarray, params(2))
+
+
+class ChangingSourceTest(FaultTestCase):
+  """Somebody else works on the source while it is converted."""
+
+  def at_half_time(self, action):
+    """Does something to the source when all metadata are read and the data files are about to be."""
+    real = framing.save
+
+    def save(*args, **kwargs):
+      action()
+      return real(*args, **kwargs)
+
+    return absltest.mock.patch.object(framing, "save", save)
+
+  def _replace(self, source):
+    shutil.rmtree(source)
+    tree = {
+        "params": {
+            "params": {
+                "decoder": {name: {k: v + 1 for k, v in layer.items()} for name, layer in params()["decoder"].items()}
+            }
+        }
+    }
+    self.save(source.name, tree, use_ocdbt=(source.name != "plain"))
+
+  @parameterized.parameters("unscanned", "plain")
+  def test_a_source_that_is_replaced(self, name):
+    """Its data files may have the same names: without OCDBT they are those of the leaves."""
+    source = self.source if name == "unscanned" else self.save("plain", {"params": {"params": params()}}, use_ocdbt=False)
+    with (
+        self.at_half_time(lambda: self._replace(source)),
+        self.assertRaisesRegex(errors.SourceChangedError, "expected the file that stood there when the conversion"),
+    ):
+      converter.convert_checkpoint(source, self.tmp / "out")
+    self.assertFalse((self.tmp / "out").exists())
+    self.assertNotIn(f"out{staging.SUFFIX}", os.listdir(self.tmp))
+
+  @parameterized.parameters(SCAN, UNSCAN)
+  def test_a_source_that_is_deleted(self, **options):
+    source = self.save("doomed", scanned())
+    with (
+        self.at_half_time(lambda: shutil.rmtree(source)),
+        self.assertRaisesRegex(errors.SourceChangedError, "doomed/.*found no such file or directory"),
+    ):
+      converter.convert_checkpoint(source, self.tmp / "out", **options)
+    self.assert_nothing_left("unscanned")
+
+  def test_a_file_that_is_changed_in_place(self):
+    source = self.save("source", scanned(), use_ocdbt=False)
+    chunk = max((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    with (
+        self.at_half_time(lambda: chunk.write_bytes(chunk.read_bytes())),
+        self.assertRaisesRegex(errors.SourceChangedError, f"{chunk}: .*, found another one"),
+    ):
+      converter.convert_checkpoint(source, self.tmp / "out")
+    self.assert_nothing_left("unscanned", "source")
+
+  def test_a_save_under_way_is_no_source(self):
+    """Orbax, stopped while it writes a step."""
+    reached, go_on = threading.Event(), threading.Event()
+
+    handler = ocp.PyTreeCheckpointHandler()
+    finalize = handler.finalize
+
+    def slow_finalize(directory):
+      reached.set()
+      go_on.wait()
+      finalize(directory)
+
+    handler.finalize = slow_finalize
+
+    def save():
+      with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(self.tmp / "run" / "3", args=ocp.args.PyTreeSave({"params": {"params": params()}}))
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    try:
+      reached.wait(60)
+      for source in ("run", "run/3.orbax-checkpoint-tmp"):
+        self.assert_refused(errors.UnfinishedCheckpointError, "expected a finished checkpoint", self.tmp / source)
+    finally:
+      go_on.set()
+      thread.join()
+    converter.convert_checkpoint(self.tmp / "run", self.tmp / "out")
+
+
+class TargetTest(FaultTestCase):
+  """Places that are strange, and others who want the same one."""
+
+  def test_another_conversion_to_the_same_target(self):
+    """The second one is refused at once; the first one is not disturbed."""
+    refusals = []
+    real = transfer.bring
+
+    async def bring(*args, **kwargs):
+      await real(*args, **kwargs)
+      for overwrite in (False, True):
+        with self.assertRaises(errors.TargetError) as caught:
+          converter.convert_checkpoint(self.source, self.tmp / "out", overwrite=overwrite)
+        refusals.append(str(caught.exception))
+
+    with absltest.mock.patch.object(transfer, "bring", bring):
+      converter.convert_checkpoint(self.source, self.tmp / "out")
+    self.assertLen(refusals, 2)
+    self.assertRegex(refusals[0], "out: expected no other conversion to it, found one under way in .*")
+    self.assert_nothing_left("unscanned", "out")
+
+  def test_somebody_else_takes_the_place_meanwhile(self):
+    def occupy():
+      (self.tmp / "out").mkdir()
+      (self.tmp / "out" / "file").write_text("mine")
+
+    real = framing.save
+
+    def save(*args, before_commit, **kwargs):
+      def and_occupy(folder, items):
+        before_commit(folder, items)
+        occupy()
+
+      real(*args, before_commit=and_occupy, **kwargs)
+
+    with (
+        absltest.mock.patch.object(framing, "save", save),
+        self.assertRaisesRegex(errors.TargetError, "out: expected nothing there yet"),
+    ):
+      converter.convert_checkpoint(self.source, self.tmp / "out")
+    self.assertEqual((self.tmp / "out" / "file").read_text(), "mine")
+    self.assert_nothing_left("unscanned", "out")
+
+  def test_what_a_killed_run_left_is_removed(self):
+    leftover = self.tmp / f"out{staging.SUFFIX}"
+    (leftover / "out.orbax-checkpoint-tmp").mkdir(parents=True)
+    (leftover / "out.orbax-checkpoint-tmp" / "file").write_text("half")
+    foreign = self.tmp / "out.orbax-checkpoint-tmp"
+    foreign.mkdir()  # A trainer's, perhaps: not ours to remove.
+    converter.convert_checkpoint(self.source, self.tmp / "out")
+    self.assert_nothing_left("unscanned", "out", foreign.name)
+
+  def test_it_is_removed_even_where_the_target_is_there_already(self):
+    converter.convert_checkpoint(self.source, self.tmp / "out")
+    (self.tmp / f"out{staging.SUFFIX}").mkdir()
+    converter.convert_checkpoint(self.source, self.tmp / "other")
+    with self.assertRaisesRegex(errors.TargetError, "expected nothing there yet"):
+      converter.convert_checkpoint(self.source, self.tmp / "out")
+    self.assert_nothing_left("unscanned", "out", "other")
+
+  def test_a_dry_run_removes_nothing(self):
+    (self.tmp / f"out{staging.SUFFIX}").mkdir()
+    converter.convert_checkpoint(self.source, self.tmp / "out", dry_run=True)
+    self.assert_nothing_left("unscanned", f"out{staging.SUFFIX}")
+
+  @parameterized.parameters(False, True)
+  def test_where_folders_cannot_change_places(self, is_killed):
+    """On other systems than Linux: the old one is moved away first, and comes back if the run ends there."""
+    converter.convert_checkpoint(self.source, self.tmp / "out")
+    before = util.snapshot(self.tmp / "out")
+    real, killed = os.rename, []
+
+    def rename(old, new):
+      if is_killed and os.fspath(new) == str(self.tmp / "out") and not killed:
+        killed.append(True)
+        raise KeyboardInterrupt
+      real(old, new)
+
+    no_exchange = absltest.mock.patch.object(staging, "_exchange", lambda *_: False)
+    with no_exchange, absltest.mock.patch.object(os, "rename", rename):
+      if is_killed:
+        with self.assertRaises(KeyboardInterrupt):
+          converter.convert_checkpoint(self.source, self.tmp / "out", overwrite=True)
+        self.assertEqual(util.snapshot(self.tmp / "out"), before)
+      else:
+        converter.convert_checkpoint(self.source, self.tmp / "out", overwrite=True)
+        self.assertNotEqual(util.snapshot(self.tmp / "out"), before)
+    self.assert_nothing_left("unscanned", "out")
+
+  def test_an_old_checkpoint_that_a_killed_run_moved_away_comes_back(self):
+    converter.convert_checkpoint(self.source, self.tmp / "out")
+    before = util.snapshot(self.tmp / "out")
+    leftover = self.tmp / f"out{staging.SUFFIX}"
+    leftover.mkdir()
+    (self.tmp / "out").rename(leftover / "out.replaced")
+    with self.assertRaisesRegex(errors.TargetError, "expected nothing there yet"):
+      converter.convert_checkpoint(self.source, self.tmp / "out")
+    self.assertEqual(util.snapshot(self.tmp / "out"), before)
+    self.assert_nothing_left("unscanned", "out")
+
+  def test_a_symbolic_link(self):
+    """The target is where the link leads to, whether there is something or not."""
+    (self.tmp / "link").symlink_to(self.tmp / "real")
+    for _ in range(2):
+      conversion = converter.convert_checkpoint(self.source, self.tmp / "link", overwrite=True)
+      self.assertEqual(os.fspath(conversion.target), str(self.tmp / "real"))
+    self.assertTrue((self.tmp / "link").is_symlink())
+    self.assert_nothing_left("unscanned", "link", "real")
+
+  def test_a_symbolic_link_into_the_source(self):
+    (self.tmp / "link").symlink_to(self.source / "inside")
+    self.assert_refused(errors.TargetError, "expected a target apart from the source", target="link")
+
+  @parameterized.parameters("x" * 256, "x" * 230, "ü" * 128, "/".join(["x" * 200] * 25))
+  def test_a_path_that_is_too_long(self, name):
+    self.assert_refused(errors.TargetError, "expected a name that leaves room .*, found File name too long", target=name)
+
+  @parameterized.parameters("with spaces", "ünï cödé 模型", "x" * 200, "new\nline")
+  def test_a_strange_name(self, name):
+    for _ in range(2):
+      converter.convert_checkpoint(self.source, f"{self.tmp}/{name}/", overwrite=True)
+    converter.load_checkpoint(self.tmp / name)
+    self.assert_nothing_left("unscanned", name)
+
+  def test_a_file_in_the_place(self):
+    (self.tmp / "out").write_text("a file")
+    self.assert_refused(errors.TargetError, "expected nothing there yet")
+    converter.convert_checkpoint(self.source, self.tmp / "out", overwrite=True)
+    self.assertTrue((self.tmp / "out" / "_METADATA").exists())
+
+  def test_failures_of_two_that_share_new_parents(self):
+    """Who fails removes the parents that it made, unless somebody uses them."""
+    real = transfer.bring
+
+    async def bring(*args, **kwargs):
+      if "first" in os.fspath(args[1]):
+        await asyncio.to_thread(converter.convert_checkpoint, self.source, self.tmp / "new" / "second")
+        raise OSError(errno.ENOSPC, "No space left on device")
+      await real(*args, **kwargs)
+
+    with absltest.mock.patch.object(transfer, "bring", bring), self.assertRaisesRegex(OSError, "No space left"):
+      converter.convert_checkpoint(self.source, self.tmp / "new" / "first")
+    converter.load_checkpoint(self.tmp / "new" / "second")
+    self.assertCountEqual(os.listdir(self.tmp / "new"), ["second"])
+
+
+class SignalTest(FaultTestCase):
+
+  @parameterized.parameters(signal.SIGINT, signal.SIGTERM)
+  def test_a_clean_stop(self, number):
+    """Of a conversion that waits for a lock, so that it is sure to be under way."""
+    with staging._locked(self.tmp, wait=True):  # pylint: disable=protected-access
+      command = [sys.executable, "-m", MODULE, f"--source_path={self.source}", f"--target_path={self.tmp}/out"]
+      process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+      descriptors = pathlib.Path(f"/proc/{process.pid}/fd")
+      while process.poll() is None and str(self.tmp) not in set(map(os.path.realpath, descriptors.iterdir())):
+        time.sleep(0.05)
+      process.send_signal(number)
+      out, err = process.communicate(timeout=60)
+    self.assertEqual((process.returncode, out), (130, ""))
+    self.assertEqual(err, "linen_nnx_converter: interrupted: nothing unfinished was left at the target.\n")
+    self.assert_nothing_left("unscanned")
+
+
+if __name__ == "__main__":
+  absltest.main()
