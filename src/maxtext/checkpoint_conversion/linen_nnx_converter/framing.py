@@ -275,13 +275,17 @@ def _write_spec(value, info, args):
 
 def _token() -> str:
   """A name that no one else has, the same in all processes."""
-  token = uuid.uuid4().hex[:8]
+  return from_first(lambda: uuid.uuid4().hex[:8], _TOKEN_TIMEOUT_MS)
+
+
+def from_first(make: Callable[[], str], timeout_ms: int) -> str:
+  """What the first process makes, in all processes, which call this in the same order."""
   if multihost.process_count() == 1:
-    return token
-  key, client = f"linen_nnx_converter/token/{next(_TOKENS)}", multihost.get_jax_distributed_client()
+    return make()
+  key, client = f"linen_nnx_converter/{next(_TOKENS)}", multihost.get_jax_distributed_client()
   if multihost.process_index() == 0:
-    client.key_value_set(key, token)
-  return client.blocking_key_value_get(key, _TOKEN_TIMEOUT_MS)
+    client.key_value_set(key, make())
+  return client.blocking_key_value_get(key, timeout_ms)
 
 
 def _make_parents(path) -> list[epath.Path]:
