@@ -67,9 +67,8 @@ class CommandTest(parameterized.TestCase):
     self.assertRegex(
         done.stdout,
         r"^converted Linen TrainState -> NNX TrainStateNNX, boxed in \d+\.\d s, verified: "
-        r"39 leaves \(39 copied\), 0\.7 MiB by reference, 4 bytes streamed -> "
-        + re.escape(f"{self.tmp}/out/2/items\n")
-        + "$",
+        r"39 leaves \(39 copied\), 0\.7 MiB by reference, 4 bytes streamed; "
+        r"digests of 1 of 39 leaves, --verify=full for all -> " + re.escape(f"{self.tmp}/out/2/items\n") + "$",
     )
     self.assertEqual(done.stderr, "")
     self.assertEqual(converter.detect_format(converter.load_checkpoint(self.tmp / "out")), "nnx")

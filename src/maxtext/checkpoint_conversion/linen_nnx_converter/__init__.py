@@ -41,6 +41,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
   # pylint: disable=g-importing-member
   from maxtext.checkpoint_conversion.linen_nnx_converter.__main__ import main
+  from maxtext.checkpoint_conversion.linen_nnx_converter.audit import verify_checkpoint
   from maxtext.checkpoint_conversion.linen_nnx_converter.convert import convert_checkpoint
   from maxtext.checkpoint_conversion.linen_nnx_converter.convert import convert_linen_to_nnx
   from maxtext.checkpoint_conversion.linen_nnx_converter.convert import convert_nnx_to_linen

@@ -28,12 +28,16 @@ _DIRECTIONS = ("auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to
 
 DONE, REFUSED, VERIFICATION_FAILED, INTERRUPTED = 0, 1, 2, 130  # Exit codes.
 
+_OTHER_FLAGS = ("help", "traceback", "h", "verify_only")  # Those that a conversion does not take.
+_VERIFY_ONLY_FLAGS = ("verify_only", "target_path", "memory_budget_gib", "traceback")
+
 _HEARTBEAT_SECONDS = 20  # How long a process may be silent before the others give up.
 
 USAGE = """Converts a MaxText checkpoint between Flax Linen and Flax NNX, exact to the bit.
 
 usage: python -m maxtext.checkpoint_conversion.linen_nnx_converter --source_path=… --target_path=… [flags]
            [base.yml model_name=… scan_layers=… …]
+       python -m maxtext.checkpoint_conversion.linen_nnx_converter --verify_only --target_path=…
 """
 
 
@@ -126,6 +130,18 @@ def define_flags() -> flags.FlagValues:
   verify = "Compare the target with the source, to the bit, before the commit; --verify=full decodes all of both."
   flags.DEFINE_flag(flags.Flag(_VerifyParser(), None, "verify", True, verify, boolean=True), **common)
   flags.DEFINE_boolean("overwrite", False, "Replace an existing target.", **common)
+  flags.DEFINE_boolean(
+      "resume",
+      False,
+      "Take the leaves that an interrupted conversion to this target had finished, after comparing each with the source.",
+      **common,
+  )
+  flags.DEFINE_boolean(
+      "verify_only",
+      False,
+      "Convert nothing: compare the leaves of --target_path with the digests that its conversion kept.",
+      **common,
+  )
   flags.DEFINE_string(
       "coordinator_address",
       None,
@@ -166,7 +182,10 @@ def _main(argv) -> int:
   if values.help:
     print(USAGE + values.module_help(_MODULE))
     return DONE
-  for name in ("source_path", "target_path"):
+  other = [f"--{name}" for name in values if values[name].present and name not in _VERIFY_ONLY_FLAGS] + rest
+  if values.verify_only and other:
+    return _refuse(f"--verify_only: expected --target_path and no flag of a conversion, found {' '.join(other)}.")
+  for name in ("target_path",) if values.verify_only else ("source_path", "target_path"):
     if not values[name].value and not rest:
       return _refuse(f"--{name}: expected a path, found none. Run with --help to see all flags.")
   return _convert(values, rest)
@@ -192,26 +211,32 @@ def console_main() -> None:
 
 
 def _convert(values, config_arguments) -> int:
-  """Converts as the flags say, and prints what was done."""
+  """Converts or verifies as the flags say, and prints what was done."""
   # pylint: disable=import-outside-toplevel
   import jax
 
+  from maxtext.checkpoint_conversion.linen_nnx_converter import audit
   from maxtext.checkpoint_conversion.linen_nnx_converter import convert
   from maxtext.checkpoint_conversion.linen_nnx_converter import errors
   from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
   from maxtext.checkpoint_conversion.linen_nnx_converter import progress
 
   cluster = {name: values[name].value for name in ("coordinator_address", "num_processes", "process_id")}
-  options = {name: values[name].value for name in values if name not in ("help", "traceback", "h", *cluster)}
+  options = {name: values[name].value for name in values if name not in (*_OTHER_FLAGS, *cluster)}
   if len({value is None for value in cluster.values()}) != 1:
     return _refuse(
         "--coordinator_address, --num_processes and --process_id: expected all of them or none. Give all three."
     )
+  told = progress.Progress()
   try:
+    if values.verify_only:
+      memory = values.memory_budget_gib
+      print(audit.verify_checkpoint(values.target_path, memory_budget_gib=memory, progress=told).summary())
+      return DONE
     if cluster["coordinator_address"]:
       jax.distributed.initialize(**cluster, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     config = maxtext_config.load(config_arguments) if config_arguments else None
-    conversion = convert.convert_checkpoint(**options, config=config, progress=progress.Progress())
+    conversion = convert.convert_checkpoint(**options, config=config, progress=told)
   except errors.ConversionError as e:
     if values.traceback:
       raise
@@ -220,9 +245,8 @@ def _convert(values, config_arguments) -> int:
   except Exception as e:  # A full disk, a file that vanished: one line as well.  pylint: disable=broad-except
     if values.traceback:
       raise
-    return _refuse(
-        f"{options['target_path']}: {type(e).__name__}: {' '.join(str(e).split())[:500]}. Nothing was left there."
-    )
+    left = "Nothing was verified." if values.verify_only else "Nothing was left there."
+    return _refuse(f"{options['target_path']}: {type(e).__name__}: {' '.join(str(e).split())[:500]}. {left}")
   if jax.process_index() != 0:
     return DONE
   if conversion.dry_run:

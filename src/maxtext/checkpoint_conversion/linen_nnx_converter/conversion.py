@@ -40,6 +40,8 @@ class Conversion:
     ways: how the bytes of each target leaf that is an array went.
     seconds: how long it took.
     verified: whether every byte of the target was compared with the source.
+    digests: how many of these leaves have a digest on record, by which the target alone can be verified.
+    resumed: what was taken from an interrupted run, where that was asked for.
     dry_run: whether nothing was written.
   """
 
@@ -49,6 +51,8 @@ class Conversion:
   ways: Mapping[Path, ways.Way]
   seconds: float = 0.0
   verified: bool = False
+  digests: int = 0
+  resumed: str = ""
   dry_run: bool = False
 
   @property
@@ -78,6 +82,7 @@ class Conversion:
         "empty_nodes": [[list(path), leaf] for path, leaf in plan.empty_nodes.items()],
         "seconds": round(self.seconds, 3),
         "verified": self.verified,
+        "digests": self.digests,
         "versions": storage.versions(),
     }
 
@@ -91,10 +96,17 @@ class Conversion:
     )
     sizes = ", ".join(f"{_size(nbytes)} {way}" for way, nbytes in self.nbytes.items() if nbytes)
     done = f" in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}" if not self.dry_run else ""
+    resumed = f"; {self.resumed}" if self.resumed else ""
     return (
         f"{'would convert' if self.dry_run else 'converted'} {plan.source_layout} -> {plan.target_layout}{done}: "
-        f"{len(plan.moves)} leaves ({moves}), {sizes}{dropped} -> {self.target}"
+        f"{len(plan.moves)} leaves ({moves}), {sizes}{dropped}{resumed}"
+        f"{self._digests() if self.verified else ''} -> {self.target}"
     )
+
+  def _digests(self) -> str:
+    if self.digests == len(self.ways):
+      return "; digests of all leaves"
+    return f"; digests of {self.digests} of {len(self.ways)} leaves, --verify=full for all"
 
 
 def _size(nbytes: int) -> str:

@@ -14,7 +14,6 @@
 
 """The conversions: of trees in memory, and of checkpoints on disk."""
 
-import asyncio
 import dataclasses
 import os
 import time
@@ -25,7 +24,9 @@ import jax
 import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import audit
 from maxtext.checkpoint_conversion.linen_nnx_converter import conversion as conversion_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import digests
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import framing
@@ -36,15 +37,15 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
 from maxtext.checkpoint_conversion.linen_nnx_converter import model_check
 from maxtext.checkpoint_conversion.linen_nnx_converter import moving
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
-from maxtext.checkpoint_conversion.linen_nnx_converter import proof
+from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
+from maxtext.checkpoint_conversion.linen_nnx_converter import resume as resume_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import rng_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
 from maxtext.checkpoint_conversion.linen_nnx_converter import staging
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 from maxtext.checkpoint_conversion.linen_nnx_converter import target_leaf
 from maxtext.checkpoint_conversion.linen_nnx_converter import tunix
-from maxtext.checkpoint_conversion.linen_nnx_converter import verify as verify_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import ways
 
 Path = abstract_state.Path
@@ -139,6 +140,7 @@ def convert_checkpoint(
     copy_mode: str = "auto",
     verify: bool | str = True,
     overwrite: bool = False,
+    resume: bool = False,
     dry_run: bool = False,
     progress: moving.Progress | None = None,
     **options,
@@ -160,8 +162,11 @@ def convert_checkpoint(
     copy_mode: whether to `link` the source's data files where their bytes need not change, to `copy` them, or, as `auto`
       does, to link them where the file system can.
     verify: whether to compare the target with the source, to the bit, before the commit. Where the target refers to the
-      source's own chunks, or has them encoded alike, that is the proof; `full` decodes all of both.
+      source's own chunks, or has them encoded alike, that is the proof; `full` decodes all of both. Of what is decoded
+      the digests are kept, see `digests.py`.
     overwrite: whether to replace an existing target, which stays whole until the new one is.
+    resume: whether to take the leaves that an interrupted conversion to this target had finished, each of which is
+      compared with the source first. Without it, what that left is removed.
     dry_run: whether to plan only.
     progress: is told how far the work of this process has come.
     **options: as `planner.plan_conversion` takes them: direction, scan_layers, param_scan_axis, layer_naming,
@@ -204,26 +209,37 @@ def convert_checkpoint(
   tunix.check_accumulation(plan, source.read)
   lengths = key_values.file_lengths(source.directory, source.index)
   routes = ways.choose(plan, source, lengths, brings_dead_bytes=copy_mode == "link")
+  budget = int(memory_budget_gib * 2**30)
+  progress = progress or progress_lib.Silent()
+  resumption = resume_lib.Resumption()
+  if resume and not dry_run:
+    resumption = resume_lib.take(target, plan, source, routes, memory_budget=budget, progress=progress)
+    routes = {**routes, **resumption.routes}
+  elif not dry_run:
+    resume_lib.discard(target.final)
   conversion = conversion_lib.Conversion(
       plan, location.items, target.items, {path: route.way for path, route in routes.items()}, dry_run=dry_run
   )
+  if resume and not dry_run:
+    conversion = dataclasses.replace(conversion, resumed=resumption.summary())
   if dry_run:
     return dataclasses.replace(conversion, seconds=time.monotonic() - begin)
   result = []
-  budget = int(memory_budget_gib * 2**30)
-  progress = progress or _NoProgress()
 
   def before_commit(folder: epath.Path, items: epath.Path):
     progress.finish()
+    found = audit.verify_written(plan, source, items, budget, progress, is_full=verify == "full") if verify else {}
     if verify:
-      _verify(plan, source, items, budget, progress, is_full=verify == "full")
+      digests.write(items, found)
     source_files.check_unchanged(location.final, stamps)
-    result.append(dataclasses.replace(conversion, seconds=time.monotonic() - begin, verified=bool(verify)))
+    seconds = time.monotonic() - begin
+    result.append(dataclasses.replace(conversion, seconds=seconds, verified=bool(verify), digests=len(found)))
     _finish_step(folder, location, custom_metadata, result[0])
 
   processes = jax.process_count()
+  me = jax.process_index()
   move = moving.Move(
-      plan, source, routes, lengths, copy_mode, budget, progress, process=jax.process_index(), processes=processes
+      plan, source, routes, lengths, copy_mode, budget, progress, resumption.origins, process=me, processes=processes
   )
   progress.start("writing", move.nbytes() // processes)
   try:
@@ -240,6 +256,7 @@ def convert_checkpoint(
   except Exception:
     source_files.check_unchanged(location.final, stamps)  # If it was, that is the cause of whatever failed.
     raise
+  resume_lib.discard(target.final)
   return result[0] if result else dataclasses.replace(conversion, seconds=time.monotonic() - begin)
 
 
@@ -275,27 +292,6 @@ def _convert_tree(state, **options) -> dict[str, Any]:
   return abstract_state.unflatten(dataclasses.replace(plan.target, leaves=execute.apply(plan, source.leaves)))
 
 
-def _verify(plan, source, items, budget, progress, *, is_full: bool):
-  """Reads the written pytree back, as anyone would, and compares it with the plan and the source."""
-  written = storage.Checkpoint(items)
-  verify_lib.verify_state(plan.target, written.state)
-  proven = frozenset() if is_full else asyncio.run(proof.prove(plan, source, written, memory_budget=budget)).paths
-  unproven = [path for path in plan.moves if path not in proven and path in written.stored]
-  progress.start("verifying", sum(written.stored[path].nbytes for path in unproven))
-  asyncio.run(
-      verify_lib.verify_arrays(
-          plan,
-          unproven,
-          open_source=source.open,
-          open_target=written.open,
-          chunk_shape_of=lambda path: source.stored[path].chunk_shape,
-          memory_budget=budget,
-          on_verified=progress.advance,
-      )
-  )
-  progress.finish()
-
-
 def _finish_step(folder, location, custom_metadata, conversion):
   """Carries along what belongs to the step besides the train state, and writes the record."""
   siblings = {sibling.name: sibling for sibling in location.siblings()}
@@ -325,15 +321,3 @@ def _recorded_empty_nodes(custom_metadata) -> dict[Path, Any]:
       found=found,
       remedy="The checkpoint is damaged: use another step.",
   )
-
-
-class _NoProgress:
-
-  def start(self, task, nbytes):
-    pass
-
-  def advance(self, nbytes):
-    pass
-
-  def finish(self):
-    pass

@@ -26,6 +26,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import framing
 from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import resume
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 from maxtext.checkpoint_conversion.linen_nnx_converter import transfer
 from maxtext.checkpoint_conversion.linen_nnx_converter import ways
@@ -58,6 +59,7 @@ class Move:
     copy_mode: how to bring data files: one of `transfer.COPY_MODES`.
     memory_budget: bytes, for all copies of the data that is under way.
     progress: is told of bytes: those of chunks that are decoded, of values and of files that are copied.
+    taken: what an interrupted run left, each with the leaves that are taken from it.
     process: which of several processes this is, each of which moves a share of the bytes.
     processes: how many there are.
   """
@@ -69,6 +71,7 @@ class Move:
   copy_mode: str
   memory_budget: int
   progress: Progress
+  taken: tuple[tuple[resume.Leftover, tuple[Path, ...]], ...] = ()
   process: int = 0
   processes: int = 1
 
@@ -93,6 +96,7 @@ class Move:
   async def put_encoded(self, items: epath.Path):
     """Puts the arrays that are not streamed into the folder of the pytree."""
     await (self._refer(items) if self.source.use_ocdbt else self._bring_chunks(items))
+    await self._take_over(items)
     raw = self._renamed(ways.Way.RAW)
     if raw:
       await transfer.copy_values(
@@ -110,19 +114,40 @@ class Move:
     renamed = self._renamed(ways.Way.REFERENCE)
     if not renamed:
       return
-    index = self.source.index
-    files = ways.data_files(self.routes, index)
-    mine = list(self._share(sorted(files - index.tree_files), self.lengths.__getitem__))
-    if self.process != 0:
-      await self._bring(items, [(file, file) for file in mine])
-      return
-    # The nodes of the tree, which one process reads to rename its keys: those that the target does not need go again.
-    await self._bring(items, [(file, file) for file in (*mine, *sorted(index.tree_files))])
-    ranges = chunks.ranges(renamed, index.values)
-    await transfer.rename(self.source, items, ranges, self._documents(ways.Way.REFERENCE))
-    written = await key_values.read_index(items, use_ocdbt=True, context=self.source.context)
-    for file in index.tree_files - written.tree_files - {value.file for value in written.values.values()}:
+    tree_files = self.source.index.tree_files
+    files = ways.data_files(self.routes, self.source.index) - tree_files
+    mine = self._share(sorted(files), self.lengths.__getitem__)
+    await self._bring(items, [(file, file) for file in mine])
+    if self.process == 0:
+      await self._refer_to(self.source, items, renamed, self._documents(ways.Way.REFERENCE))
+
+  async def _refer_to(self, origin: storage.Checkpoint | resume.Leftover, items, renamed, documents):
+    """Makes the target's store refer to data files that are there already; brings those that hold nodes of the tree.
+
+    These are read to rename keys. Those that the target does not need go again.
+    """
+    tree_files = origin.index.tree_files
+    await self._bring(
+        items, [(file, file) for file in sorted(tree_files)], None if origin is self.source else origin.directory
+    )
+    await transfer.rename(origin, items, chunks.ranges(renamed, origin.index.values), documents)
+    written = await key_values.read_index(items, use_ocdbt=True, context=origin.context)
+    for file in tree_files - written.tree_files - {value.file for value in written.values.values()}:
       (items / file).unlink()
+
+  async def _take_over(self, items):
+    """Makes the target have what an interrupted run had finished, under the same keys."""
+    for leftover, paths in self.taken:
+      keys = [pair for path in paths for pair in self.routes[path].renamed]
+      if not keys:
+        continue
+      if not leftover.use_ocdbt:
+        await self._bring(items, keys, leftover.directory)
+        continue
+      values = [leftover.index.values[key] for key, _ in keys]
+      files = {value.file for value in values if value.inline is None} - leftover.index.tree_files
+      await self._bring(items, [(file, file) for file in sorted(files)], leftover.directory)
+      await self._refer_to(leftover, items, keys, {})
 
   async def _bring_chunks(self, items):
     """Brings the files of chunks under their new names."""
@@ -131,13 +156,14 @@ class Move:
       for key, text in self._documents(ways.Way.REFERENCE).items():
         (items / key).write_bytes(text)
 
-  async def _bring(self, items, files):
+  async def _bring(self, items, files, leftover: epath.Path | None = None):
+    """Brings files of the source, or of what an interrupted run left, which is nobody's and need not be copied."""
     await transfer.bring(
-        self.source.directory,
+        leftover or self.source.directory,
         items,
         files,
-        copy_mode=self.copy_mode,
-        on_brought=lambda file: self.progress.advance(self.lengths.get(file, 0)),
+        copy_mode="auto" if leftover else self.copy_mode,
+        on_brought=lambda file: None if leftover else self.progress.advance(self.lengths.get(file, 0)),
     )
 
   def _share[T](self, work: Iterable[T], nbytes_of: Callable[[T], int]) -> Iterator[T]:

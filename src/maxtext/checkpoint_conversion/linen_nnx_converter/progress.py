@@ -23,6 +23,19 @@ import tqdm
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+class Silent:
+  """Tells nothing."""
+
+  def start(self, task: str, nbytes: int) -> None:
+    """Begins a task."""
+
+  def advance(self, nbytes: int) -> None:
+    """Counts bytes that are done."""
+
+  def finish(self) -> None:
+    """Ends the task."""
+
+
 class Progress:
   """Tells how far the work has come: bytes, rate and time left."""
 

@@ -19,7 +19,7 @@ target there holds a lock on it, which the system drops when the process ends, h
 was left behind by a run that was killed; one that somebody holds is never touched.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import ctypes
 import errno
@@ -36,6 +36,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 SUFFIX = ".orbax-checkpoint-tmp-linen_nnx_converter"
 _A_DATA_FILE = "/ocdbt.process_0/d/0123456789abcdef0123456789abcdef"
+_ORBAX = ".orbax-checkpoint-tmp"  # What ends the name of the folder in which Orbax makes a checkpoint.
+_KEPT = f"{_ORBAX}-resumed-"
 _OLD = ".replaced"  # What ends the old checkpoint's name beside the new one, where the two cannot change places at once.
 _REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_REMOVALS = 200, 4, 0.1
 _TOKENS, _TOKEN_TIMEOUT_MS = itertools.count(), 60_000
@@ -106,6 +108,22 @@ def clear(final: epath.Path):
       _discard(staging)
 
 
+def keep(final: epath.Path):
+  """Moves what a killed conversion to `final` was making to a name of its own beside it, which `kept` finds."""
+  if is_remote(final) or not _staging(final).exists():
+    return
+  with _locked(_staging(final), wait=False) as is_left:
+    for folder in _staging(final).glob(f"{final.name}{_ORBAX}*") if is_left else ():
+      folder.rename(final.parent / f"{final.name}{_KEPT}{uuid.uuid4().hex[:8]}")
+
+
+def kept(final: epath.Path) -> list[epath.Path]:
+  """The folders that `keep` moved."""
+  if is_remote(final) or not final.parent.exists():
+    return []
+  return sorted(path for path in final.parent.iterdir() if path.name.startswith(f"{final.name}{_KEPT}"))
+
+
 def is_remote(path: epath.Path) -> bool:
   """Whether a path is a URL such as `gs://…`, where nothing is renamed at once and Orbax marks what is finished."""
   return "://" in os.fspath(path)
@@ -154,13 +172,17 @@ def _staged_remotely(final, is_primary):
 
 def _token() -> str:
   """A name that no one else has, the same in all processes."""
-  token = uuid.uuid4().hex[:8]
+  return from_first(lambda: uuid.uuid4().hex[:8], _TOKEN_TIMEOUT_MS)
+
+
+def from_first(make: Callable[[], str], timeout_ms: int) -> str:
+  """What the first process makes, in all processes, which call this in the same order."""
   if multihost.process_count() == 1:
-    return token
-  key, client = f"linen_nnx_converter/token/{next(_TOKENS)}", multihost.get_jax_distributed_client()
+    return make()
+  key, client = f"linen_nnx_converter/{next(_TOKENS)}", multihost.get_jax_distributed_client()
   if multihost.process_index() == 0:
-    client.key_value_set(key, token)
-  return client.blocking_key_value_get(key, _TOKEN_TIMEOUT_MS)
+    client.key_value_set(key, make())
+  return client.blocking_key_value_get(key, timeout_ms)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Reading checkpoints. With `key_values.py`, `transfer.py` and `framing.py`, all that knows Orbax and TensorStore.
+"""Reading checkpoints. All that knows Orbax and TensorStore, with `key_values`, `transfer`, `framing` and `resume`.
 
 Tried with orbax-checkpoint 0.11.37, 0.12.4 and 0.12.8. What is private to Orbax is imported from `orbax.checkpoint._src`.
 """

@@ -95,7 +95,7 @@ def target_leaves(plan: plan_lib.Plan, source: storage.Checkpoint, routes: Mappi
         shape=tuple(plan.target.leaves[path].shape),
         dtype=np.dtype(plan.target.leaves[path].dtype),
         chunk_shape=_moved(origin.chunk_shape, move, 1),
-        write_shape=_moved(origin.write_shape or origin.chunk_shape, move, 1),
+        write_shape=_moved((route.way != ways.Way.RESUMED and origin.write_shape) or origin.chunk_shape, move, 1),
         sharding=origin.sharding and _moved_sharding(origin.sharding, move, len(origin.shape)),
         ext_metadata=origin.ext_metadata,
         compression=origin.compression,

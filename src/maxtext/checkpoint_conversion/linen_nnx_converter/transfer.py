@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 import errno
 import os
 import shutil
+from typing import Any
 
 from etils import epath
 import fsspec
@@ -68,7 +69,7 @@ async def bring(
 
 
 async def rename(
-    source: storage.Checkpoint,
+    source: Any,
     target: epath.Path,
     ranges: Iterable[tuple[str, str, bool]],
     documents: Mapping[str, bytes],
@@ -80,7 +81,7 @@ async def rename(
   its folder in the target as its base, and its own manifest.
 
   Args:
-    source: the source.
+    source: the source, with a `directory` and a TensorStore `context`.
     target: the folder of the target's pytree.
     ranges: old and new keys or prefixes, as `chunks.ranges` gives them.
     documents: values to write besides.

@@ -58,6 +58,8 @@ async def verify_arrays(
     chunk_shape_of: Callable[[Path], tuple[int, ...]],
     memory_budget: int,
     on_verified: Callable[[int], None],
+    on_equal: Callable[[Path, Box, np.ndarray], None] | None = None,
+    on_failure: Callable[[Path, Exception], None] | None = None,
 ):
   """Reads every element of the source that these target leaves have, and compares its bytes with what stands in them.
 
@@ -71,6 +73,8 @@ async def verify_arrays(
     chunk_shape_of: the chunk shape of a source leaf.
     memory_budget: bytes, for all data held at a time; a single chunk may take more.
     on_verified: called with the size of each target leaf's part of a source leaf that was found, in bytes.
+    on_equal: called, in a thread, with each box of a target leaf that was found equal, and what stands in it.
+    on_failure: called with what is wrong with a target leaf, instead of raising it.
 
   Raises:
     VerificationError: naming the first element that differs.
@@ -86,6 +90,14 @@ async def verify_arrays(
   gate = asyncio.Semaphore(1 if any(chunk_bytes(path) > box_bytes for path in stored) else 2)
   failures = []
 
+  async def verify_part(part, target, box, data):
+    try:
+      await _verify_part(part, target, box, data, on_equal)
+    except Exception as e:  # A value that differs, or a chunk that cannot be read.  pylint: disable=broad-except
+      if on_failure is None:
+        raise
+      on_failure(part.target, e)
+
   async def verify_leaf(path, parts):
     async with gate:
       if failures:
@@ -93,10 +105,10 @@ async def verify_arrays(
       source = await open_source(path)
       opened = await asyncio.gather(*(open_target(part.target) for part in parts))
       itemsize = source.dtype.numpy_dtype.itemsize
-      for box in _boxes(source.shape, chunk_shape_of(path), box_bytes // itemsize):
-        data = await storage.read_region(path, source, _index(box))
+      for box in boxes(source.shape, chunk_shape_of(path), box_bytes // itemsize):
+        data = await storage.read_region(path, source, as_slices(box))
         for some in itertools.batched(zip(parts, opened), _PARTS_AT_ONCE):
-          await asyncio.gather(*(_verify_part(part, target, box, data) for part, target in some))
+          await asyncio.gather(*(verify_part(part, target, box, data) for part, target in some))
       on_verified(sum(min(math.prod(t.shape), math.prod(source.shape)) for t in opened) * itemsize)
 
   async def verify_unless_failed(path, parts):
@@ -110,7 +122,7 @@ async def verify_arrays(
     raise failures[0]
 
 
-async def _verify_part(part, target, box, data):
+async def _verify_part(part, target, box, data, on_equal):
   """Compares what `part` takes of this box of the source with what stands in the target."""
   move = part.move
   if isinstance(move, plan_lib.Copy):
@@ -130,18 +142,21 @@ async def _verify_part(part, target, box, data):
     for axis, (index, start, _) in reversed(list(zip(move.axes, along))):
       expected = expected[(slice(None),) * axis + (index - start,)]
   try:
-    found = await target[_index(place)].read()
+    found = await target[as_slices(place)].read()
   except ValueError as e:  # What TensorStore raises for a chunk that cannot be read.
     raise _failure(part.target, "chunks that can be read", " ".join(str(e).split())[:300]) from e
   # The step is the only leaf whose dtype may differ; its value may not.
   _compare(part.target, found, expected.astype(found.dtype) if found.shape == () else expected, place)
+  if on_equal:
+    await asyncio.to_thread(on_equal, part.target, tuple(place), found)
 
 
-def _index(box: Box) -> tuple[slice, ...]:
+def as_slices(box: Box) -> tuple[slice, ...]:
+  """The box as an index."""
   return tuple(slice(start, stop) for start, stop in box)
 
 
-def _boxes(shape, chunk_shape, elements: int) -> Iterator[Box]:
+def boxes(shape, chunk_shape, elements: int) -> Iterator[Box]:
   """Boxes of whole chunks that cover the array, doubled from one chunk while they have at most `elements`."""
   steps = list(chunk_shape)
   for axis in reversed(range(len(shape))):

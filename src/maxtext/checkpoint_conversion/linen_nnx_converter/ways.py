@@ -40,6 +40,7 @@ class Way(enum.StrEnum):
   REFERENCE = "by reference"  # The target's keys point into the source's data files, linked or copied whole.
   RAW = "raw"  # Encoded chunks are copied as they are.
   STREAMED = "streamed"  # Chunks are decoded, rearranged and encoded.
+  RESUMED = "resumed"  # Chunks that it had finished are linked.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +94,10 @@ def choose(
 
 def nbytes(plan: plan_lib.Plan, ways: Mapping[Path, Way]) -> dict[Way, int]:
   """The bytes of the target's arrays by the way that they go."""
-  totals = dict.fromkeys(Way, 0)
+  totals = dict.fromkeys((Way.REFERENCE, Way.RAW, Way.STREAMED), 0)
   for path, way in ways.items():
     leaf = plan.target.leaves[path]
-    totals[way] += leaf.size * leaf.dtype.itemsize
+    totals[way] = totals.get(way, 0) + leaf.size * leaf.dtype.itemsize
   return totals
 
 
