@@ -96,7 +96,10 @@ class Normal:
 def fork(function: Callable[[], int], log: pathlib.Path) -> int:
   """Runs a function in a fork, whose exit code it returns, its output in a file. Returns the process's id."""
   assert len(os.listdir("/proc/self/task")) == 1, "this process has threads"
+  signals = {signal.SIGINT, signal.SIGTERM}
+  signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # Until the fork can tell what it is stopped at.
   if pid := os.fork():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     return pid
   code = _FAILED
   try:
@@ -104,6 +107,7 @@ def fork(function: Callable[[], int], log: pathlib.Path) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     code = function()
     sys.stdout.flush()
   except KeyboardInterrupt:  # Before the command began.

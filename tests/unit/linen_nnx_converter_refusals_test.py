@@ -12,7 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The table of refusals: every one that the code can raise is in it, and those that are provoked print what it says."""
+"""The table of refusals: every one that the code can raise is in it, and those that are provoked print what it says.
+
+`python tests/unit/linen_nnx_converter_refusals_test.py --write` writes the table anew.
+"""
 
 import ast
 import functools
@@ -20,6 +23,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -34,6 +38,20 @@ DOCUMENT = util.ROOT / "docs" / "refusals.md"
 CODE = util.ROOT / "src" / "maxtext" / "checkpoint_conversion" / "linen_nnx_converter"
 # Functions that make a refusal of what they are given: its class, and where they take what was expected and the remedy.
 HELPERS = {"unlike": ("LayerStackError", 1, 3), "_layout_error": ("LayoutError", 1, 2)}
+
+INTRODUCTION = """# Refusals
+
+Whatever the converter refuses, it says in one line, and leaves nothing at the target:
+
+```
+<path>: expected <expected>, found <what is there>. <remedy>
+```
+
+`path` is that of a leaf, a file or a folder; `…` stands for what differs from case to case. From Python each is an
+exception of the named class, a subclass of `errors.ConversionError`; the command prints it and exits with 1, with 2 for a
+`VerificationError`. `tests/unit/linen_nnx_converter_refusals_test.py` writes this page, and checks it against the code
+and against what is printed.
+"""
 
 Row = tuple[str, str, str]  # The class, what was expected, and the remedy, with … for what differs from case to case.
 
@@ -68,6 +86,22 @@ def rows_of_code() -> set[Row]:
   )
   rows = {(cls, e.strip(), r.strip()) for call in calls for cls, e, r in rows_of(call)}
   return {row for row in rows if row[1:] != ("…", "…")}  # Of the helpers themselves.
+
+
+def classes() -> dict[str, type]:
+  """The classes of refusals, in the order of `errors.py`."""
+  return {
+      name: cls for name, cls in vars(errors).items() if isinstance(cls, type) and cls.__base__ is errors.ConversionError
+  }
+
+
+def document(rows: set[Row]) -> str:
+  """The whole page."""
+  page = INTRODUCTION
+  for name, cls in classes().items():
+    mine = sorted(f"| {expected} | {remedy} |\n" for row_class, expected, remedy in rows if row_class == name)
+    page += f"\n## {name}\n\n{cls.__doc__}\n\n| Expected | Remedy |\n| --- | --- |\n{''.join(mine)}"
+  return page
 
 
 def rows_of_document() -> set[Row]:
@@ -182,19 +216,12 @@ ON_DISK = (
 class RefusalsTest(util.CheckpointTestCase):
 
   def test_every_refusal_of_the_code_is_in_the_table_and_no_other(self):
-    code, document = rows_of_code(), rows_of_document()
-    as_lines = lambda rows: "\n".join(f"{cls}: | {expected} | {remedy} |" for cls, expected, remedy in sorted(rows))
-    self.assertEqual(
-        code,
-        document,
-        f"\nnot in docs/refusals.md:\n{as_lines(code - document)}\nnot in the code:\n{as_lines(document - code)}",
+    self.assertMultiLineEqual(
+        DOCUMENT.read_text(), document(rows_of_code()), "write it anew, as this file's docstring says"
     )
 
-  def test_every_class_has_its_section(self):
-    classes = {
-        name for name, cls in vars(errors).items() if isinstance(cls, type) and cls.__base__ is errors.ConversionError
-    }
-    self.assertEqual({cls for cls, *_ in rows_of_document()}, classes)
+  def test_every_class_is_raised(self):
+    self.assertEqual({cls for cls, *_ in rows_of_code()}, set(classes()))
 
   def assert_in_the_table(self, error):
     """The message is one line, and that of a row of its class."""
@@ -227,4 +254,7 @@ class RefusalsTest(util.CheckpointTestCase):
 
 
 if __name__ == "__main__":
-  absltest.main()
+  if sys.argv[1:] == ["--write"]:
+    DOCUMENT.write_text(document(rows_of_code()))
+  else:
+    absltest.main()
