@@ -173,7 +173,7 @@ class InterruptedTest(parameterized.TestCase):
   def test_a_leaf_that_was_damaged_meanwhile_is_done_anew(self):
     save(self.source, use_ocdbt=False)
     kill_midway(self.targets, *self.paths)
-    (items,) = (self.target).glob("3.orbax*/items*")
+    (items,) = self.target.rglob("items.orbax*")
     finished = [chunk.parent.name for chunk in items.glob("*/0.0") if chunk.stat().st_size > 2**20 - 1]
     flip_a_bit(items / finished[0] / "0.0")
     summary, streamed = self.run_again("--resume")
@@ -188,7 +188,7 @@ class InterruptedTest(parameterized.TestCase):
   def test_a_store_that_was_damaged_meanwhile(self, name):
     save(self.source)
     kill_midway(self.targets, *self.paths)
-    (store,) = self.target.glob("3.orbax*/items*/ocdbt.process_0")
+    (store,) = self.target.rglob("items.orbax*/ocdbt.process_0")
     file = store / name if name.startswith("manifest") else max((store / name).iterdir(), key=lambda p: p.stat().st_size)
     flip_a_bit(file)
     summary, _ = self.run_again("--resume")

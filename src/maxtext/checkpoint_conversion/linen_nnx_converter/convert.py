@@ -192,6 +192,8 @@ def convert_checkpoint(
   target = locations.find_target(target_path, location)
   locations.check_apart(source_path, location, target_path, target)
   if not dry_run and jax.process_index() == 0:
+    if resume:
+      staging.keep(target.final)
     staging.clear(target.final)
   locations.check_free(target.final, overwrite=overwrite)
   stamps = source_files.survey(location.final)

@@ -113,8 +113,9 @@ def keep(final: epath.Path):
   if is_remote(final) or not _staging(final).exists():
     return
   with _locked(_staging(final), wait=False) as is_left:
-    for folder in _staging(final).glob(f"{final.name}{_ORBAX}*") if is_left else ():
-      folder.rename(final.parent / f"{final.name}{_KEPT}{uuid.uuid4().hex[:8]}")
+    for folder in list(_staging(final).iterdir()) if is_left else ():
+      if folder.name.startswith(f"{final.name}{_ORBAX}"):
+        folder.rename(final.parent / f"{final.name}{_KEPT}{uuid.uuid4().hex[:8]}")
 
 
 def kept(final: epath.Path) -> list[epath.Path]:
