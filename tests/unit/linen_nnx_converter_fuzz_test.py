@@ -63,7 +63,7 @@ names = st.sampled_from(
 def cast(content, dtype):
   """An array of this dtype of any bits, NaNs and signed zeros among them, out of eight bytes for each element."""
   if dtype in (bool, jnp.dtype("int4")):
-    return (content[..., 0] % 2 if dtype.kind == "b" else content[..., 0] % 16).astype(dtype)
+    return np.asarray(content[..., 0] % (2 if dtype.kind == "b" else 16)).astype(dtype)
   return np.ascontiguousarray(content[..., : dtype.itemsize]).view(dtype)[..., 0]
 
 
