@@ -18,6 +18,7 @@ import asyncio
 import base64
 from collections.abc import Iterable, Iterator
 import contextlib
+import json
 import math
 from typing import Any
 
@@ -55,6 +56,7 @@ def read_shardings(directory: epath.Path) -> dict[str, str]:
   """Orbax's JSON of each sharding, by name."""
   document = source_files.read_json(directory / "_sharding", {})
   for sharding in set(document.values()):
+    sharding_metadata.ShardingTypes(json.loads(sharding)["sharding_type"])
     with contextlib.suppress(NotImplementedError):  # A kind that Orbax writes and does not read.
       sharding_metadata.from_serialized_string(sharding)
   return {base64.urlsafe_b64decode(name).decode(): sharding for name, sharding in document.items()}
