@@ -14,21 +14,17 @@
 
 """What happens to disks, files and processes: one clear line, nothing at the target, and the source as it was."""
 
-import asyncio
 import contextlib
-import errno
 import itertools
 import json
 import os
 import pathlib
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -43,7 +39,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import framing
 from maxtext.checkpoint_conversion.linen_nnx_converter import staging
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
-from maxtext.checkpoint_conversion.linen_nnx_converter import transfer
 
 MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
 FORMATS = tuple(itertools.product((True, False), (True, False)))  # use_ocdbt, use_zarr3.
@@ -297,171 +292,6 @@ class ChangingSourceTest(FaultTestCase):
       go_on.set()
       thread.join()
     converter.convert_checkpoint(self.tmp / "run", self.tmp / "out")
-
-
-class TargetTest(FaultTestCase):
-  """Places that are strange, and others who want the same one."""
-
-  def test_another_conversion_to_the_same_target(self):
-    """The second one is refused at once; the first one is not disturbed."""
-    refusals = []
-    real = transfer.bring
-
-    async def bring(*args, **kwargs):
-      await real(*args, **kwargs)
-      for overwrite in (False, True):
-        with self.assertRaises(errors.TargetError) as caught:
-          converter.convert_checkpoint(self.source, self.tmp / "out", overwrite=overwrite)
-        refusals.append(str(caught.exception))
-
-    with absltest.mock.patch.object(transfer, "bring", bring):
-      converter.convert_checkpoint(self.source, self.tmp / "out")
-    self.assertNotEmpty(refusals)
-    for refusal in refusals:
-      self.assertRegex(refusal, "out: expected no other conversion to it, found one under way in .*")
-    self.assert_nothing_left("unscanned", "out")
-
-  def test_somebody_else_takes_the_place_meanwhile(self):
-    def occupy():
-      (self.tmp / "out").mkdir()
-      (self.tmp / "out" / "file").write_text("mine")
-
-    real = framing.save
-
-    def save(*args, before_commit, **kwargs):
-      def and_occupy(folder, items):
-        before_commit(folder, items)
-        occupy()
-
-      real(*args, before_commit=and_occupy, **kwargs)
-
-    with (
-        absltest.mock.patch.object(framing, "save", save),
-        self.assertRaisesRegex(errors.TargetError, "out: expected nothing there yet"),
-    ):
-      converter.convert_checkpoint(self.source, self.tmp / "out")
-    self.assertEqual((self.tmp / "out" / "file").read_text(), "mine")
-    self.assert_nothing_left("unscanned", "out")
-
-  def test_what_a_killed_run_left_is_removed(self):
-    leftover = self.tmp / f"out{staging.SUFFIX}"
-    (leftover / "out.orbax-checkpoint-tmp").mkdir(parents=True)
-    (leftover / "out.orbax-checkpoint-tmp" / "file").write_text("half")
-    foreign = self.tmp / "out.orbax-checkpoint-tmp"
-    foreign.mkdir()  # A trainer's, perhaps: not ours to remove.
-    converter.convert_checkpoint(self.source, self.tmp / "out")
-    self.assert_nothing_left("unscanned", "out", foreign.name)
-
-  def test_it_is_removed_even_where_the_target_is_there_already(self):
-    converter.convert_checkpoint(self.source, self.tmp / "out")
-    (self.tmp / f"out{staging.SUFFIX}").mkdir()
-    converter.convert_checkpoint(self.source, self.tmp / "other")
-    with self.assertRaisesRegex(errors.TargetError, "expected nothing there yet"):
-      converter.convert_checkpoint(self.source, self.tmp / "out")
-    self.assert_nothing_left("unscanned", "out", "other")
-
-  def test_a_dry_run_removes_nothing(self):
-    (self.tmp / f"out{staging.SUFFIX}").mkdir()
-    converter.convert_checkpoint(self.source, self.tmp / "out", dry_run=True)
-    self.assert_nothing_left("unscanned", f"out{staging.SUFFIX}")
-
-  @parameterized.parameters(False, True)
-  def test_where_folders_cannot_change_places(self, is_killed):
-    """On other systems than Linux: the old one is moved away first, and comes back if the run ends there."""
-    converter.convert_checkpoint(self.source, self.tmp / "out")
-    before = util.snapshot(self.tmp / "out")
-    real, killed = os.rename, []
-
-    def rename(old, new):
-      if is_killed and os.fspath(new) == str(self.tmp / "out") and not killed:
-        killed.append(True)
-        raise KeyboardInterrupt
-      real(old, new)
-
-    no_exchange = absltest.mock.patch.object(staging, "_exchange", lambda *_: False)
-    with no_exchange, absltest.mock.patch.object(os, "rename", rename):
-      if is_killed:
-        with self.assertRaises(KeyboardInterrupt):
-          converter.convert_checkpoint(self.source, self.tmp / "out", overwrite=True)
-        self.assertEqual(util.snapshot(self.tmp / "out"), before)
-      else:
-        converter.convert_checkpoint(self.source, self.tmp / "out", overwrite=True)
-        self.assertNotEqual(util.snapshot(self.tmp / "out"), before)
-    self.assert_nothing_left("unscanned", "out")
-
-  def test_an_old_checkpoint_that_a_killed_run_moved_away_comes_back(self):
-    converter.convert_checkpoint(self.source, self.tmp / "out")
-    before = util.snapshot(self.tmp / "out")
-    leftover = self.tmp / f"out{staging.SUFFIX}"
-    leftover.mkdir()
-    (self.tmp / "out").rename(leftover / "out.replaced")
-    with self.assertRaisesRegex(errors.TargetError, "expected nothing there yet"):
-      converter.convert_checkpoint(self.source, self.tmp / "out")
-    self.assertEqual(util.snapshot(self.tmp / "out"), before)
-    self.assert_nothing_left("unscanned", "out")
-
-  def test_a_symbolic_link(self):
-    """The target is where the link leads to, whether there is something or not."""
-    (self.tmp / "link").symlink_to(self.tmp / "real")
-    for _ in range(2):
-      conversion = converter.convert_checkpoint(self.source, self.tmp / "link", overwrite=True)
-      self.assertEqual(os.fspath(conversion.target), str(self.tmp / "real"))
-    self.assertTrue((self.tmp / "link").is_symlink())
-    self.assert_nothing_left("unscanned", "link", "real")
-
-  def test_a_symbolic_link_into_the_source(self):
-    (self.tmp / "link").symlink_to(self.source / "inside")
-    self.assert_refused(errors.TargetError, "expected a target apart from the source", target="link")
-
-  @parameterized.parameters("x" * 256, "x" * 230, "ü" * 128, "/".join(["x" * 200] * 25))
-  def test_a_path_that_is_too_long(self, name):
-    self.assert_refused(errors.TargetError, "expected a name that leaves room .*, found File name too long", target=name)
-
-  @parameterized.parameters("with spaces", "ünï cödé 模型", "x" * 200, "new\nline")
-  def test_a_strange_name(self, name):
-    for _ in range(2):
-      converter.convert_checkpoint(self.source, f"{self.tmp}/{name}/", overwrite=True)
-    converter.load_checkpoint(self.tmp / name)
-    self.assert_nothing_left("unscanned", name)
-
-  def test_a_file_in_the_place(self):
-    (self.tmp / "out").write_text("a file")
-    self.assert_refused(errors.TargetError, "expected nothing there yet")
-    converter.convert_checkpoint(self.source, self.tmp / "out", overwrite=True)
-    self.assertTrue((self.tmp / "out" / "_METADATA").exists())
-
-  def test_failures_of_two_that_share_new_parents(self):
-    """Who fails removes the parents that it made, unless somebody uses them."""
-    real = transfer.bring
-
-    async def bring(*args, **kwargs):
-      if "first" in os.fspath(args[1]):
-        await asyncio.to_thread(converter.convert_checkpoint, self.source, self.tmp / "new" / "second")
-        raise OSError(errno.ENOSPC, "No space left on device")
-      await real(*args, **kwargs)
-
-    with absltest.mock.patch.object(transfer, "bring", bring), self.assertRaisesRegex(OSError, "No space left"):
-      converter.convert_checkpoint(self.source, self.tmp / "new" / "first")
-    converter.load_checkpoint(self.tmp / "new" / "second")
-    self.assertCountEqual(os.listdir(self.tmp / "new"), ["second"])
-
-
-class SignalTest(FaultTestCase):
-
-  @parameterized.parameters(signal.SIGINT, signal.SIGTERM)
-  def test_a_clean_stop(self, number):
-    """Of a conversion that waits for a lock, so that it is sure to be under way."""
-    with staging._locked(self.tmp, wait=True):  # pylint: disable=protected-access
-      command = [sys.executable, "-m", MODULE, f"--source_path={self.source}", f"--target_path={self.tmp}/out"]
-      process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-      descriptors = pathlib.Path(f"/proc/{process.pid}/fd")
-      while process.poll() is None and str(self.tmp) not in set(map(os.path.realpath, descriptors.iterdir())):
-        time.sleep(0.05)
-      process.send_signal(number)
-      out, err = process.communicate(timeout=60)
-    self.assertEqual((process.returncode, out), (130, ""))
-    self.assertEqual(err, "linen_nnx_converter: interrupted: nothing unfinished was left at the target.\n")
-    self.assert_nothing_left("unscanned")
 
 
 if __name__ == "__main__":
