@@ -75,6 +75,7 @@ TERMINATED, INTERRUPTED, RACE = "SIGTERM", "SIGINT", "two at once"
 FAULTS = (MOMENT, MOMENT, OPERATION, OPERATION, TERMINATED, INTERRUPTED, RACE)  # Chosen among evenly.
 SIGNALS = {MOMENT: signal.SIGKILL, TERMINATED: signal.SIGTERM, INTERRUPTED: signal.SIGINT}
 _OPERATIONS = frozenset({"open", "os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove", "shutil.copyfile"})
+_SECONDS = 120  # After which a conversion hangs.
 _BROKEN, _FAILED = "not whole", 99
 
 
@@ -117,7 +118,13 @@ def fork(function: Callable[[], int], log: pathlib.Path) -> int:
 
 
 def wait(pid: int) -> int:
-  return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+  """The exit code of a fork; one that does not end is killed, which is a loss where it was not meant to be."""
+  end = time.monotonic() + _SECONDS
+  while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+    time.sleep(0.002)
+    if time.monotonic() > end:
+      os.kill(pid, signal.SIGABRT)
+  return os.waitstatus_to_exitcode(ended[1])
 
 
 def count_operations(folder: str, stop_at: int | None) -> list[int]:

@@ -134,7 +134,7 @@ class HostileTest(util.CheckpointTestCase):
           folder.parent.mkdir(parents=True, exist_ok=True)
           (source / "params.params.decoder.layers_1.w").rename(folder)
       said = self.attempt(source, scan_layers=False)
-      if "/" in key or "\0" in key:
+      if set("/\\\0") & set(key):
         self.assertRegex(said, "^LayoutError: .* expected keys that can be names of files")
       elif said == "converted":
         tree = converter.load_checkpoint(self.tmp / "target")
@@ -185,7 +185,6 @@ class HostileTest(util.CheckpointTestCase):
           {"shape": [2**40, 100], "chunks": [2**40, 100]},
           {"shape": [2**30, 100], "chunks": [1, 1]},
           {"shape": [20, 2**36], "chunks": [20, 2**36]},
-          {"shape": [2**23, 100]},
           {"shape": [-1, 100]},
           {"shape": ["20", 100]},
           {"shape": [20.0, 100]},
@@ -220,7 +219,12 @@ class HostileTest(util.CheckpointTestCase):
     whole = path.read_text()
     for key in json.loads(whole):
       self.edit(path, lambda d, key=key: d.pop(key))
-      self.assertRegex(self.attempt(source), "^DamagedSourceError: .*layers_1")
+      said = self.attempt(source)
+      if key == "dimension_separator":  # Which has a default.
+        self.assertEqual(said, "converted")
+        remove(self.tmp / "target")
+      else:
+        self.assertRegex(said, "^DamagedSourceError: .*layers_1")
       path.write_text(whole)
     path.write_text("[" * 100_000)
     self.assertRegex(self.attempt(source), "^DamagedSourceError: .*layers_1")
@@ -245,7 +249,11 @@ class HostileTest(util.CheckpointTestCase):
       (source / name).rename(self.outside / name)
     for target in (self.outside / name, "..", ".", "/dev/zero", "/etc/passwd", "nowhere"):
       (source / name).symlink_to(target)
-      self.assertRegex(self.attempt(source), "^ForeignFileError: .* found a symbolic link to .* `cp -rL`")
+      said = self.attempt(source)
+      if name == "_METADATA" and not (source / name).exists():  # A link that leads nowhere is no metadata.
+        self.assertRegex(said, "^UnfinishedCheckpointError: ")
+      else:
+        self.assertRegex(said, "^ForeignFileError: .* found a symbolic link to .* `cp -rL`")
       (source / name).unlink()
 
   def test_pipes_sockets_and_devices(self):
@@ -334,15 +342,15 @@ class HostileTest(util.CheckpointTestCase):
     deep = np.ones(3)
     for _ in range(150):
       deep = {"a": deep}
-    with self.assertRaisesRegex(errors.LayoutError, "expected a tree of at most 100 levels, found 15"):
+    with self.assertRaisesRegex(errors.LayoutError, "expected a tree of at most 100 levels, found a deeper one"):
       converter.convert_linen_to_nnx({"params": {"params": deep}})
     for _ in range(100_000):
       deep = {"a": deep}
-    with self.assertRaisesRegex(errors.LayoutError, "expected a tree of at most 100 levels, found more"):
+    with self.assertRaisesRegex(errors.LayoutError, "expected a tree of at most 100 levels, found a deeper one"):
       converter.convert_linen_to_nnx({"params": {"params": deep}})
     circle = {}
     circle["circle"] = circle
-    with self.assertRaisesRegex(errors.LayoutError, "found more"):
+    with self.assertRaisesRegex(errors.LayoutError, "found a deeper one"):
       converter.convert_linen_to_nnx({"params": {"params": circle}})
     while isinstance(deep, dict):  # Python cannot free it all at once.
       deep = deep.pop("a")

@@ -201,7 +201,8 @@ def console_main() -> None:
   if "--traceback" not in sys.argv:  # TensorStore operations that Orbax leaves under way when one fails complain here.
     sys.unraisablehook = lambda _: None
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # As do Orbax's coroutines.
-  signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
+  # A clean stop, as for Ctrl-C, which asyncio knows. An exception anywhere in its loop would leave it waiting for ever.
+  signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
   code = main(sys.argv)
   sys.stdout.flush()
   sys.stderr.flush()

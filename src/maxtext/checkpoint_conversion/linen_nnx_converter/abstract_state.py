@@ -105,10 +105,9 @@ def unflatten(state: AbstractState) -> Any:
 
 def _with_paths(tree):
   """The leaves with their key paths, of a tree that is not too deep for Python's stack."""
+  _check_depth(tree)
   try:
-    pairs = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_empty)[0]
-  except (RecursionError, SystemError) as e:  # JAX raises the second one when it meets the first.
-    raise _too_deep("more") from e
+    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_empty)[0]
   except ValueError as e:  # JAX sorts the keys.
     raise errors.LayoutError(
         "top level",
@@ -116,18 +115,22 @@ def _with_paths(tree):
         found=str(e),
         remedy="Give strings for keys, as in a checkpoint.",
     ) from e
-  if (deepest := max((len(keypath) for keypath, _ in pairs), default=0)) > _MOST_LEVELS:
-    raise _too_deep(str(deepest))
-  return pairs
 
 
-def _too_deep(found) -> errors.LayoutError:
-  return errors.LayoutError(
-      "top level",
-      expected=f"a tree of at most {_MOST_LEVELS} levels",
-      found=found,
-      remedy="This is no train state: give the folder that holds one.",
-  )
+def _check_depth(tree):
+  """Checks that dicts, lists and tuples are not too deep, or in a circle; JAX's own check uses Python's stack up."""
+  nodes = [(tree, 0)]
+  while nodes:
+    node, depth = nodes.pop()
+    if depth > _MOST_LEVELS:
+      raise errors.LayoutError(
+          "top level",
+          expected=f"a tree of at most {_MOST_LEVELS} levels",
+          found="a deeper one",
+          remedy="This is no train state: give the folder that holds one.",
+      )
+    if isinstance(node, (dict, list, tuple)):
+      nodes += [(child, depth + 1) for child in (node.values() if isinstance(node, dict) else node)]
 
 
 def _empty_node(leaf: Any) -> Any:

@@ -34,7 +34,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
 
-_MOST_BYTES, _MOST_CHUNKS = 2**50, 2**24  # No leaf has more: the largest of a model of 700 B parameters has 2**40 bytes.
+# No leaf has more: the largest of a model of 700 B parameters has 2**40 bytes, and what a device writes at once fits it.
+_MOST_BYTES, _MOST_CHUNKS, _MOST_CHUNK_BYTES = 2**50, 2**24, 2**40
 _DOCUMENT_KEYS = {
     False: {"zarr_format", "shape", "chunks", "dtype", "order", "compressor", "fill_value", "filters"},
     True: {"zarr_format", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value"},
@@ -66,7 +67,7 @@ def check_names(paths: Iterable[abstract_state.Path]):
   """Checks that no leaf's name in storage, its path joined by dots, leads out of the folder that it names."""
   for path in paths:
     name = ".".join(path)
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
+    if name in ("", ".", "..") or set("/\\\0") & set(name):
       raise errors.LayoutError(
           repr(path),
           expected="keys that can be names of files",
@@ -109,6 +110,8 @@ def check_document(document: chunks.Document, use_zarr3: bool):
     raise ValueError(f"the shape {shape} in chunks {chunk_shape}")
   if (nbytes := math.prod(shape) * dtype(document).itemsize) > _MOST_BYTES:
     raise ValueError(f"the shape {shape} has {nbytes} bytes; {_MOST_BYTES} are the most")
+  if (nbytes := math.prod(chunk_shape) * dtype(document).itemsize) > _MOST_CHUNK_BYTES:
+    raise ValueError(f"the chunks {chunk_shape} have {nbytes} bytes each; {_MOST_CHUNK_BYTES} are the most")
   if (count := chunks.count(document)) > _MOST_CHUNKS:
     raise ValueError(f"the shape {shape} in chunks {chunk_shape} has {count} chunks; {_MOST_CHUNKS} are the most")
 
