@@ -283,9 +283,9 @@ class DamageTest(parameterized.TestCase):
       event("no damage")
       return
     event(f"damage: {kind}")
-    source = abstract_state.flatten(state)
     options = {"param_scan_axis": example.axis, "scan_layers": data.draw(st.sampled_from((None, True, False)))}
     try:
+      source = abstract_state.flatten(state)
       plan = planner.plan_conversion(abstract_state.abstract(source), **options)
       target = execute.apply(plan, source.leaves)
     except errors.ConversionError as e:

@@ -119,7 +119,7 @@ class PlanTest(parameterized.TestCase):
       plan_of({"a": source}, {"x": target}, {("x",): copied("a")}).validate()
 
   def test_refuses_a_leaf_that_is_also_a_subtree(self):
-    with self.assertRaisesRegex(errors.PathCollisionError, "^x: expected one leaf of this path"):
+    with self.assertRaisesRegex(errors.PathCollisionError, "^a: expected a path of its own in the target, found x,"):
       plan_of(
           {"a": struct(), "b": struct()}, {"x": struct(), "x/y": struct()}, {("x",): copied("a"), ("x", "y"): copied("b")}
       ).validate()

@@ -112,7 +112,7 @@ def _with_paths(tree):
     raise errors.LayoutError(
         "top level",
         expected="keys of one kind in each dict",
-        found=str(e),
+        found="some that cannot be sorted",
         remedy="Give strings for keys, as in a checkpoint.",
     ) from e
 

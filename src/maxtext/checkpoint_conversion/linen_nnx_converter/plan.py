@@ -174,7 +174,7 @@ class Plan:
       PathCollisionError: a target leaf's path is also an inner node's.
       LayerStackError: a move does not yield the target leaf's shape and dtype.
     """
-    _check_paths(self.target.leaves)
+    _check_paths(self.target.leaves, self.moves)
     consumers = self.parts()
     for path, leaf in self.source.leaves.items():
       if not abstract_state.is_empty(leaf):
@@ -261,12 +261,16 @@ def _inverted(parts: list[Part]) -> Move:
   return Copy(parts[0].target)
 
 
-def _check_paths(paths):
+def _check_paths(paths, moves):
   inner = {path[:i] for path in paths for i in range(1, len(path))}
   for path in paths:
     if path in inner:
+      origin = next(sources_of(moves[path]))[0] if path in moves else path
       raise errors.PathCollisionError(
-          path, expected="one leaf of this path", found="a leaf and a subtree", remedy="Rename one of them in the source."
+          origin,
+          expected="a path of its own in the target",
+          found=f"{'/'.join(path)}, below which there are leaves too",
+          remedy="Rename one of them in the source.",
       )
 
 
