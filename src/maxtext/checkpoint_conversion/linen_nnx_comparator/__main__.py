@@ -138,7 +138,7 @@ def _compare(values, paths, axes) -> int:
   except Exception as e:  # A file that vanished, a full disk: one line as well.  pylint: disable=broad-except
     if values.traceback:
       raise
-    return _refuse(f"{type(e).__name__}: {' '.join(str(e).split())[:500]}")
+    return _refuse(f"{type(e).__name__}: {errors.one_line(e, 500)}")
   return EQUAL if comparison.is_accepted else DIFFERENT
 
 

@@ -228,7 +228,7 @@ class _Reading:
       return errors.DamagedSourceError(
           f"{'AB'[read.side]}: {'/'.join(read.source)}",
           expected="chunks that can be read",
-          found=" ".join(str(e).split())[:300],
+          found=errors.one_line(e),
           remedy="The checkpoint is damaged: use another step.",
       )
 

@@ -247,7 +247,7 @@ def _convert(values, config_arguments) -> int:
     if values.traceback:
       raise
     left = "Nothing was verified." if values.verify_only else "Nothing was left there."
-    return _refuse(f"{options['target_path']}: {type(e).__name__}: {' '.join(str(e).split())[:500]}. {left}")
+    return _refuse(f"{options['target_path']}: {type(e).__name__}: {errors.one_line(e, 500)}. {left}")
   if jax.process_index() != 0:
     return DONE
   if conversion.dry_run:

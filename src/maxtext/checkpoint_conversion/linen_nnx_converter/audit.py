@@ -212,7 +212,7 @@ async def _difference(checkpoint, path, leaf, digest, memory_budget, progress) -
     array = await checkpoint.open(path)
     found = await digests.take(array, digest.block, memory_budget=memory_budget, on_read=progress.advance)
   except ValueError as e:  # What TensorStore raises for a missing, truncated or corrupt chunk.
-    return "chunks that can be read", " ".join(str(e).split())[:300]
+    return "chunks that can be read", errors.one_line(e)
   return None if found == digest else (f"the digest {digest.sha256[:16]}…", f"{found.sha256[:16]}…")
 
 

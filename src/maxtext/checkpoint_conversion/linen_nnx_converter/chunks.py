@@ -96,12 +96,7 @@ def restated(document: Document, move: plan_lib.Move) -> Document:
   if isinstance(move, plan_lib.Copy):
     return document
   document = copy.deepcopy(document)
-  chunks = chunk_shape(document)
-  moved = (
-      plan_lib.insert(chunks, move.axes, (1,) * len(move.axes))
-      if isinstance(move, plan_lib.Stack)
-      else plan_lib.remove(chunks, move.axes)
-  )
+  moved = plan_lib.moved(chunk_shape(document), move, itertools.repeat(1))
   document["shape"] = list(plan_lib.result_shape(move, shape(document)))
   if document["zarr_format"] == 2:
     document["chunks"] = list(moved)

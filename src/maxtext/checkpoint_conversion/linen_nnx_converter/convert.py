@@ -220,10 +220,13 @@ def convert_checkpoint(
   elif not dry_run:
     resume_lib.discard(target.final)
   conversion = conversion_lib.Conversion(
-      plan, location.items, target.items, {path: route.way for path, route in routes.items()}, dry_run=dry_run
+      plan,
+      location.items,
+      target.items,
+      {path: route.way for path, route in routes.items()},
+      resumed=resumption.summary() if resume and not dry_run else "",
+      dry_run=dry_run,
   )
-  if resume and not dry_run:
-    conversion = dataclasses.replace(conversion, resumed=resumption.summary())
   if dry_run:
     return dataclasses.replace(conversion, seconds=time.monotonic() - begin)
   result = []

@@ -18,6 +18,11 @@ Every message is one line: which path, what was expected there, what was found, 
 """
 
 
+def one_line(e: BaseException, most: int = 300) -> str:
+  """What an exception of a library says, in one line of at most so many characters."""
+  return " ".join(str(e).split())[:most]
+
+
 class ConversionError(ValueError):
   """A conversion that cannot be done without guessing, or whose input is damaged."""
 

@@ -52,7 +52,7 @@ def load(arguments: Sequence[str]) -> Any:
     raise errors.ConfigError(
         " ".join(arguments),
         expected="a config that the installed MaxText can read",
-        found=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}",
+        found=f"{type(e).__name__}: {errors.one_line(e)}",
         remedy="Run in MaxText's environment, and check the config and its settings.",
     ) from e
 
@@ -178,7 +178,7 @@ def _untraceable(config, e, remedy) -> errors.ConfigError:
   return errors.ConfigError(
       f"model_name={config.model_name}",
       expected="a model that the installed MaxText can trace",
-      found=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}",
+      found=f"{type(e).__name__}: {errors.one_line(e)}",
       remedy=remedy,
   )
 

@@ -17,7 +17,7 @@
 A plan is made from two abstract states and can be printed, checked, inverted and costed before a byte moves.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 from typing import Any
@@ -194,7 +194,7 @@ def described(leaf: abstract_state.Leaf) -> str:
   return f"{tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
 
 
-def insert[T](values: Sequence[T], axes: tuple[int, ...], new: Sequence[T]) -> tuple[T, ...]:
+def insert[T](values: Sequence[T], axes: tuple[int, ...], new: Iterable[T]) -> tuple[T, ...]:
   """`values`, one for each axis, with `new` ones put in at the ascending places `axes`."""
   result = list(values)
   for axis, value in zip(axes, new):
@@ -217,13 +217,18 @@ def sources_of(move: Move) -> Iterator[tuple[Path, tuple[int, ...]]]:
 
 def result_shape(move: Move, source_shape: tuple[int, ...]) -> tuple[int, ...]:
   """The shape that `move` makes of a source leaf of this shape; of each of its source leaves, for a `Stack`."""
-  if isinstance(move, Copy):
-    return tuple(source_shape)
+  return moved(source_shape, move, move.sizes if isinstance(move, Stack) else ())
+
+
+def moved[T](values: Sequence[T], move: Move, new: Iterable[T]) -> tuple[T, ...]:
+  """What a source leaf has for each axis, as the target leaf has it; `new` for the axes that a `Stack` puts in."""
   if isinstance(move, Stack):
-    return insert(source_shape, move.axes, move.sizes)
+    return insert(values, move.axes, new)
+  if isinstance(move, Slice):
+    return remove(values, move.axes)
   if isinstance(move, Transpose):
-    return tuple(source_shape[axis] for axis in move.axes)
-  return remove(source_shape, move.axes)
+    return tuple(values[axis] for axis in move.axes)
+  return tuple(values)
 
 
 def _kind(move: Move) -> str:

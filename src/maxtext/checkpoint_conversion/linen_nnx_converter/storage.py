@@ -321,7 +321,7 @@ async def read_region(path: Path, array: ts.TensorStore, region: Any) -> np.ndar
     raise errors.DamagedSourceError(
         path,
         expected="chunks that can be read",
-        found=" ".join(str(e).split())[:300],
+        found=errors.one_line(e),
         remedy="The checkpoint is damaged: use another step.",
     ) from e
 

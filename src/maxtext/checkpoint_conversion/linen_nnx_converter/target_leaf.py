@@ -14,8 +14,9 @@
 
 """The leaves that Orbax is given to save: what is stored how, and written by us."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
+import itertools
 import json
 import math
 from typing import Any
@@ -87,6 +88,7 @@ def target_leaves(plan: plan_lib.Plan, source: storage.Checkpoint, routes: Mappi
   for path, route in routes.items():
     move = plan.moves[path]
     origin = source.stored[next(plan_lib.sources_of(move))[0]]
+    written = (route.way != ways.Way.RESUMED and origin.write_shape) or origin.chunk_shape
     value_type = origin.value_type
     if value_type == storage.SCALAR and not isinstance(move, plan_lib.Copy):
       value_type = storage.NUMPY_ARRAY
@@ -94,8 +96,8 @@ def target_leaves(plan: plan_lib.Plan, source: storage.Checkpoint, routes: Mappi
         path,
         shape=tuple(plan.target.leaves[path].shape),
         dtype=np.dtype(plan.target.leaves[path].dtype),
-        chunk_shape=_moved(origin.chunk_shape, move, 1),
-        write_shape=_moved((route.way != ways.Way.RESUMED and origin.write_shape) or origin.chunk_shape, move, 1),
+        chunk_shape=plan_lib.moved(origin.chunk_shape, move, itertools.repeat(1)),
+        write_shape=plan_lib.moved(written, move, itertools.repeat(1)),
         sharding=origin.sharding and _moved_sharding(origin.sharding, move, len(origin.shape)),
         ext_metadata=origin.ext_metadata,
         compression=origin.compression,
@@ -104,22 +106,11 @@ def target_leaves(plan: plan_lib.Plan, source: storage.Checkpoint, routes: Mappi
   return leaves
 
 
-def _moved[T](values: Sequence[T], move: plan_lib.Move, new: T) -> tuple[T, ...]:
-  """What a source leaf has for each axis, as its target leaf has it; `new` for a layer axis that is put in."""
-  if isinstance(move, plan_lib.Stack):
-    return plan_lib.insert(values, move.axes, (new,) * len(move.axes))
-  if isinstance(move, plan_lib.Slice):
-    return plan_lib.remove(values, move.axes)
-  if isinstance(move, plan_lib.Transpose):
-    return tuple(values[axis] for axis in move.axes)
-  return tuple(values)
-
-
 def _moved_sharding(text: str, move, rank) -> str:
   """Orbax's JSON of a sharding, with the layer axis, which is not sharded, put in or taken out."""
   document = json.loads(text)
   if isinstance(move, plan_lib.Copy) or "partition_spec" not in document:
     return text
   spec = document["partition_spec"]
-  document["partition_spec"] = _moved([*spec, *[None] * (rank - len(spec))], move, None)
+  document["partition_spec"] = plan_lib.moved([*spec, *[None] * (rank - len(spec))], move, itertools.repeat(None))
   return json.dumps(document)

@@ -144,7 +144,7 @@ async def _verify_part(part, target, box, data, on_equal):
   try:
     found = await target[as_slices(place)].read()
   except ValueError as e:  # What TensorStore raises for a chunk that cannot be read.
-    raise _failure(part.target, "chunks that can be read", " ".join(str(e).split())[:300]) from e
+    raise _failure(part.target, "chunks that can be read", errors.one_line(e)) from e
   # The step is the only leaf whose dtype may differ; its value may not.
   _compare(part.target, found, expected.astype(found.dtype) if found.shape == () else expected, place)
   if on_equal:

@@ -28,9 +28,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 
 Path = abstract_state.Path
 
+_LONGEST_FILE_NAME = 255
 # Data files that are brought along whole may hold this much besides what the target refers to: other bytes of the
 # source, which would lie dead in the target. It is a share of the live bytes, and room for the tree's nodes.
-_LONGEST_FILE_NAME = 255
 _DEAD_SHARE, _DEAD_BYTES = 0.1, 2**20
 
 
@@ -40,7 +40,7 @@ class Way(enum.StrEnum):
   REFERENCE = "by reference"  # The target's keys point into the source's data files, linked or copied whole.
   RAW = "raw"  # Encoded chunks are copied as they are.
   STREAMED = "streamed"  # Chunks are decoded, rearranged and encoded.
-  RESUMED = "resumed"  # Chunks that it had finished are linked.
+  RESUMED = "resumed"  # Chunks that an interrupted run had finished are linked.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,12 +144,12 @@ def _has_dead_bytes(routes, index, lengths) -> bool:
 
 def _check_chunks(plan, source):
   """Checks that no chunk of a leaf that the target gets is absent, unless it may be."""
+  if not source.has_all_chunks:
+    return
   for path in plan.parts():
     if path not in source.stored or plan_lib.is_held(path):
       continue
     document, name = source.stored[path].document, source.stored[path].name
-    if not source.has_all_chunks:
-      continue
     for index in chunks.grid(document):
       key = f"{name}/{chunks.key(document, index)}"
       if key not in source.index.values:
