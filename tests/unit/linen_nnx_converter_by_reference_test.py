@@ -73,6 +73,12 @@ def in_one_file(folder):
       new.with_transaction(transaction)[key] = value
 
 
+async def documents_alone(checkpoint, key, read_value=storage.Checkpoint.read_value):
+  if not key.endswith(("/.zarray", "/zarr.json")):
+    raise AssertionError(f"{key} was read")
+  return await read_value(checkpoint, key)
+
+
 async def swapped(source, target, ranges, documents, rename=transfer.rename):
   """Renames each range to the name of the next one."""
   ranges = list(ranges)
@@ -102,6 +108,13 @@ class ByReferenceTest(util.CheckpointTestCase):
       self.assertLess(own_bytes(self.tmp / name), 2**15)
       self.assert_equal(self.tmp / name, converter.convert_linen_to_nnx(tree, scan_layers=scan_layers))
     self.assertEqual(util.snapshot(source), before)
+
+  @parameterized.parameters(*FORMATS)
+  def test_links_are_proven_without_reading_a_value(self, use_ocdbt, use_zarr3):
+    source = self.save("source", {"params": {"params": large()}}, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
+    self.enter_context(absltest.mock.patch.object(storage.Checkpoint, "open", self.fail))
+    self.enter_context(absltest.mock.patch.object(storage.Checkpoint, "read_value", documents_alone))
+    self.assertTrue(converter.convert_checkpoint(source, self.tmp / "target").verified)
 
   @parameterized.parameters(*itertools.product(FORMATS, (0, 1, 2)))
   def test_slices_of_what_was_stacked(self, way, axis):
