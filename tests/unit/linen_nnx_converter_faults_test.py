@@ -37,6 +37,7 @@ import orbax.checkpoint as ocp
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import framing
+from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import staging
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 
@@ -147,6 +148,18 @@ class DamageTest(FaultTestCase):
           verify="full",
           **options,
       )
+
+  def test_a_file_that_is_cut_short_when_its_length_was_looked_up(self):
+    index = storage.Checkpoint(epath.Path(self.source)).index
+    value = next(value for value in index.values.values() if value.inline is None)
+    file, where = epath.Path(self.source) / value.file, (value.offset, value.nbytes)
+    self.assertLen(key_values.read_range(file, *where), value.nbytes)
+    os.truncate(file, value.offset + 1)
+    with self.assertRaisesRegex(errors.DamagedSourceError, "expected [0-9]+ bytes from [0-9]+ on, found 1. "):
+      key_values.read_range(file, *where)
+    os.unlink(file)
+    with self.assertRaisesRegex(errors.DamagedSourceError, "expected [0-9]+ bytes from [0-9]+ on, found 0. "):
+      key_values.read_range(file, *where)
 
   @parameterized.parameters("manifest.ocdbt", "_METADATA", "_sharding", "array_metadatas/process_0")
   def test_a_flipped_bit_in_metadata(self, name):

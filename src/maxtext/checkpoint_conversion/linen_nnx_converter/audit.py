@@ -142,7 +142,7 @@ def verify_written(
   """
   written = storage.Checkpoint(items)
   verify.verify_state(plan.target, written.state)
-  proven = frozenset() if is_full else asyncio.run(proof.prove(plan, source, written, memory_budget=budget)).paths
+  proven = frozenset() if is_full else asyncio.run(proof.prove(plan, source, written, memory_budget=budget))
   unproven = [path for path in plan.moves if path not in proven and path in written.stored]
   collector = digests.Collector({path: written.stored[path] for path in unproven})
   progress.start("verifying", sum(written.stored[path].nbytes for path in unproven))

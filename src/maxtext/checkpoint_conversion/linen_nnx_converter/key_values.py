@@ -29,6 +29,7 @@ from etils import epath
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import remote_files
 
 _NODES_AT_ONCE = 64
 # As Orbax reads remote storage: values that lie near each other are read together.
@@ -69,11 +70,6 @@ class Index:
   tree_files: frozenset[str] = frozenset()
 
 
-def is_remote(path: epath.Path) -> bool:
-  """Whether a path is a URL, such as `gs://…`."""
-  return "://" in os.fspath(path)
-
-
 def new_context() -> ts.Context:
   """TensorStore's resources, as Orbax sets them: nodes of B-trees are cached, chunks are not."""
   return ts.Context({"file_io_concurrency": {"limit": 128}, "cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}})
@@ -84,7 +80,7 @@ def spec(directory: epath.Path, name: str = "", *, use_ocdbt: bool) -> dict[str,
   if not use_ocdbt:
     return {**_place_spec(directory), "path": f"{_place_spec(directory)['path']}{name}"}
   ocdbt = {"driver": "ocdbt", "base": _place_spec(directory), "path": name, "cache_pool": "cache_pool#ocdbt"}
-  return ocdbt | (_READ_COALESCING if is_remote(directory) else {})
+  return ocdbt | (_READ_COALESCING if remote_files.is_remote(directory) else {})
 
 
 def writable_spec(directory: epath.Path) -> dict[str, Any]:
@@ -97,7 +93,9 @@ def writable_spec(directory: epath.Path) -> dict[str, Any]:
 
 
 def _place_spec(directory) -> dict[str, Any]:
-  return ts.KvStore.Spec(f"{os.fspath(directory)}/" if is_remote(directory) else f"file://{directory}/").to_json()
+  return ts.KvStore.Spec(
+      f"{os.fspath(directory)}/" if remote_files.is_remote(directory) else f"file://{directory}/"
+  ).to_json()
 
 
 async def read_index(directory: epath.Path, *, use_ocdbt: bool, context: ts.Context) -> Index:
@@ -130,6 +128,28 @@ async def _read_tree(directory, base) -> Index:
             values[(prefix + entry["key"]).decode()] = _value(directory, entry)
     level = below
   return Index(values, frozenset(files))
+
+
+def read_range(file: epath.Path, offset: int, nbytes: int) -> bytes:
+  """Reads a value out of a local file.
+
+  Raises:
+    DamagedSourceError: the file is missing or too short.
+  """
+  try:
+    with open(file, "rb") as data:
+      data.seek(offset)
+      found = data.read(nbytes)
+  except FileNotFoundError:
+    found = b""
+  if len(found) != nbytes:
+    raise errors.DamagedSourceError(
+        file,
+        expected=f"{nbytes} bytes from {offset} on",
+        found=f"{len(found)}",
+        remedy="The checkpoint is damaged: use another step.",
+    )
+  return found
 
 
 def file_lengths(directory: epath.Path, index: Index) -> dict[str, int]:

@@ -26,8 +26,8 @@ from typing import Any
 from etils import epath
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
 from maxtext.checkpoint_conversion.linen_nnx_converter import staging
 
@@ -115,14 +115,14 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
   """
   path = epath.Path(path)
   text = os.fspath(path)
-  if key_values.is_remote(path) and not text.startswith("gs://"):
+  if remote_files.is_remote(path) and not text.startswith("gs://"):
     raise errors.TargetError(
         text,
         expected="a local path or gs://",
         found=f"{text.split('://')[0]}://, which Orbax neither reads nor writes",
         remedy="Copy the checkpoint to local storage or to gs:// first.",
     )
-  return path if key_values.is_remote(path) else epath.Path(os.path.realpath(text))
+  return path if remote_files.is_remote(path) else epath.Path(os.path.realpath(text))
 
 
 def find_source(path: str | os.PathLike[str]) -> Location:
@@ -218,7 +218,7 @@ def check_free(final: epath.Path, *, overwrite: bool):
         found="an existing path",
         remedy="Choose another --target_path or pass --overwrite.",
     )
-  if key_values.is_remote(final):
+  if remote_files.is_remote(final):
     return
   ancestor = next(parent for parent in final.parents if parent.exists())
   if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):

@@ -23,7 +23,7 @@ from typing import Any
 from etils import epath
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
+from maxtext.checkpoint_conversion.linen_nnx_converter import remote_files
 
 _MOST_METADATA_BYTES = 2**28  # JSON takes ten times its size in memory. Orbax writes 9 MiB for 20,000 leaves.
 
@@ -62,7 +62,7 @@ def survey(folder: epath.Path) -> dict[str, Stamp]:
   Raises:
     ForeignFileError: there is a link, a pipe or a device, which would lead out of the checkpoint.
   """
-  if key_values.is_remote(folder):
+  if remote_files.is_remote(folder):
     return {}
   root = os.fspath(folder)
   return {os.path.relpath(entry.path, root): _stamp(entry.stat(follow_symlinks=False)) for entry in _files(root)}

@@ -33,7 +33,7 @@ from etils import epath
 from orbax.checkpoint._src.multihost import multihost
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
+from maxtext.checkpoint_conversion.linen_nnx_converter import remote_files
 
 SUFFIX = ".orbax-checkpoint-tmp-linen_nnx_converter"
 _A_DATA_FILE = "/ocdbt.process_0/d/0123456789abcdef0123456789abcdef"
@@ -58,7 +58,7 @@ def staged(final: epath.Path, *, overwrite: bool, is_primary: bool) -> Iterator[
   Raises:
     TargetError: the place cannot be written, or another conversion to it is under way.
   """
-  if key_values.is_remote(final):
+  if remote_files.is_remote(final):
     with _staged_remotely(final, is_primary) as new:
       yield new
     return
@@ -84,7 +84,7 @@ def check_name(final: epath.Path):
   Raises:
     TargetError: one is.
   """
-  if key_values.is_remote(final):
+  if remote_files.is_remote(final):
     return
   try:
     os.lstat(_staging(final) / f"{final.name}.orbax-checkpoint-tmp" / ("items.orbax-checkpoint-tmp" + _A_DATA_FILE))
@@ -104,14 +104,14 @@ def clear(final: epath.Path):
   Raises:
     TargetError: another conversion to `final` is under way.
   """
-  if not key_values.is_remote(final) and _staging(final).exists():
+  if not remote_files.is_remote(final) and _staging(final).exists():
     with _claimed(final) as staging:
       _discard(staging)
 
 
 def keep(final: epath.Path):
   """Moves what a killed conversion to `final` was making to a name of its own beside it, which `kept` finds."""
-  if key_values.is_remote(final) or not _staging(final).exists():
+  if remote_files.is_remote(final) or not _staging(final).exists():
     return
   with _locked(_staging(final), wait=False) as is_left:
     for folder in list(_staging(final).iterdir()) if is_left else ():
@@ -121,7 +121,7 @@ def keep(final: epath.Path):
 
 def kept(final: epath.Path) -> list[epath.Path]:
   """The folders that `keep` moved."""
-  if key_values.is_remote(final) or not final.parent.exists():
+  if remote_files.is_remote(final) or not final.parent.exists():
     return []
   return sorted(path for path in final.parent.iterdir() if path.name.startswith(f"{final.name}{_KEPT}"))
 

@@ -22,12 +22,12 @@ import shutil
 from typing import Any
 
 from etils import epath
-import fsspec
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
+from maxtext.checkpoint_conversion.linen_nnx_converter import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 
 COPY_MODES = ("auto", "link", "copy")
@@ -155,10 +155,10 @@ async def _open_moved(source, folder, target) -> ts.KvStore:
 
 def _bring_file(source: epath.Path, target: epath.Path, copy_mode: str):
   """Links or copies one file; what another leaf has brought already stays."""
-  if key_values.is_remote(source) or key_values.is_remote(target):
+  if remote_files.is_remote(source) or remote_files.is_remote(target):
     if copy_mode == "link":
       raise _no_link(source, target, "remote storage, which has no links")
-    _copy_object(source, target)
+    remote_files.copy(source, target)
     return
   if copy_mode != "copy":
     try:
@@ -181,12 +181,3 @@ def _no_link(source, target, found) -> errors.TargetError:
       found=found,
       remedy="Choose a --target_path beside the source, or pass --copy_mode=auto.",
   )
-
-
-def _copy_object(source: epath.Path, target: epath.Path):
-  """Copies a file from or to remote storage: on the server, where both are on one."""
-  (source_system, old), (target_system, new) = (fsspec.core.url_to_fs(os.fspath(path)) for path in (source, target))
-  if source_system is target_system:
-    source_system.cp_file(old, new)
-  else:
-    source.copy(target)
