@@ -48,12 +48,14 @@ _LIMIT = flags.DEFINE_float("memory_limit_gib", 20.0, "GiB of resident memory at
 
 # MiB of a scanned leaf, which is one chunk: as a device's shard may be, and as one host writes a whole leaf.
 _CHUNK, _LARGE_CHUNK = 128, 512
+_SMALL = 1 / 64  # GiB of the checkpoint that Orbax opens and commits.
 _COPIES = 3.0  # Of a checkpoint, that are on the disk at a time.
 
 _HEADINGS = (
     "Job",
     "Way",
     "Seconds",
+    "Start",
     "Beyond start",
     "CPU s",
     "Peak RSS, MiB",
@@ -70,12 +72,15 @@ Row = tuple[str, str, runs.Run, str]
 
 def rows(scratch: runs.Scratch, gib: float, small_gib: float) -> Iterator[Row]:
   """The table: job, way, what it took, the bound that is to be reached."""
-  yield "process start", "imports", scratch.start(), "2 s"
-  with scratch.source(gib=2**-10, is_scanned=True, leaf_mib=_CHUNK, is_normal=False) as source:
-    commit = scratch.straightforward(source)
-    yield "1 MiB: open and commit", "straightforward", commit, ""
-  yield from _large_rows(scratch, gib, commit, is_normal=False)
-  yield from _large_rows(scratch, gib, commit, is_normal=True)
+  yield "process start", "imports", scratch.start(), "2 s of start"
+  leaves, commits = {"leaf_mib": _CHUNK * _SMALL / gib, "is_normal": False}, {}
+  for is_scanned in (True, False):
+    with scratch.source(gib=_SMALL, is_scanned=is_scanned, **leaves) as source:
+      commits[is_scanned] = scratch.straightforward(source)
+      kind = "scanned" if is_scanned else "unscanned"
+      yield f"{_SMALL * 1024:g} MiB in as many leaves, {kind}: open and commit", "Orbax", commits[is_scanned], ""
+  yield from _large_rows(scratch, gib, commits, is_normal=False)
+  yield from _large_rows(scratch, gib, commits, is_normal=True)
   size = f"{gib:g} GiB random"
   with scratch.source(gib=gib, is_scanned=True, leaf_mib=_LARGE_CHUNK, is_normal=False) as source:
     yield from _sliced(scratch, source, f"{size}: scanned in {_LARGE_CHUNK} MiB chunks -> unscanned")
@@ -83,14 +88,14 @@ def rows(scratch: runs.Scratch, gib: float, small_gib: float) -> Iterator[Row]:
     yield from _small_rows(scratch, source, f"{small_gib:g} GiB in 20,000 leaves")
 
 
-def _large_rows(scratch, gib, commit, *, is_normal) -> Iterator[Row]:
+def _large_rows(scratch, gib, commits, *, is_normal) -> Iterator[Row]:
   """The jobs that do not depend on the size of chunks, and one that does."""
   size = f"{gib:g} GiB {'normal' if is_normal else 'random'}"
   with scratch.source(gib=gib, is_scanned=True, leaf_mib=_CHUNK, is_normal=is_normal) as source:
     links, copies = scratch.copy(source, "-al"), scratch.copy(source, "-r")
     yield size, "cp -al", links, ""
     yield size, "cp -r", copies, ""
-    by_reference, by_copy = _bounds(links, copies, commit)
+    by_reference, by_copy = _bounds(links, copies, commits[True])
     job = f"{size}: Linen -> NNX, scanned"
     yield job, "straightforward", scratch.straightforward(source), ""
     yield job, "link, verified", scratch.convert(source), by_reference
@@ -101,7 +106,11 @@ def _large_rows(scratch, gib, commit, *, is_normal) -> Iterator[Row]:
       yield job, "copy, not verified", scratch.convert(source, "--copy_mode=copy", "--noverify"), by_copy
       yield from _way_back(scratch, source, size, by_reference, by_copy)
       yield from _params_only(scratch, source, size)
-    yield from _sliced(scratch, source, f"{size}: scanned in {_CHUNK} MiB chunks -> unscanned")
+    job = f"{size}: scanned in {_CHUNK} MiB chunks -> unscanned"
+    yield from _sliced(scratch, source, job)
+    yield job, "decoding alone", scratch.decode(source), ""
+    yield job, "encoding alone", scratch.encode(source), ""
+  by_reference, by_copy = _bounds(links, copies, commits[False])
   with scratch.source(gib=gib, is_scanned=False, leaf_mib=_CHUNK, is_normal=is_normal) as source:
     job = f"{size}: unscanned -> scanned"
     yield job, "straightforward", scratch.straightforward(source), ""
@@ -139,7 +148,7 @@ def _sliced(scratch, source, job) -> Iterator[Row]:
   yield job, "straightforward", straight, ""
   bound = f"{straight.seconds:.1f} s, {straight.rss / runs.MIB / 10:,.0f} MiB" if straight.rss else ""
   yield job, "streamed, not verified", scratch.convert(source, _UNSCANNED, "--noverify"), bound
-  yield job, "streamed, verified", scratch.convert(source, _UNSCANNED), bound
+  yield job, "streamed, verified", scratch.convert(source, _UNSCANNED), ""
 
 
 def _small_rows(scratch, source, size) -> Iterator[Row]:
@@ -174,6 +183,7 @@ def _cells(run: runs.Run) -> Iterator[str]:
   """The figures of a row."""
   number = lambda value, digits, unit=1: "" if value is None else f"{value / unit:,.{digits}f}"
   yield f"{run.seconds:.2f}: {run.failure}" if run.failure else f"{run.seconds:.2f}"
+  yield number(run.start, 2)
   yield number(run.work, 2)
   yield number(run.cpu, 1)
   yield number(run.rss, 0, runs.MIB)

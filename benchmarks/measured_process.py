@@ -17,19 +17,24 @@
 usage: measured_process.py start
        measured_process.py convert FLAGS…
        measured_process.py straightforward SOURCE TARGET OPTIONS
+       measured_process.py decode SOURCE
+       measured_process.py encode SOURCE TARGET
        measured_process.py make TARGET OPTIONS
 
 OPTIONS are JSON: of `convert_linen_to_nnx`, or of `checkpoint_data.save`.
 """
 
+import asyncio
 import importlib
 import json
+import os
 import pathlib
 import re
 import sys
 import time
 
 _CONVERTER = "maxtext.checkpoint_conversion.linen_nnx_converter"
+_AT_ONCE = 2
 
 
 def start():
@@ -44,8 +49,12 @@ def convert(*arguments: str):
   command = importlib.import_module(f"{_CONVERTER}.__main__")
 
   def run():
-    if code := command.main(["", *arguments]):
-      sys.exit(code)
+    sys.argv = ["", *arguments]
+    try:
+      command.console_main()
+    except SystemExit as e:
+      if e.code:
+        raise
 
   return run
 
@@ -65,6 +74,56 @@ def straightforward(source: str, target: str, options: str):
       checkpointer.save(target, args=ocp.args.PyTreeSave(converted))
 
   return run
+
+
+def decode(source: str):
+  """Reads every array, two at a time, and drops it: what slicing cannot do without."""
+  start()
+  checkpoint = _opened(source)
+
+  async def read(path, gate):
+    async with gate:
+      await (await checkpoint.open(path)).read()
+
+  async def run():
+    gate = asyncio.Semaphore(_AT_ONCE)
+    await asyncio.gather(*(read(path, gate) for path in checkpoint.stored))
+
+  return lambda: asyncio.run(run())
+
+
+def encode(source: str, target: str):
+  """Writes an array for each layer of a source, always those of its first stack: the rest of what slicing takes."""
+  start()
+  ts = importlib.import_module("tensorstore")
+  checkpoint = _opened(source)
+  stacks = [path for path, leaf in checkpoint.stored.items() if len(leaf.shape) == 3]
+  shape, document = checkpoint.stored[stacks[0]].shape, checkpoint.stored[stacks[0]].document
+  layer_shape = shape[:1] + shape[2:]
+  restated = json.loads(json.dumps(document).replace(json.dumps(shape), json.dumps(layer_shape)))
+  kvstore = {"driver": "ocdbt", "base": f"file://{target}/"}
+  context = ts.Context()
+
+  async def write(number, data, gate):
+    async with gate:
+      with ts.Transaction(atomic=True) as transaction:
+        for layer in range(shape[1]):
+          spec = {"driver": "zarr3", "kvstore": kvstore | {"path": f"{number}.{layer}/"}, "metadata": restated}
+          array = await ts.open(spec, create=True, context=context, transaction=transaction)
+          await array.write(data[:, layer], can_reference_source_data_indefinitely=True)
+        await transaction.commit_async()
+
+  async def run():
+    data = await (await checkpoint.open(stacks[0])).read()
+    gate = asyncio.Semaphore(_AT_ONCE)
+    await asyncio.gather(*(write(number, data, gate) for number in range(len(stacks))))
+
+  return lambda: asyncio.run(run())
+
+
+def _opened(source):
+  storage = importlib.import_module(f"{_CONVERTER}.storage")
+  return storage.Checkpoint(importlib.import_module("etils.epath").Path(source))
 
 
 def make(target: str, options: str):
@@ -88,10 +147,12 @@ def usage() -> dict[str, float]:
 
 
 def main(argv):
-  run = {"start": start, "convert": convert, "straightforward": straightforward, "make": make}[argv[1]](*argv[2:])
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # As the command does, before it imports JAX.
+  jobs = (start, convert, straightforward, decode, encode, make)
+  run = {job.__name__: job for job in jobs}[argv[1]](*argv[2:])
   begin = time.monotonic()
   run()
-  print(json.dumps({"work": time.monotonic() - begin} | usage()))
+  print(json.dumps({"began": begin, "work": time.monotonic() - begin} | usage()))
 
 
 if __name__ == "__main__":

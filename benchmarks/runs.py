@@ -40,7 +40,8 @@ class Run:
 
   Attributes:
     seconds: from its start to its end.
-    work: seconds beyond its start, when all was imported.
+    start: seconds from its start until all was imported.
+    work: seconds after that, its end left out.
     cpu: seconds of all its threads, imports included.
     rss: the peak of its resident memory, in bytes.
     read: bytes that it read, from the page cache or from the disk.
@@ -52,6 +53,7 @@ class Run:
   """
 
   seconds: float
+  start: float | None = None
   work: float | None = None
   cpu: float | None = None
   rss: int | None = None
@@ -106,6 +108,15 @@ class Scratch:
     command = [sys.executable, _PROCESS, "straightforward", source, target, json.dumps(options)]
     return self._to_target(source, target, command)
 
+  def decode(self, source: pathlib.Path) -> Run:
+    """TensorStore reading all arrays."""
+    return self._measure([sys.executable, _PROCESS, "decode", source])
+
+  def encode(self, source: pathlib.Path) -> Run:
+    """TensorStore writing as many layers as the source has."""
+    target = self.folder / "target"
+    return self._to_target(source, target, [sys.executable, _PROCESS, "encode", source, target])
+
   def copy(self, source: pathlib.Path, option: str) -> Run:
     """`cp`."""
     target = self.folder / "target"
@@ -155,8 +166,10 @@ class Scratch:
     if process.returncode:
       return Run(seconds, failure=f"failed: {lines[-1] if lines else process.returncode}")
     if command[0] == "cp":
-      return Run(seconds, seconds, read=counts["rchar"], disk_read=counts["read_bytes"], written=counts["wchar"])
-    return Run(seconds, **json.loads(lines[-1]), said=lines[-2] if len(lines) > 1 else "")
+      return Run(seconds, work=seconds, read=counts["rchar"], disk_read=counts["read_bytes"], written=counts["wchar"])
+    told = json.loads(lines[-1])
+    start = told.pop("began") - begin
+    return Run(seconds, start, **told, said=lines[-2] if len(lines) > 1 else "")
 
 
 class _Guard(threading.Thread):
