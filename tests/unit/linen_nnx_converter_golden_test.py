@@ -144,6 +144,28 @@ class GoldenTest(parameterized.TestCase):
           self.assert_state(plan, trees[False])
     self.assertGreater(count, 50)
 
+  @parameterized.parameters(*RELEASES)
+  def test_stacking_without_a_config_is_right_or_refused(self, release):
+    """Never another tree than MaxText's own: what repeats in blocks is told by its submodules."""
+    stacked, refused = set(), set()
+    for _, case, form, scanned, unscanned in (each for each in cases("linen", "nnx", "ondisk") if each[0] == release):
+      settings = config(release, case)
+      with self.subTest(f"{case} {form}"):
+        options = {
+            "direction": "nnx_to_nnx" if form == "nnx" else "linen_to_linen",
+            "param_scan_axis": settings["param_scan_axis"],
+        }
+        try:
+          plan = planner.plan_conversion(read(unscanned, only_params=True), scan_layers=True, **options)
+        except errors.ConversionError:
+          refused.add(case)
+          continue
+        stacked.add(case)
+        self.assert_state(plan, read(scanned, only_params=True))
+    self.assertContainsSubset({"llama2", "gemma2", "mixtral", "gpt3-adam_pax", "qwen3-moe", "deepseek2"}, stacked)
+    self.assertContainsSubset({"gemma3-short", "gemma3-remainder", "gpt-oss", "olmo3"}, refused)
+    self.assertEmpty(stacked & refused)
+
   @parameterized.parameters("0.2.4", "0.2.5")
   def test_nnx_and_what_its_trainer_saves(self, release):
     """All leaves: RNG state and other variables too, which the converter tells apart without their types."""

@@ -106,6 +106,16 @@ ROWS = (
     Row(("deepseek4",), None, (0,), Blocks("scanned_blocks", "layers_{}", 2)),
 )
 
+# Submodules of a layer that only families have whose scanned layers are no plain stack: without a config, these tell.
+BLOCK_MARKS = {
+    "GptOssAttention": ("gpt_oss",),
+    "Llama4MoEBlock_0": ("llama4",),
+    "input_layernorm": ("qwen3_next", "qwen3_5"),
+    "mhc_attention": ("deepseek4", "engram"),
+    "post_ffw_norm": ("gemma3", "gemma4", "envy"),
+    "post_mlp_layer_norm": ("olmo3",),
+}
+
 # NNX numbered its layers under integer keys until this release.
 _FLAT_NNX_SINCE = (0, 2, 4)
 
@@ -162,6 +172,16 @@ def unknown_order(path: tuple[str, ...], found: str) -> errors.ConfigError:
       expected="the arrangement kept, since a config with a pipeline or engram does not tell the order of its layers",
       found=found,
       remedy="Give scan_layers as the checkpoint has it, and the release that wrote it.",
+  )
+
+
+def unknown_blocks(path: tuple[str, ...], mark: str) -> errors.ConfigError:
+  """The refusal to stack layers that MaxText scans in blocks, whose length only a config tells."""
+  return errors.ConfigError(
+      path,
+      expected=f"the model's config, for layers with {mark} are scanned in blocks ({', '.join(BLOCK_MARKS[mark])})",
+      found="none",
+      remedy="Give it, base.yml model_name=…, or pass --scan_layers=False.",
   )
 
 

@@ -258,6 +258,18 @@ def check_one_role(variables: Iterable[Variable], schedule: Schedule, path_of: s
       raise schedules.unlike(path_of(variable), wanted, variable.collection)
 
 
+def refuse_blocks(arranged: Iterable[Arranged], paths: Mapping[roles.Role, Path]):
+  """Refuses to stack the decoder's layers plainly where MaxText would scan them in blocks, or in chunks.
+
+  Raises:
+    ConfigError: naming the first leaf that tells, by its path among `paths`.
+  """
+  for item in arranged:
+    if isinstance(item.move, plan.Stack) and item.variable.path[0] == "decoder":
+      for mark in families.BLOCK_MARKS.keys() & set(item.variable.path):
+        raise families.unknown_blocks(paths[item.move.sources[0]], mark)
+
+
 def refuse_new_arrangement(arranged: Iterable[Arranged], paths: Mapping[roles.Role, Path]):
   """Refuses to stack or unstack layers whose order the model's config does not tell.
 

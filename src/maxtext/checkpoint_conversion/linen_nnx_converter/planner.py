@@ -114,7 +114,9 @@ def plan_conversion(
       _model_schedule(decoder, scan_layers, release, reads),
       collection_of,
   )
-  if decoder is not None and not decoder.known_order:
+  if decoder is None:
+    layers.refuse_blocks(arranged, paths)
+  elif not decoder.known_order:
     layers.refuse_new_arrangement(arranged, paths)
   known_nodes = empty_nodes or {}
   nodes = None if keeps_form else known_nodes or _decay_mask(kept, adamw_mask)
