@@ -209,6 +209,15 @@ class ComparisonTest(util.CheckpointTestCase):
     only = comparator.compare_checkpoints(folder / "nnx_scan", folder / "nnx_unscan", params_only=True)
     self.assertCountEqual({outcome.part for outcome in only.leaves}, ["params"])
 
+  @parameterized.parameters("sft", "rl")
+  def test_a_checkpoint_of_tunix_and_what_it_is_converted_into(self, name):
+    source = util.FIXTURES / "tunix" / name
+    converter.convert_checkpoint(source, self.tmp / "out")
+    comparison = comparator.compare_checkpoints(source, self.tmp / "out", nnx_aux="drop")
+    self.assertTrue(comparison.is_accepted, unequal(comparison))
+    parts = {outcome.part for outcome in comparison.leaves}
+    self.assertEqual(parts, {"params", "optimizer", "step"})
+
   def test_a_tolerance(self):
     a, b = util.linen(util.unscanned_params()), util.linen(util.unscanned_params())
     kernel = b["params"]["params"]["decoder"]["layers_1"]["mlp"]["wi_0"]
@@ -350,12 +359,12 @@ different: 45 leaves (43 equal, 2 different), 2 of 306 elements differ, in 0.0 s
     (self.tmp / "empty").mkdir()
     names = {"a": self.a, "b": self.b, "tmp": self.tmp}
     code, out, err = call(*(arg.format(**names) for arg in args))
-    self.assertEqual((code, out, err.count("\n")), (1, "", 1))
+    self.assertEqual((code, out, err.count("\n")), (2, "", 1))
     self.assertTrue(err.startswith("linen_nnx_comparator: " + message.format(**names)), err)
 
   def test_a_target_that_cannot_be_written(self):
     code, _, err = call(self.a, self.b, f"--html={self.tmp}/no/such/folder.html")
-    self.assertEqual((code, err.count("\n")), (1, 1))
+    self.assertEqual((code, err.count("\n")), (2, 1))
     self.assertIn("FileNotFoundError", err)
 
   def test_help_names_every_flag(self):

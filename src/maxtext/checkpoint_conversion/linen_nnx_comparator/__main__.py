@@ -25,14 +25,14 @@ from absl import logging
 
 _MODULE = "linen_nnx_comparator"
 
-EQUAL, DIFFERENT, REFUSED = 0, 1, 1  # Exit codes; a refusal has the converter's.
+EQUAL, DIFFERENT, REFUSED = 0, 1, 2  # Exit codes, as those of diff and cmp.
 
 USAGE = """Compares two MaxText checkpoints, Linen or NNX, scanned or not, leaf by leaf and to the bit.
 
 usage: python -m maxtext.checkpoint_conversion.linen_nnx_comparator A B [flags] [base.yml model_name=… …]
 
 A and B are checkpoints folders (their latest steps), steps, items folders, or pytrees' folders.
-Exit codes: 0 equal, to the bit or within the tolerance; 1 different, or refused with one line that says why.
+Exit codes: 0 equal, to the bit or within the tolerance; 1 different; 2 refused, with one line that says why.
 """
 
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the program's name and its arguments.
 
   Returns:
-    The exit code: 0 equal, 1 different or refused, 130 interrupted.
+    The exit code: 0 equal, 1 different, 2 refused, 130 interrupted.
   """
   values = define_flags()
   arguments = ["--json=-" if argument == "--json" else argument for argument in (sys.argv if argv is None else argv)]

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 import dataclasses
 
 from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
+from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 
 Path = canonical.Path
 
@@ -106,7 +107,10 @@ def _structure(a: canonical.Leaf | None, b: canonical.Leaf | None) -> str | None
     return KIND
   if a.shape != b.shape:
     return SHAPE
-  is_step = a.part == b.part == canonical.STEP and {str(a.dtype), str(b.dtype)} <= _STEP_DTYPES
+  is_step = a.part == b.part == canonical.STEP and (
+      {str(a.dtype), str(b.dtype)} <= _STEP_DTYPES
+      or layouts.FOLDER_STEP in (a.place.source, b.place.source)  # The name of a folder has no dtype.
+  )
   if a.dtype != b.dtype and not is_step:
     return DTYPE
   return KEY if a.key != b.key else None

@@ -27,11 +27,11 @@ from maxtext.checkpoint_conversion.linen_nnx_comparator import blocks
 from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
 from maxtext.checkpoint_conversion.linen_nnx_comparator import difference
 from maxtext.checkpoint_conversion.linen_nnx_comparator import result
+from maxtext.checkpoint_conversion.linen_nnx_converter import convert
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
-from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 
 Path = canonical.Path
 PathLike = str | os.PathLike[str]
@@ -77,7 +77,7 @@ def compare_checkpoints(
   """
   begin = time.monotonic()
   places = [_of_side(side, locations.find_source, path) for side, path in zip("AB", (a, b))]
-  checkpoints = [_of_side(side, storage.Checkpoint, place.items) for side, place in zip("AB", places)]
+  checkpoints = [_of_side(side, convert.open_source, place) for side, place in zip("AB", places)]
   trees, notes = _trees(checkpoints, param_scan_axes, {"nnx_aux": nnx_aux, "params_only": params_only})
   aligned = align.align(*trees)
   tolerance = None if atol is None and rtol is None else difference.Tolerance(atol or 0.0, rtol or 0.0)
