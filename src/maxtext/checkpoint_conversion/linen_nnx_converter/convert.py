@@ -36,6 +36,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
 from maxtext.checkpoint_conversion.linen_nnx_converter import model_check
 from maxtext.checkpoint_conversion.linen_nnx_converter import moving
+from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
@@ -111,10 +112,24 @@ def load_checkpoint(path: PathLike) -> Any:
   """
   location = locations.find_source(path)
   source_files.survey(location.final)
-  _opened(location)  # What it refuses is not for Orbax to read.
+  open_source(location)  # What it refuses is not for Orbax to read.
   if location.split:
     return {name: storage.restore(location.items / name) for name in location.split}
   return storage.restore(location.items)
+
+
+def open_source(location: locations.Location) -> storage.Checkpoint:
+  """The checkpoint at a location: one pytree, or Tunix's several, with the step that is its folder's name.
+
+  Raises:
+    ConversionError: one of its subclasses: its metadata cannot be read, or make no sense.
+  """
+  if not location.split:
+    return storage.Checkpoint(location.items)
+  source, path = storage.SplitCheckpoint(location.items, location.split), layouts.FOLDER_STEP
+  if location.step is None or layouts.TUNIX_ITEMS[1] not in location.split:
+    return source
+  return source.with_arrays({path: execute.checked_cast(path, np.array(location.step), np.dtype(np.int64))})
 
 
 def save_checkpoint(state: Any, path: PathLike) -> None:
@@ -179,15 +194,7 @@ def convert_checkpoint(
     ConversionError: one of its subclasses. Nothing is left at the target then.
   """
   begin = time.monotonic()
-  if config is not None:
-    source_path = source_path or maxtext_config.source_path(config)
-    target_path = target_path or maxtext_config.target_path(config)
-    options = maxtext_config.with_options(options, config, maxtext_release)
-  elif maxtext_release:
-    options["release"] = releases.parse(maxtext_release)
-  if not source_path or not target_path:
-    name = "--target_path" if source_path else "--source_path"
-    raise errors.TargetError(name, expected="a path", found="none", remedy=f"Give {name}.")
+  source_path, target_path, options = _settings(source_path, target_path, config, maxtext_release, options)
   location = locations.find_source(source_path)
   target = locations.find_target(target_path, location)
   locations.check_apart(source_path, location, target_path, target)
@@ -197,18 +204,7 @@ def convert_checkpoint(
     staging.clear(target.final)
   locations.check_free(target.final, overwrite=overwrite)
   stamps = source_files.survey(location.final)
-  source = _opened(location)
-  custom_metadata = location.custom_metadata()
-  nodes = _recorded_empty_nodes(custom_metadata)
-  plan = planner.plan_conversion(source.state, empty_nodes=nodes, **options)
-  if config is not None:
-    _check_scan_flag(plan, location, custom_metadata)
-  if init_rngs:
-    plan, source = rng_state.add(plan, source, config, options)
-  if config is not None and check_model:
-    model_check.check_plan(plan, config, options["release"])
-  execute.check_casts(plan, source.read)
-  tunix.check_accumulation(plan, source.read)
+  plan, source = _plan(location, config, options, check_model=check_model, init_rngs=init_rngs)
   lengths = key_values.file_lengths(source.directory, source.index)
   routes = ways.choose(plan, source, lengths, brings_dead_bytes=copy_mode == "link")
   budget = int(memory_budget_gib * 2**30)
@@ -239,7 +235,7 @@ def convert_checkpoint(
     source_files.check_unchanged(location.final, stamps)
     seconds = time.monotonic() - begin
     result.append(dataclasses.replace(conversion, seconds=seconds, verified=bool(verify), digests=len(found)))
-    _finish_step(folder, location, custom_metadata, result[0])
+    _finish_step(folder, location, result[0])
 
   processes = jax.process_count()
   me = jax.process_index()
@@ -265,14 +261,35 @@ def convert_checkpoint(
   return result[0] if result else dataclasses.replace(conversion, seconds=time.monotonic() - begin)
 
 
-def _opened(location: locations.Location) -> storage.Checkpoint:
-  """The source; with its step, where that is the folder's name."""
-  if not location.split:
-    return storage.Checkpoint(location.items)
-  source, path = storage.SplitCheckpoint(location.items, location.split), layouts.FOLDER_STEP
-  if location.step is None or layouts.TUNIX_ITEMS[1] not in location.split:
-    return source
-  return source.with_arrays({path: execute.checked_cast(path, np.array(location.step), np.dtype(np.int64))})
+def _settings(source_path, target_path, config, maxtext_release, options) -> tuple[PathLike, PathLike, dict[str, Any]]:
+  """The paths and the planner's options, with what the config and the release say of them."""
+  if config is not None:
+    source_path = source_path or maxtext_config.source_path(config)
+    target_path = target_path or maxtext_config.target_path(config)
+    options = maxtext_config.with_options(options, config, maxtext_release)
+  elif maxtext_release:
+    options = options | {"release": releases.parse(maxtext_release)}
+  for name, path in (("--source_path", source_path), ("--target_path", target_path)):
+    if not path:
+      raise errors.TargetError(name, expected="a path", found="none", remedy=f"Give {name}.")
+  return source_path, target_path, options
+
+
+def _plan(location, config, options, *, check_model, init_rngs) -> tuple[plan_lib.Plan, storage.Checkpoint]:
+  """The plan, checked as far as metadata and small leaves allow, and the source."""
+  source = open_source(location)
+  custom_metadata = location.custom_metadata()
+  nodes = _recorded_empty_nodes(custom_metadata)
+  plan = planner.plan_conversion(source.state, empty_nodes=nodes, **options)
+  if config is not None:
+    _check_scan_flag(plan, location, custom_metadata)
+  if init_rngs:
+    plan, source = rng_state.add(plan, source, config, options)
+  if config is not None and check_model:
+    model_check.check_plan(plan, config, options["release"])
+  execute.check_casts(plan, source.read)
+  tunix.check_accumulation(plan, source.read)
+  return plan, source
 
 
 def _check_scan_flag(plan, location, custom_metadata):
@@ -297,7 +314,7 @@ def _convert_tree(state, **options) -> dict[str, Any]:
   return abstract_state.unflatten(dataclasses.replace(plan.target, leaves=execute.apply(plan, source.leaves)))
 
 
-def _finish_step(folder, location, custom_metadata, conversion):
+def _finish_step(folder, location, conversion):
   """Carries along what belongs to the step besides the train state, and writes the record."""
   siblings = {sibling.name: sibling for sibling in location.siblings()}
   for name, sibling in siblings.items():
@@ -307,7 +324,7 @@ def _finish_step(folder, location, custom_metadata, conversion):
       {name: handler for name, handler in handlers.items() if name in siblings} if isinstance(handlers, dict) else {}
   )
   scan_layers = {} if conversion.plan.scan_layers is None else {"scan_layers": conversion.plan.scan_layers}
-  metadata = custom_metadata | scan_layers | {RECORD: conversion.record()}
+  metadata = location.custom_metadata() | scan_layers | {RECORD: conversion.record()}
   locations.update_step_metadata(folder, carried, metadata)
 
 
