@@ -89,47 +89,41 @@ def rows(scratch: runs.Scratch, gib: float, small_gib: float) -> Iterator[Row]:
 
 
 def _large_rows(scratch, gib, commits, *, is_normal) -> Iterator[Row]:
-  """The jobs that do not depend on the size of chunks, and one that does."""
+  """The jobs of checkpoints of few large leaves."""
   size = f"{gib:g} GiB {'normal' if is_normal else 'random'}"
   with scratch.source(gib=gib, is_scanned=True, leaf_mib=_CHUNK, is_normal=is_normal) as source:
-    links, copies = scratch.copy(source, "-al"), scratch.copy(source, "-r")
-    yield size, "cp -al", links, ""
-    yield size, "cp -r", copies, ""
-    by_reference, by_copy = _bounds(links, copies, commits[True])
     job = f"{size}: Linen -> NNX, scanned"
-    yield job, "straightforward", scratch.straightforward(source), ""
-    yield job, "link, verified", scratch.convert(source), by_reference
+    yield from _by_reference(scratch, source, job, commits[True])
+    yield job, "link, --verify=full", scratch.convert(source, "--verify=full"), ""
     if not is_normal:
-      yield job, "link, not verified", scratch.convert(source, "--noverify"), by_reference
-      yield job, "link, --verify=full", scratch.convert(source, "--verify=full"), ""
-      yield job, "copy, verified", scratch.convert(source, "--copy_mode=copy"), by_copy
-      yield job, "copy, not verified", scratch.convert(source, "--copy_mode=copy", "--noverify"), by_copy
-      yield from _way_back(scratch, source, size, by_reference, by_copy)
-      yield from _params_only(scratch, source, size)
+      with scratch.converted(source) as nnx:
+        yield from _by_reference(scratch, nnx, f"{size}: NNX -> Linen, scanned", commits[True])
+    yield from _params_only(scratch, source, size)
     job = f"{size}: scanned in {_CHUNK} MiB chunks -> unscanned"
     yield from _sliced(scratch, source, job)
     yield job, "decoding alone", scratch.decode(source), ""
     yield job, "encoding alone", scratch.encode(source), ""
-  by_reference, by_copy = _bounds(links, copies, commits[False])
   with scratch.source(gib=gib, is_scanned=False, leaf_mib=_CHUNK, is_normal=is_normal) as source:
-    job = f"{size}: unscanned -> scanned"
-    yield job, "straightforward", scratch.straightforward(source), ""
-    yield job, "link, verified", scratch.convert(source), by_reference
-    yield job, "copy, verified", scratch.convert(source, "--copy_mode=copy"), by_copy
+    yield from _by_reference(scratch, source, f"{size}: unscanned -> scanned", commits[False])
     with scratch.converted(source) as stacked:
       job = f"{size}: scanned in chunks of one layer -> unscanned"
-      back = [_UNSCANNED, "--direction=nnx_to_linen"]
-      yield job, "straightforward", scratch.straightforward(stacked, scan_layers=False), ""
-      yield job, "link, verified", scratch.convert(stacked, *back), by_reference
-      yield job, "copy, verified", scratch.convert(stacked, *back, "--copy_mode=copy"), by_copy
+      back = (_UNSCANNED, "--direction=nnx_to_linen")
+      yield from _by_reference(scratch, stacked, job, commits[False], *back, scan_layers=False)
 
 
-def _way_back(scratch, source, size, by_reference, by_copy) -> Iterator[Row]:
-  with scratch.converted(source) as nnx:
-    job = f"{size}: NNX -> Linen, scanned"
-    yield job, "straightforward", scratch.straightforward(nnx), ""
-    yield job, "link, verified", scratch.convert(nnx), by_reference
-    yield job, "copy, verified", scratch.convert(nnx, "--copy_mode=copy"), by_copy
+def _by_reference(scratch, source, job, commit, *arguments, **options) -> Iterator[Row]:
+  """What only names change for: linked and copied, each beside what `cp` takes for it."""
+  yield job, "straightforward", scratch.straightforward(source, **options), ""
+  links = scratch.copy(source, "-al")
+  yield job, "cp -al", links, ""
+  bound = f"{min(1.0, 1.5 * links.seconds + commit.work):.2f} s beyond start, 300 MiB" if commit.work else ""
+  yield job, "link, verified", scratch.convert(source, *arguments), bound
+  yield job, "link, not verified", scratch.convert(source, *arguments, "--noverify"), bound
+  copies = scratch.copy(source, "-r")
+  yield job, "cp -r", copies, ""
+  bound = f"{1.3 * copies.seconds:.2f} s beyond start"
+  yield job, "copy, verified", scratch.convert(source, *arguments, "--copy_mode=copy"), ""
+  yield job, "copy, not verified", scratch.convert(source, *arguments, "--copy_mode=copy", "--noverify"), bound
 
 
 def _params_only(scratch, source, size) -> Iterator[Row]:
@@ -159,14 +153,6 @@ def _small_rows(scratch, source, size) -> Iterator[Row]:
   yield job, "link, verified", scratch.convert(source, _UNSCANNED), "20 s"
   yield job, "copy, verified", scratch.convert(source, _UNSCANNED, "--copy_mode=copy"), "20 s"
   yield f"{size}: unscanned -> scanned", "link, verified", scratch.convert(source), "20 s"
-
-
-def _bounds(links, copies, commit) -> tuple[str, str]:
-  """The bounds, beyond start, of what goes by reference: where it is linked, and where it is copied."""
-  if commit.work is None or links.failure or copies.failure:
-    return "", ""
-  linked = min(1.0, 1.5 * links.seconds + commit.work)
-  return f"{linked:.2f} s beyond start, 300 MiB", f"{1.3 * copies.seconds:.2f} s beyond start"
 
 
 def sizes(scratch: runs.Scratch, gibs: Sequence[float]) -> Iterator[tuple[str, float, runs.Run]]:

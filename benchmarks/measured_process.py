@@ -104,14 +104,16 @@ def encode(source: str, target: str):
   kvstore = {"driver": "ocdbt", "base": f"file://{target}/"}
   context = ts.Context()
 
+  async def write_layer(number, layer, data, transaction):
+    spec = {"driver": "zarr3", "kvstore": kvstore | {"path": f"{number}.{layer}/"}, "metadata": restated}
+    array = await ts.open(spec, create=True, context=context, transaction=transaction)
+    await array.write(data[:, layer], can_reference_source_data_indefinitely=True)
+
   async def write(number, data, gate):
     async with gate:
-      with ts.Transaction(atomic=True) as transaction:
-        for layer in range(shape[1]):
-          spec = {"driver": "zarr3", "kvstore": kvstore | {"path": f"{number}.{layer}/"}, "metadata": restated}
-          array = await ts.open(spec, create=True, context=context, transaction=transaction)
-          await array.write(data[:, layer], can_reference_source_data_indefinitely=True)
-        await transaction.commit_async()
+      transaction = ts.Transaction(atomic=True)
+      await asyncio.gather(*(write_layer(number, layer, data, transaction) for layer in range(shape[1])))
+      await transaction.commit_async()
 
   async def run():
     data = await (await checkpoint.open(stacks[0])).read()

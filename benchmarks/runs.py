@@ -110,6 +110,7 @@ class Scratch:
 
   def decode(self, source: pathlib.Path) -> Run:
     """TensorStore reading all arrays."""
+    _warm(source)
     return self._measure([sys.executable, _PROCESS, "decode", source])
 
   def encode(self, source: pathlib.Path) -> Run:
@@ -136,6 +137,7 @@ class Scratch:
 
   def _to_target(self, source, target, command) -> Run:
     """Runs a command that makes the target, which is removed, finished or not."""
+    _warm(source)
     try:
       run = self._measure(command)
       return dataclasses.replace(run, new=_new_bytes(source, target) if target.exists() else None)
@@ -193,6 +195,15 @@ class _Guard(threading.Thread):
         self.rss = rss
         return
       time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _warm(source):
+  """Reads all of a checkpoint, so that every run finds it in the page cache, as far as that holds it."""
+  for path in source.rglob("*"):
+    if path.is_file():
+      with path.open("rb", buffering=0) as file:
+        while file.read(MIB):
+          pass
 
 
 def _kib(path, name) -> int:
