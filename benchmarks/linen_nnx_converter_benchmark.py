@@ -121,6 +121,7 @@ def _by_reference(scratch, source, job, commit, *arguments, **options) -> Iterat
   yield job, "link, not verified", scratch.convert(source, *arguments, "--noverify"), bound
   copies = scratch.copy(source, "-r")
   yield job, "cp -r", copies, ""
+  yield job, "cp -r, sync", scratch.copy_to_disk(source), ""
   bound = f"{1.3 * copies.seconds:.2f} s beyond start"
   yield job, "copy, verified", scratch.convert(source, *arguments, "--copy_mode=copy"), ""
   yield job, "copy, not verified", scratch.convert(source, *arguments, "--copy_mode=copy", "--noverify"), bound

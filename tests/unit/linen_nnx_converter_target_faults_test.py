@@ -17,6 +17,7 @@
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import pathlib
 import signal
@@ -183,6 +184,39 @@ class TargetTest(faults.FaultTestCase):
       converter.convert_checkpoint(self.source, self.tmp / "new" / "first")
     converter.load_checkpoint(self.tmp / "new" / "second")
     self.assertCountEqual(os.listdir(self.tmp / "new"), ["second"])
+
+
+class PowerCutTest(faults.FaultTestCase):
+  """What the disk must have before the target gets its name."""
+
+  @parameterized.parameters(*itertools.product(("link", "copy"), (None, False)))
+  def test_everything_is_on_the_disk_before_the_target_appears(self, copy_mode, scan_layers):
+    synced, at_the_rename = set(), []
+    real_sync, real_put = os.fsync, staging._put  # pylint: disable=protected-access
+
+    def fsync(descriptor):
+      synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+      real_sync(descriptor)
+
+    def put(new, final, overwrite):
+      at_the_rename.extend(os.path.relpath(path, new) for path in synced if path.startswith(os.fspath(new)))
+      real_put(new, final, overwrite)
+
+    self.enter_context(absltest.mock.patch.object(os, "fsync", fsync))
+    self.enter_context(absltest.mock.patch.object(staging, "_put", put))
+    converter.convert_checkpoint(self.source, self.tmp / "out", copy_mode=copy_mode, scan_layers=scan_layers)
+    made = {os.path.relpath(path, self.tmp / "out") for path in (self.tmp / "out").rglob("*")} | {"."}
+    self.assertEqual(made - set(at_the_rename), set())
+    self.assertIn(str(self.tmp), synced)
+
+  def test_a_disk_that_loses_what_it_was_given(self):
+    def fsync(descriptor):
+      if os.readlink(f"/proc/self/fd/{descriptor}").endswith("_METADATA"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with absltest.mock.patch.object(os, "fsync", fsync), self.assertRaisesRegex(OSError, "Input/output error"):
+      converter.convert_checkpoint(self.source, self.tmp / "out")
+    self.assert_nothing_left("unscanned")
 
 
 class SignalTest(faults.FaultTestCase):

@@ -32,6 +32,7 @@ import uuid
 from etils import epath
 from orbax.checkpoint._src.multihost import multihost
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import durable
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import remote_files
 
@@ -69,7 +70,10 @@ def staged(final: epath.Path, *, overwrite: bool, is_primary: bool) -> Iterator[
   try:
     with _claimed(final) as staging:
       yield staging / final.name
+      durable.sync_tree(staging / final.name)
       _put(staging / final.name, final, overwrite)
+      for folder in (final.parent, *(folder.parent for folder in created)):
+        durable.sync(folder)
       _discard(staging)  # With the old checkpoint in it, if there was one.
   except BaseException:
     with contextlib.suppress(OSError):  # Another conversion has put something there.

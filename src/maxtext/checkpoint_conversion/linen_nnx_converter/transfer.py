@@ -24,6 +24,7 @@ from typing import Any
 from etils import epath
 import tensorstore as ts
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import durable
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
@@ -32,7 +33,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 
 COPY_MODES = ("auto", "link", "copy")
 
-_FILES_AT_ONCE = 2
+_FILES_AT_ONCE = 8  # While the disk takes in some, others are copied.
 _COPIES_AT_ONCE = 1000
 # What `os.link` says where a file cannot be linked: another file system, none that has links, or too many of them.
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
@@ -172,6 +173,7 @@ def _bring_file(source: epath.Path, target: epath.Path, copy_mode: str):
       if copy_mode == "link":
         raise _no_link(source, target, os.strerror(e.errno or 0)) from e
   shutil.copyfile(source, target)
+  durable.sync(target)
 
 
 def _no_link(source, target, found) -> errors.TargetError:
