@@ -26,6 +26,7 @@ OPTIONS are JSON: of `convert_linen_to_nnx`, or of `checkpoint_data.save`.
 
 import asyncio
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -34,7 +35,7 @@ import sys
 import time
 
 _CONVERTER = "maxtext.checkpoint_conversion.linen_nnx_converter"
-_AT_ONCE = 2
+_AT_ONCE, _LAYERS_AT_ONCE = 2, 8  # Chunks, and layers of one: about what the converter has under way.
 
 
 def start():
@@ -111,9 +112,10 @@ def encode(source: str, target: str):
 
   async def write(number, data, gate):
     async with gate:
-      transaction = ts.Transaction(atomic=True)
-      await asyncio.gather(*(write_layer(number, layer, data, transaction) for layer in range(shape[1])))
-      await transaction.commit_async()
+      for layers in itertools.batched(range(shape[1]), _LAYERS_AT_ONCE):
+        transaction = ts.Transaction(atomic=True)
+        await asyncio.gather(*(write_layer(number, layer, data, transaction) for layer in layers))
+        await transaction.commit_async()
 
   async def run():
     data = await (await checkpoint.open(stacks[0])).read()
