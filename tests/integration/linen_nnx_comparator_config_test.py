@@ -66,14 +66,14 @@ class ConfigTest(absltest.TestCase):
     self.assertEqual((done.returncode, done.stderr), (0, ""), done.stdout)
     self.assertIn("equal to the bit: 120 leaves", done.stdout)
     done = self.compare(param_scan_axis=1)
-    self.assertEqual(done.returncode, 1)
+    self.assertEqual(done.returncode, 2)
     self.assertIn("check the checkpoint and --param_scan_axis", done.stderr)
 
   def test_a_config_that_cannot_be_read_is_refused(self):
     converter.convert_checkpoint(SOURCE, self.tmp / "a")
     converter.convert_checkpoint(SOURCE, self.tmp / "b")
     done = self.compare(no_such_setting=1)
-    self.assertEqual((done.returncode, done.stdout), (1, ""))
+    self.assertEqual((done.returncode, done.stdout), (2, ""))
     last = done.stderr.splitlines()[-1]  # MaxText itself warns before.
     self.assertStartsWith(last, "linen_nnx_comparator: base.yml ")
     self.assertIn("expected a config that the installed MaxText can read", last)

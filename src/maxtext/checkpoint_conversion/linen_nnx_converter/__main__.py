@@ -14,7 +14,7 @@
 
 """The command: flags, printing and exit codes, nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import ctypes
 import gc
@@ -169,16 +169,53 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     The exit code: 0 done, 1 refused, 2 verification failed, 130 interrupted.
   """
+  return _stoppable(lambda: _main(sys.argv if argv is None else argv))
+
+
+def console_main() -> None:
+  """The entry point of the console script."""
+
+  def run():
+    _set_up()
+    return _main(sys.argv)
+
+  code = _stoppable(run)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if code and "--coordinator_address" in " ".join(sys.argv):
+    os._exit(code)  # The other processes learn of it at once; a clean exit would wait for them, who wait for this one.
+  sys.exit(code)
+
+
+def _stoppable(run: Callable[[], int]) -> int:
   try:
-    return _main(argv)
+    return run()
   except KeyboardInterrupt:
     _refuse("interrupted: nothing unfinished was left at the target.")
     return INTERRUPTED
 
 
+def _set_up():
+  """Makes the process the command's own."""
+  # A clean stop, as for Ctrl-C, which asyncio knows. An exception anywhere in its loop would leave it waiting for ever.
+  signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+  # The command computes nothing: it must not take hold of an accelerator that a training run may be using.
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
+  # glibc's threads share what they free: by default each keeps its own, 0.4 GiB after 4 GiB of streaming.
+  with contextlib.suppress(AttributeError, OSError):  # Another C library.
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
+  # Metadata are trees without cycles: to look for these all the time takes a third of a run over 20,000 leaves.
+  gc.set_threshold(50_000, 20, 20)
+  # What goes wrong is said once, by `_convert`; Orbax's warnings are about options that it was given here on purpose.
+  logging.set_verbosity(logging.FATAL)
+  if "--traceback" not in sys.argv:  # TensorStore operations that Orbax leaves under way when one fails complain here.
+    sys.unraisablehook = lambda _: None
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # As do Orbax's coroutines.
+
+
 def _main(argv) -> int:
-  values = define_flags()
-  argv = list(sys.argv if argv is None else argv)
+  values, argv = define_flags(), list(argv)
   try:
     rest = values(argv if argv and not argv[0].startswith("-") else ["", *argv])[1:]
   except flags.Error as e:
@@ -193,35 +230,6 @@ def _main(argv) -> int:
     if not values[name].value and not rest:
       return _refuse(f"--{name}: expected a path, found none. Run with --help to see all flags.")
   return _convert(values, rest)
-
-
-def console_main() -> None:
-  """The entry point of the console script."""
-  # The command computes nothing: it must not take hold of an accelerator that a training run may be using.
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
-  _limit_arenas()
-  # Metadata are trees without cycles: to look for these all the time takes a third of a run over 20,000 leaves.
-  gc.set_threshold(50_000, 20, 20)
-  # What goes wrong is said once, below; Orbax's warnings are about options that it was given here on purpose.
-  logging.set_verbosity(logging.FATAL)
-  if "--traceback" not in sys.argv:  # TensorStore operations that Orbax leaves under way when one fails complain here.
-    sys.unraisablehook = lambda _: None
-    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # As do Orbax's coroutines.
-  # A clean stop, as for Ctrl-C, which asyncio knows. An exception anywhere in its loop would leave it waiting for ever.
-  signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-  code = main(sys.argv)
-  sys.stdout.flush()
-  sys.stderr.flush()
-  if code and "--coordinator_address" in " ".join(sys.argv):
-    os._exit(code)  # The other processes learn of it at once; a clean exit would wait for them, who wait for this one.
-  sys.exit(code)
-
-
-def _limit_arenas():
-  """Lets glibc's threads share what they free: by default each keeps its own, 0.4 GiB after 4 GiB of streaming."""
-  with contextlib.suppress(AttributeError, OSError):  # Another C library.
-    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def _convert(values, config_arguments) -> int:

@@ -111,7 +111,7 @@ BLOCK_MARKS = {
     "GptOssAttention": ("gpt_oss",),
     "Llama4MoEBlock_0": ("llama4",),
     "input_layernorm": ("qwen3_next", "qwen3_5"),
-    "mhc_attention": ("deepseek4", "engram"),
+    "mhc_attention": ("deepseek4", "deepseek with engram"),
     "post_ffw_norm": ("gemma3", "gemma4", "envy"),
     "post_mlp_layer_norm": ("olmo3",),
 }
