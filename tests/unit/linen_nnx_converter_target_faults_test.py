@@ -31,6 +31,7 @@ import linen_nnx_converter_faults_test as faults
 import linen_nnx_converter_util as util
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion.linen_nnx_converter import durable
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import framing
 from maxtext.checkpoint_conversion.linen_nnx_converter import staging
@@ -208,6 +209,19 @@ class PowerCutTest(faults.FaultTestCase):
     made = {os.path.relpath(path, self.tmp / "out") for path in (self.tmp / "out").rglob("*")} | {"."}
     self.assertEqual(made - set(at_the_rename), set())
     self.assertIn(str(self.tmp), synced)
+
+  @parameterized.parameters(0, 1, 1000, 5000)
+  def test_copies_by_any_system(self, nbytes):
+    content = os.urandom(nbytes)
+    (self.tmp / "file").write_bytes(content)
+    no_sendfile = absltest.mock.patch.object(os, "sendfile", side_effect=OSError(errno.EINVAL, "no"))
+    no_libc = absltest.mock.patch.object(durable.ctypes, "CDLL", return_value=object())
+    for patches in ([], [no_sendfile], [no_libc], [no_sendfile, no_libc]):
+      with contextlib.ExitStack() as stack, absltest.mock.patch.object(durable, "_PIECE_BYTES", 1000):
+        for patch in patches:
+          stack.enter_context(patch)
+        durable.copy(self.tmp / "file", self.tmp / "copy")
+      self.assertEqual((self.tmp / "copy").read_bytes(), content)
 
   def test_a_disk_that_loses_what_it_was_given(self):
     def fsync(descriptor):

@@ -18,7 +18,6 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 import errno
 import os
-import shutil
 from typing import Any
 
 from etils import epath
@@ -33,7 +32,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 
 COPY_MODES = ("auto", "link", "copy")
 
-_FILES_AT_ONCE = 8  # While the disk takes in some, others are copied.
+_FILES_AT_ONCE = 4
 _COPIES_AT_ONCE = 1000
 # What `os.link` says where a file cannot be linked: another file system, none that has links, or too many of them.
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
@@ -172,8 +171,7 @@ def _bring_file(source: epath.Path, target: epath.Path, copy_mode: str):
         raise
       if copy_mode == "link":
         raise _no_link(source, target, os.strerror(e.errno or 0)) from e
-  shutil.copyfile(source, target)
-  durable.sync(target)
+  durable.copy(source, target)
 
 
 def _no_link(source, target, found) -> errors.TargetError:
