@@ -56,6 +56,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
+from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.common import train_state_nnx
@@ -170,46 +171,39 @@ def tiny_tokenizer() -> str:
 def rearranged(a: Traced, b: Traced, trainer: str) -> Iterator[str]:
   """What goes wrong between the scanned and the unscanned state of one trainer, both ways."""
   for source, target in ((a, b), (b, a)):
-    options = by_config(target, trainer)
-    yield from mismatch(source.saved, target.saved_params(), nnx_aux="drop", **options)
+    yield from mismatch(source.saved, target.saved_params(), *by_config(target, trainer, nnx_aux="drop"))
     if trainer == "nnx":
-      options |= {"direction": "nnx_to_nnx", "nnx_aux": "drop"}
-      yield from mismatch(source.train_state, target.train_state_params(), **options)
+      within_nnx = by_config(target, trainer, direction="nnx_to_nnx", nnx_aux="drop")
+      yield from mismatch(source.train_state, target.train_state_params(), *within_nnx)
 
 
 def exchanged(linen: Traced, of_nnx: Traced) -> Iterator[str]:
   """What goes wrong between the trainers' states of one arrangement, both ways."""
-  to_nnx, to_linen = by_config(of_nnx, "nnx"), by_config(linen, "linen")
-  to_train_state = to_nnx | {"direction": "linen_to_nnx", "nnx_values": "plain"}
-  yield from mismatch(linen.saved, of_nnx.saved_params(), **to_nnx)
-  yield from mismatch(linen.saved, of_nnx.train_state_params(), **to_train_state)
-  yield from mismatch(of_nnx.saved, linen.saved, nnx_aux="drop", **to_linen)
-  yield from mismatch(of_nnx.train_state, linen.saved, nnx_aux="drop", **to_linen)
+  to_linen = by_config(linen, "linen", nnx_aux="drop")
+  yield from mismatch(linen.saved, of_nnx.saved_params(), *by_config(of_nnx, "nnx"))
+  to_train_state = by_config(of_nnx, "nnx", direction="linen_to_nnx", nnx_values="plain")
+  yield from mismatch(linen.saved, of_nnx.train_state_params(), *to_train_state)
+  yield from mismatch(of_nnx.saved, linen.saved, *to_linen)
+  yield from mismatch(of_nnx.train_state, linen.saved, *to_linen)
 
 
 def saved_and_restored(of_nnx: Traced) -> Iterator[str]:
   """What goes wrong between the NNX trainer's two forms, with every RNG stream and other variable."""
-  options = by_config(of_nnx, "nnx")
-  yield from mismatch(of_nnx.train_state, of_nnx.saved, **options)
-  options |= {"direction": "linen_to_nnx", "nnx_values": "plain"}
-  yield from mismatch(of_nnx.saved, of_nnx.train_state, **options)
+  yield from mismatch(of_nnx.train_state, of_nnx.saved, *by_config(of_nnx, "nnx"))
+  to_train_state = by_config(of_nnx, "nnx", direction="linen_to_nnx", nnx_values="plain")
+  yield from mismatch(of_nnx.saved, of_nnx.train_state, *to_train_state)
 
 
-def by_config(target: Traced, trainer: str) -> dict[str, Any]:
-  """The options that a run of the command takes from the target's config."""
-  return {
-      "release": maxtext_config.version(),
-      "trainer": trainer,
-      "decoder": maxtext_config.decoder(target.config),
-      "scan_layers": target.config.scan_layers,
-      "param_scan_axis": target.config.param_scan_axis,
-  }
+def by_config(target: Traced, trainer: str, **keywords) -> tuple[options_lib.Options, planner.Run]:
+  """The options, and the run, that the command takes from the target's config."""
+  options = maxtext_config.with_config(options_lib.Options.of(**keywords), target.config)
+  return options, dataclasses.replace(maxtext_config.run(target.config, None), trainer=trainer)
 
 
-def mismatch(source, wanted, **options) -> Iterator[str]:
+def mismatch(source, wanted, options, run) -> Iterator[str]:
   """Plans a conversion, and yields a line if its target is not the wanted state to the leaf."""
   try:
-    found = planner.plan_conversion(source, **options).target
+    found = planner.plan_conversion(source, options, run).target
   except errors.ConversionError as e:
     yield f"{REFUSED}{e}"
     return

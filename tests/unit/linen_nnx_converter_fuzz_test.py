@@ -39,7 +39,6 @@ from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
-from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2", "int4", "int8", "uint32", "bool")
 EXAMPLES = int(os.environ.get("LINEN_NNX_FUZZ_EXAMPLES", "150"))
@@ -286,7 +285,7 @@ class DamageTest(parameterized.TestCase):
     options = {"param_scan_axis": example.axis, "scan_layers": data.draw(st.sampled_from((None, True, False)))}
     try:
       source = abstract_state.flatten(state)
-      plan = planner.plan_conversion(abstract_state.abstract(source), **options)
+      plan = util.plan_conversion(abstract_state.abstract(source), **options)
       target = execute.apply(plan, source.leaves)
     except errors.ConversionError as e:
       event("refused")

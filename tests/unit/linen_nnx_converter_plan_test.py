@@ -30,7 +30,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
-from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 
 DTYPES = ("float32", "bfloat16", "int8", "uint32", "float8_e4m3fn")
 
@@ -243,7 +242,7 @@ class PropertiesTest(absltest.TestCase):
   def test_inverse(self, state, scan_layers):
     """A plan's inverse is valid, leads back, and is its own inverse's inverse."""
     source = abstract_state.flatten(state)
-    plan = planner.plan_conversion(abstract_state.abstract(source), scan_layers=scan_layers)
+    plan = util.plan_conversion(abstract_state.abstract(source), scan_layers=scan_layers)
     inverse = plan.inverse()
     inverse.validate()
     self.assertEqual(inverse.inverse().moves, plan.moves)
@@ -266,7 +265,7 @@ class PropertiesTest(absltest.TestCase):
     lost = data.draw(st.sampled_from(sorted(moments)))
     damaged = dataclasses.replace(source, leaves={path: leaf for path, leaf in source.leaves.items() if path != lost})
     with self.assertRaises(errors.ConversionError) as raised:
-      planner.plan_conversion(abstract_state.abstract(damaged))
+      util.plan_conversion(abstract_state.abstract(damaged))
     self.assertIn(lost[-1], str(raised.exception))
 
 

@@ -34,7 +34,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import model_check
-from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 
 OPTIMIZERS = util.FIXTURES / "optimizers"
@@ -70,30 +69,30 @@ class ReleaseTest(parameterized.TestCase):
     """The form without which 0.2.5 raises, or silently starts nested moments at zero."""
     source = read(OPTIMIZERS / "0.2.4-linen" / f"{name}.txt")
     self.assert_state(
-        planner.plan_conversion(source, release=(0, 2, 5)), read(OPTIMIZERS / "0.2.5" / f"{name}.txt", with_aux=False)
+        util.plan_conversion(source, release=(0, 2, 5)), read(OPTIMIZERS / "0.2.5" / f"{name}.txt", with_aux=False)
     )
 
   @parameterized.parameters(*NAMES)
   def test_0_2_4_nnx_for_0_2_5(self, name):
     source = read(OPTIMIZERS / "0.2.4-nnx" / f"{name}.txt")
-    self.assert_state(planner.plan_conversion(source, release=(0, 2, 5)), source)
+    self.assert_state(util.plan_conversion(source, release=(0, 2, 5)), source)
 
   @parameterized.parameters(*(name for name in NAMES if "mask" not in name or name == "tmask"))
   def test_nnx_for_the_linen_trainer(self, name):
     source = read(OPTIMIZERS / "0.2.4-nnx" / f"{name}.txt")
     wanted = read(OPTIMIZERS / "0.2.4-linen" / f"{name}.txt")
     leaves = wanted.leaves | {path: leaf for path, leaf in source.leaves.items() if path[0] == "nnx_aux"}
-    plan = planner.plan_conversion(source, release=(0, 2, 4), trainer="linen")
+    plan = util.plan_conversion(source, release=(0, 2, 4), trainer="linen")
     self.assert_state(plan, abstract_state.AbstractState(leaves, wanted.lists))
 
   @parameterized.parameters("adamw_mask", "skip_adamw_mask", "tmask_adamw_mask")
   def test_the_config_tells_of_a_mask_of_the_weight_decay(self, name):
     """Which the Linen trainer needs, and which does not show in NNX."""
     source = read(OPTIMIZERS / "0.2.4-nnx" / f"{name}.txt", with_aux=False)
-    nnx = planner.plan_conversion(source, direction="linen_to_nnx", nnx_values="plain").target
+    nnx = util.plan_conversion(source, direction="linen_to_nnx", nnx_values="plain").target
     wanted = read(OPTIMIZERS / "0.2.4-linen" / f"{name}.txt")
     for state in (source, nnx):
-      plan = planner.plan_conversion(state, release=(0, 2, 4), trainer="linen", adamw_mask=True)
+      plan = util.plan_conversion(state, release=(0, 2, 4), trainer="linen", adamw_mask=True)
       self.assert_state(plan, wanted)
 
   @parameterized.parameters("muon", "adam_pax", "sgd", "adamw_mask")
@@ -101,39 +100,35 @@ class ReleaseTest(parameterized.TestCase):
     wanted = read(OPTIMIZERS / "0.2.4-linen" / f"{name}.txt")
     source = read(OPTIMIZERS / "0.2.4-nnx" / f"{name}.txt", with_aux=False)
     for state in (wanted, source):
-      self.assert_state(planner.plan_conversion(state, release=(0, 2, 4), trainer="linen", adamw_mask=True), wanted)
+      self.assert_state(util.plan_conversion(state, release=(0, 2, 4), trainer="linen", adamw_mask=True), wanted)
 
   @parameterized.parameters(*NAMES)
   def test_true_nnx_for_0_2_5(self, name):
     """A TrainStateNNX of spring 2026, which had no Linen layout."""
     source = read(OPTIMIZERS / "0.2.5" / f"{name}.txt")
-    nnx = planner.plan_conversion(source, direction="linen_to_nnx", nnx_values="plain").target
-    self.assert_state(planner.plan_conversion(nnx, release=(0, 2, 5)), source)
+    nnx = util.plan_conversion(source, direction="linen_to_nnx", nnx_values="plain").target
+    self.assert_state(util.plan_conversion(nnx, release=(0, 2, 5)), source)
 
   @parameterized.parameters(*NAMES)
   def test_the_params_alone_for_a_release(self, name):
-    plan = planner.plan_conversion(read(OPTIMIZERS / "0.2.4-linen" / f"{name}.txt"), release=(0, 2, 5), params_only=True)
+    plan = util.plan_conversion(read(OPTIMIZERS / "0.2.4-linen" / f"{name}.txt"), release=(0, 2, 5), params_only=True)
     self.assertTrue(all(path[:2] == ("params", "params") for path in plan.target.leaves))
 
   def test_integer_keys_of_0_2_3_become_names(self):
     source = util.FIXTURES / "maxtext-0.2.3" / "nnx_unscan"
     tree = converter.load_checkpoint(source)
     for release in ("0.2.4", "0.2.5"):
-      plan = planner.plan_conversion(
-          abstract_state.abstract(abstract_state.flatten(tree)), release=releases.parse(release)
-      )
+      plan = util.plan_conversion(abstract_state.abstract(abstract_state.flatten(tree)), release=releases.parse(release))
       self.assertIn(("params", "params", "decoder", "layers_3", "mlp", "wo", "kernel"), plan.target.leaves)
       self.assertFalse(any("3" in path for path in plan.target.leaves))
-    same = planner.plan_conversion(
-        abstract_state.abstract(abstract_state.flatten(tree)), release=(0, 2, 3), trainer="nnx"
-    )
+    same = util.plan_conversion(abstract_state.abstract(abstract_state.flatten(tree)), release=(0, 2, 3), trainer="nnx")
     self.assertEqual(same.target.leaves, same.source.leaves)
 
   def test_the_spring_2026_trainers_checkpoint_for_each_release(self):
     tree = converter.load_checkpoint(util.FIXTURES / "maxtext-main-2026-05-14" / "nnx_unscan")
     source = abstract_state.abstract(abstract_state.flatten(tree))
     for release, layer in (((0, 2, 3), ("layers", "3")), ((0, 2, 4), ("layers_3",)), ((0, 2, 5), ("layers_3",))):
-      plan = planner.plan_conversion(source, release=release, trainer="nnx")
+      plan = util.plan_conversion(source, release=release, trainer="nnx")
       self.assertIn(("params", "params", "decoder", *layer, "mlp", "wo", "kernel"), plan.target.leaves)
       self.assertEqual(plan.target_layout.framework, "linen")
 

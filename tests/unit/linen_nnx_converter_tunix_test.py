@@ -33,7 +33,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
-from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.common import train_state_nnx
 
 SCHEDULE = optax.linear_schedule(1e-3, 0.0, 10)
@@ -129,7 +128,7 @@ def plan_of(tree, step=None, **options):
   """The plan for a tree that stands in a folder of this name."""
   folder, name = layouts.FOLDER_STEP
   held = {} if step is None else {folder: {name: np.int64(step)}}
-  return planner.plan_conversion(abstract_state.abstract(abstract_state.flatten(tree | held)), **options)
+  return util.plan_conversion(abstract_state.abstract(abstract_state.flatten(tree | held)), **options)
 
 
 def maxtexts_target(optimizer):

@@ -14,6 +14,7 @@
 
 """What the tests of the converter share: fixtures, tiny trees, and equality to the bit."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -23,6 +24,9 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import options
+from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "assets" / "linen_nnx_converter"
@@ -103,6 +107,14 @@ def unscanned_params(layers=3):
       },
       "token_embedder": {"embedding": array(7, 4)},
   }
+
+
+def plan_conversion(state, *, empty_nodes=None, **keywords):
+  """The planner's plan, its options and its run given as keywords."""
+  names = {field.name for field in dataclasses.fields(planner.Run)}
+  run = planner.Run(**{name: value for name, value in keywords.items() if name in names})
+  chosen = options.PlanOptions.of(**{name: value for name, value in keywords.items() if name not in names})
+  return planner.plan_conversion(state, chosen, run, empty_nodes)
 
 
 class CheckpointTestCase(parameterized.TestCase):

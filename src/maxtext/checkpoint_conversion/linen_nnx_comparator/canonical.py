@@ -28,6 +28,7 @@ import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles
@@ -107,26 +108,28 @@ class Tree:
     return any(leaf.place.axes for leaf in self.leaves.values())
 
 
-def by_plan(state: abstract_state.AbstractState, keys: Mapping[Path, str], *, scan_layers: bool, **options) -> Tree:
+def by_plan(
+    state: abstract_state.AbstractState, keys: Mapping[Path, str], options: options_lib.PlanOptions, *, scan_layers: bool
+) -> Tree:
   """The canonical tree of a checkpoint.
 
   Args:
     state: its abstract state.
     keys: the implementation of each typed PRNG key, by path.
+    options: of these, param_scan_axis, nnx_aux and params_only count.
     scan_layers: False takes all layers apart; True leaves scanned layers as they are, for those whose order is unknown.
-    **options: as `planner.plan_conversion` takes them: param_scan_axis, nnx_aux, params_only.
 
   Raises:
     ConversionError: the converter has no plan for it.
   """
-  plan = planner.plan_conversion(
-      state,
-      direction=f"{layouts.detect(state).framework}_to_nnx",
+  options = dataclasses.replace(
+      options,
+      direction="linen_to_nnx" if layouts.detect(state).framework == "linen" else "nnx_to_nnx",
       scan_layers=scan_layers,
       layer_naming="flat",
       nnx_values="plain",
-      **options,
   )
+  plan = planner.plan_conversion(state, options, planner.Run())
   by_path = roles.read(state, plan.source_layout).by_path
   leaves = {}
   for path, move in plan.moves.items():

@@ -32,6 +32,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
+from maxtext.checkpoint_conversion.linen_nnx_converter import options
 
 Path = canonical.Path
 PathLike = str | os.PathLike[str]
@@ -76,14 +77,20 @@ def compare_checkpoints(
       with the side, A or B.
   """
   begin = time.monotonic()
+  chosen = [
+      options.Options.of(
+          param_scan_axis=axis, nnx_aux=nnx_aux, params_only=params_only, memory_budget_gib=memory_budget_gib
+      )
+      for axis in param_scan_axes
+  ]
   places = [_of_side(side, locations.find_source, path) for side, path in zip("AB", (a, b))]
   checkpoints = [_of_side(side, convert.open_source, place) for side, place in zip("AB", places)]
-  trees, notes = _trees(checkpoints, param_scan_axes, {"nnx_aux": nnx_aux, "params_only": params_only})
+  trees, notes = _trees(checkpoints, chosen)
   aligned = align.align(*trees)
   tolerance = None if atol is None and rtol is None else difference.Tolerance(atol or 0.0, rtol or 0.0)
   if progress:
     progress.start("comparing", sum(item.sides[0].nbytes for item in aligned if item.is_comparable))
-  reading = _Reading(checkpoints, tolerance, int(memory_budget_gib * 2**30), progress.advance if progress else None)
+  reading = _Reading(checkpoints, tolerance, chosen[0].memory_budget, progress.advance if progress else None)
   asyncio.run(reading.compare(aligned))
   if progress:
     progress.finish()
@@ -98,7 +105,7 @@ def compare_checkpoints(
   )
 
 
-def _trees(checkpoints, param_scan_axes, options) -> tuple[list[canonical.Tree], list[str]]:
+def _trees(checkpoints, chosen) -> tuple[list[canonical.Tree], list[str]]:
   """Both canonical trees, and what is to be said of them.
 
   Layers whose order is unknown cannot be taken apart: then both checkpoints keep their scanned layers. Where the
@@ -110,9 +117,9 @@ def _trees(checkpoints, param_scan_axes, options) -> tuple[list[canonical.Tree],
 
   def planned(scan_layers):
     trees = []
-    for side, checkpoint, key, axis in zip("AB", checkpoints, keys, param_scan_axes):
-      plan = functools.partial(canonical.by_plan, scan_layers=scan_layers, param_scan_axis=axis, **options)
-      trees.append(_of_side(side, plan, checkpoint.state, key))
+    for side, checkpoint, key, options_of_side in zip("AB", checkpoints, keys, chosen):
+      plan = functools.partial(canonical.by_plan, scan_layers=scan_layers)
+      trees.append(_of_side(side, plan, checkpoint.state, key, options_of_side))
     return trees
 
   try:
@@ -123,7 +130,7 @@ def _trees(checkpoints, param_scan_axes, options) -> tuple[list[canonical.Tree],
         return planned(True), ["Layers whose order is unknown: scanned layers are compared whole."]
       except errors.ConversionError:
         pass
-    if found[0] != found[1] or options["params_only"] or options["nnx_aux"] != "keep":
+    if found[0] != found[1] or chosen[0].params_only or chosen[0].nnx_aux != "keep":
       raise
     return (
         [canonical.as_it_stands(checkpoint.state, key) for checkpoint, key in zip(checkpoints, keys)],

@@ -33,6 +33,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter import moving
+from maxtext.checkpoint_conversion.linen_nnx_converter import options
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import proof
@@ -92,6 +93,7 @@ def verify_checkpoint(
     SourceNotFoundError, NotACheckpointError, UnfinishedCheckpointError: there is no such checkpoint, or no digests in it.
   """
   begin = time.monotonic()
+  budget = options.Options.of(memory_budget_gib=memory_budget_gib).memory_budget
   items = locations.find_source(target_path).items
   expected = digests.read(items)
   checkpoint = _opened(items)
@@ -102,9 +104,7 @@ def verify_checkpoint(
         found=f"none of its {len(checkpoint.stored)} leaves with one",
         remedy="Nothing was verified: convert anew with --verify=full.",
     )
-  found = asyncio.run(
-      _differences(checkpoint, expected, int(memory_budget_gib * 2**30), progress or progress_lib.Silent())
-  )
+  found = asyncio.run(_differences(checkpoint, expected, budget, progress or progress_lib.Silent()))
   if found:
     first, difference = next(iter(found.items()))
     others = f", and {len(found) - 1} more leaves that differ: {_names(list(found)[1:])}" if len(found) > 1 else ""

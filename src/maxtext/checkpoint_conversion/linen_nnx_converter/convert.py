@@ -36,6 +36,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
 from maxtext.checkpoint_conversion.linen_nnx_converter import model_check
 from maxtext.checkpoint_conversion.linen_nnx_converter import moving
+from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
@@ -74,7 +75,7 @@ def convert_linen_to_nnx(state: Any, scan_layers: bool = True, **options) -> dic
     state: a pytree: nested dicts and lists, or a Flax `TrainState`, with leaves of NumPy arrays, JAX arrays or
       `jax.ShapeDtypeStruct`.
     scan_layers: whether the result's layers are scanned.
-    **options: as `planner.plan_conversion` takes them: param_scan_axis, layer_naming, nnx_values, nnx_aux, params_only.
+    **options: the others of `options.PlanOptions`, but for the direction.
 
   Returns:
     Nested dicts, `{"model": …, "optimizer": {"opt_state": …, "step": …}}`. Keys are strings, those of chains too.
@@ -148,17 +149,8 @@ def convert_checkpoint(
     target_path: PathLike | None = None,
     *,
     config: Any = None,
-    maxtext_release: str | None = None,
-    check_model: bool = True,
-    init_rngs: bool = False,
-    memory_budget_gib: float = 2.0,
-    copy_mode: str = "auto",
-    verify: bool | str = True,
-    overwrite: bool = False,
-    resume: bool = False,
-    dry_run: bool = False,
     progress: moving.Progress | None = None,
-    **options,
+    **options: Any,
 ) -> conversion_lib.Conversion:
   """Converts a checkpoint on disk. The target appears whole or not at all; the source is only read.
 
@@ -169,23 +161,8 @@ def convert_checkpoint(
     target_path: where to; it gets the shape of the source, `<target_path>/<step>/items` with its sibling items.
     config: a MaxText config of the model. It says how the layers are scanned, and defaults for the paths: what a run with
       it would load, and where it would resume from.
-    check_model: whether to compare the target with the installed MaxText's own state, where a config is given and the
-      target is for the installed release.
-    init_rngs: whether to make NNX RNG state that the source does not have, with the model of the config and its seed.
-    maxtext_release: the MaxText release that shall read the target, such as `0.2.5`; with a config, the installed one.
-    memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
-    copy_mode: whether to `link` the source's data files where their bytes need not change, to `copy` them, or, as `auto`
-      does, to link them where the file system can.
-    verify: whether to compare the target with the source, to the bit, before the commit. Where the target refers to the
-      source's own chunks, or has them encoded alike, that is the proof; `full` decodes all of both. Of what is decoded
-      the digests are kept, see `digests.py`.
-    overwrite: whether to replace an existing target, which stays whole until the new one is.
-    resume: whether to take the leaves that an interrupted conversion to this target had finished, each of which is
-      compared with the source first. Without it, what that left is removed.
-    dry_run: whether to plan only.
     progress: is told how far the work of this process has come.
-    **options: as `planner.plan_conversion` takes them: direction, scan_layers, param_scan_axis, layer_naming,
-      nnx_values, nnx_aux, params_only.
+    **options: those of `options.Options`.
 
   Returns:
     What was done.
@@ -194,7 +171,9 @@ def convert_checkpoint(
     ConversionError: one of its subclasses. Nothing is left at the target then.
   """
   begin = time.monotonic()
-  source_path, target_path, options = _settings(source_path, target_path, config, maxtext_release, options)
+  chosen = options_lib.Options.of(**options)
+  source_path, target_path, chosen, run = _settings(source_path, target_path, config, chosen)
+  dry_run, verify, resume, overwrite = chosen.dry_run, chosen.verify, chosen.resume, chosen.overwrite
   location = locations.find_source(source_path)
   target = locations.find_target(target_path, location)
   locations.check_apart(source_path, location, target_path, target)
@@ -204,10 +183,10 @@ def convert_checkpoint(
     staging.clear(target.final)
   locations.check_free(target.final, overwrite=overwrite)
   stamps = source_files.survey(location.final)
-  plan, source = _plan(location, config, options, check_model=check_model, init_rngs=init_rngs)
+  plan, source = _plan(location, config, chosen, run)
   lengths = key_values.file_lengths(source.directory, source.index)
-  routes = ways.choose(plan, source, lengths, brings_dead_bytes=copy_mode == "link")
-  budget = int(memory_budget_gib * 2**30)
+  routes = ways.choose(plan, source, lengths, brings_dead_bytes=chosen.copy_mode == "link")
+  budget = chosen.memory_budget
   progress = progress or progress_lib.Silent()
   resumption = resume_lib.Resumption()
   if resume and not dry_run:
@@ -240,7 +219,16 @@ def convert_checkpoint(
   processes = jax.process_count()
   me = jax.process_index()
   move = moving.Move(
-      plan, source, routes, lengths, copy_mode, budget, progress, resumption.origins, process=me, processes=processes
+      plan,
+      source,
+      routes,
+      lengths,
+      chosen.copy_mode,
+      budget,
+      progress,
+      resumption.origins,
+      process=me,
+      processes=processes,
   )
   progress.start("writing", move.nbytes() // processes)
   try:
@@ -261,32 +249,32 @@ def convert_checkpoint(
   return result[0] if result else dataclasses.replace(conversion, seconds=time.monotonic() - begin)
 
 
-def _settings(source_path, target_path, config, maxtext_release, options) -> tuple[PathLike, PathLike, dict[str, Any]]:
-  """The paths and the planner's options, with what the config and the release say of them."""
+def _settings(source_path, target_path, config, options) -> tuple[PathLike, PathLike, options_lib.Options, planner.Run]:
+  """The paths, the options, and the run, with what the config and the release say of them."""
+  release = options.maxtext_release
+  run = planner.Run(releases.parse(release) if release else None)
   if config is not None:
     source_path = source_path or maxtext_config.source_path(config)
     target_path = target_path or maxtext_config.target_path(config)
-    options = maxtext_config.with_options(options, config, maxtext_release)
-  elif maxtext_release:
-    options = options | {"release": releases.parse(maxtext_release)}
+    options, run = maxtext_config.with_config(options, config), maxtext_config.run(config, release)
   for name, path in (("--source_path", source_path), ("--target_path", target_path)):
     if not path:
       raise errors.TargetError(name, expected="a path", found="none", remedy=f"Give {name}.")
-  return source_path, target_path, options
+  return source_path, target_path, options, run
 
 
-def _plan(location, config, options, *, check_model, init_rngs) -> tuple[plan_lib.Plan, storage.Checkpoint]:
+def _plan(location, config, options, run) -> tuple[plan_lib.Plan, storage.Checkpoint]:
   """The plan, checked as far as metadata and small leaves allow, and the source."""
   source = open_source(location)
   custom_metadata = location.custom_metadata()
   nodes = _recorded_empty_nodes(custom_metadata)
-  plan = planner.plan_conversion(source.state, empty_nodes=nodes, **options)
+  plan = planner.plan_conversion(source.state, options, run, nodes)
   if config is not None:
     _check_scan_flag(plan, location, custom_metadata)
-  if init_rngs:
-    plan, source = rng_state.add(plan, source, config, options)
-  if config is not None and check_model:
-    model_check.check_plan(plan, config, options["release"])
+  if options.init_rngs:
+    plan, source = rng_state.add(plan, source, config, options, run)
+  if config is not None and options.check_model:
+    model_check.check_plan(plan, config, run.release)
   execute.check_casts(plan, source.read)
   tunix.check_accumulation(plan, source.read)
   return plan, source
@@ -309,8 +297,10 @@ def _check_scan_flag(plan, location, custom_metadata):
 
 
 def _convert_tree(state, **options) -> dict[str, Any]:
+  chosen = options_lib.PlanOptions.of(**options)
+  run = planner.Run(releases.parse(chosen.maxtext_release) if chosen.maxtext_release else None)
   source = abstract_state.flatten(state)
-  plan = planner.plan_conversion(abstract_state.abstract(source), **options)
+  plan = planner.plan_conversion(abstract_state.abstract(source), chosen, run)
   return abstract_state.unflatten(dataclasses.replace(plan.target, leaves=execute.apply(plan, source.leaves)))
 
 

@@ -42,6 +42,10 @@ class ConversionError(ValueError):
     super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
+class OptionError(ConversionError):
+  """An option that there is not, or a value that it cannot have."""
+
+
 class SourceNotFoundError(ConversionError):
   """The source path does not exist."""
 

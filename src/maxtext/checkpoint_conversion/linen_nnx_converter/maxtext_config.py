@@ -15,6 +15,7 @@
 """What a MaxText config says. The one module that imports MaxText, and only when a config is given."""
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 import inspect
 import os
@@ -23,6 +24,8 @@ from typing import Any
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import families
+from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 
 _LAYER_STACKS_OF_UNKNOWN_ORDER = ("using_pipeline_parallelism", "engram_layers")
@@ -90,29 +93,28 @@ def adamw_mask(config: Any) -> bool:
   return getattr(config, "opt_type", "") == "adamw" and bool(getattr(config, "adamw_mask", None))
 
 
-def with_options(options: dict[str, Any], config: Any, maxtext_release: str | None) -> dict[str, Any]:
+def run(config: Any, maxtext_release: str | None) -> planner.Run:
+  """The run of a config, in this release or the installed one."""
+  release = releases.parse(maxtext_release) if maxtext_release else version()
+  return planner.Run(release, trainer(config, release), decoder(config), adamw_mask(config))
+
+
+def with_config(options: options_lib.Options, config: Any) -> options_lib.Options:
   """The options, with what the config says where they leave it open.
 
   Raises:
     ConfigError: an option contradicts the config.
   """
-  options = {name: value for name, value in options.items() if value is not None}
-  for name in ("scan_layers", "param_scan_axis"):
-    wanted = getattr(config, name)
-    if options.setdefault(name, wanted) != wanted:
+  wanted = {name: getattr(config, name) for name in ("scan_layers", "param_scan_axis")}
+  for name, value in wanted.items():
+    if getattr(options, name) not in (None, value):
       raise errors.ConfigError(
-          f"--{name}={options[name]}",
-          expected=f"{name}={wanted}, as the config says",
-          found=f"{options[name]}",
+          f"--{name}={getattr(options, name)}",
+          expected=f"{name}={value}, as the config says",
+          found=f"{getattr(options, name)}",
           remedy="Give it once, to the config.",
       )
-  release = releases.parse(maxtext_release) if maxtext_release else version()
-  return options | {
-      "release": release,
-      "trainer": trainer(config, release),
-      "decoder": decoder(config),
-      "adamw_mask": adamw_mask(config),
-  }
+  return dataclasses.replace(options, **wanted)
 
 
 def source_path(config: Any) -> str | None:

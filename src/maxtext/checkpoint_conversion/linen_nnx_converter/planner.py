@@ -24,6 +24,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import families
 from maxtext.checkpoint_conversion.linen_nnx_converter import layers
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import optimizer
+from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles as roles_lib
@@ -36,50 +37,46 @@ Path = abstract_state.Path
 Variable = roles_lib.Variable
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The run that shall go on from the target, as far as it is known.
+
+  Attributes:
+    release: its MaxText release; with it, `auto` goes to what that release reads.
+    trainer: which of the release's trainers, `linen` or `nnx`; None takes the Linen trainer as long as there is one.
+    decoder: the decoder of the model's config, which says how its layers are scanned.
+    adamw_mask: whether the optimizer is adamw with a mask of its weight decay, which does not show in NNX. What is known
+      from an earlier conversion counts more.
+  """
+
+  release: releases.Version | None = None
+  trainer: str | None = None
+  decoder: families.Decoder | None = None
+  adamw_mask: bool = False
+
+
 def plan_conversion(
     source: abstract_state.AbstractState,
-    *,
-    direction: str = "auto",
-    scan_layers: bool | None = None,
-    param_scan_axis: int | None = None,
-    layer_naming: str | None = None,
-    nnx_values: str | None = None,
-    nnx_aux: str = "keep",
-    params_only: bool = False,
+    options: options_lib.PlanOptions,
+    run: Run,
     empty_nodes: Mapping[Path, Any] | None = None,
-    release: releases.Version | None = None,
-    trainer: str | None = None,
-    decoder: families.Decoder | None = None,
-    adamw_mask: bool = False,
 ) -> plan_lib.Plan:
   """The validated plan of a conversion.
 
   Args:
     source: the abstract state of the source.
-    direction: `linen_to_nnx`, `nnx_to_linen`, `linen_to_linen` or `nnx_to_nnx`; `auto` goes to the other framework, from
-      Tunix to what MaxText's NNX trainers read.
-    scan_layers: whether the target's layers are scanned; None is True for `linen_to_nnx` and otherwise keeps what each
-      stack is.
-    param_scan_axis: the layer axis of scanned Params; None is 1, MaxText's default.
-    layer_naming: how to write layers that are not scanned, `flat` (`layers_<n>`) or `nested` (`layers/<n>`); None takes
-      flat for Linen and nested for NNX.
-    nnx_values: which NNX leaves are boxed: `boxed` (those of the model), `plain` or `all_boxed`; None boxes the model for
-      `linen_to_nnx` and keeps what is for `nnx_to_nnx`.
-    nnx_aux: `keep` or `drop`: whether NNX state that is no Param (RNG streams, batch statistics, …) goes along.
-    params_only: whether to leave out all but the params collection.
+    options: what the target shall be.
+    run: the run that shall go on from it.
     empty_nodes: empty optimizer nodes known from an earlier conversion, by Linen path below `opt_state`.
-    release: the MaxText release that shall read the target; with it, `auto` goes to what that release reads.
-    trainer: which of its trainers, `linen` or `nnx`; None takes the Linen trainer as long as there is one.
-    decoder: the decoder of the model's config, which says how its layers are scanned.
-    adamw_mask: whether the optimizer is adamw with a mask of its weight decay, which does not show in NNX. What is known
-      from an earlier conversion counts more.
 
   Raises:
     ConversionError: one of its subclasses, naming the path that stands in the way.
   """
+  direction, scan_layers, nnx_values = options.direction, options.scan_layers, options.nnx_values
+  params_only, release, decoder = options.params_only, run.release, run.decoder
   source_layout = layouts.detect(source)
   _refuse_apart(source_layout, params_only)
-  reads = releases.find(release, trainer) if release else None
+  reads = releases.find(release, run.trainer) if release else None
   takes_release_form = reads is not None and direction == "auto"
   target_layout = (
       reads.layout if takes_release_form else _target_layout(source_layout, direction, nnx_values, params_only)
@@ -100,7 +97,7 @@ def plan_conversion(
       return layouts.NNX_AUX
     return variable.collection if keeps_form else _target_collection(variable, target_layout, is_trained)
 
-  kept, dropped = _select(roles, source.leaves, collection_of, nnx_aux == "keep", params_only)
+  kept, dropped = _select(roles, source.leaves, collection_of, options.nnx_aux == "keep", params_only)
   dropped |= unwrapped
   if takes_release_form and release is not None:
     former_params = _former_params(source.leaves, kept, dropped, decoder, release, collection_of)
@@ -109,8 +106,8 @@ def plan_conversion(
       {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)},
       lambda variable: paths.get(variable) or roles_lib.write(variable, source_layout, roles.bare_subtrees),
       scan_layers,
-      layer_naming or _layer_naming(target_layout, reads),
-      1 if param_scan_axis is None else param_scan_axis,
+      options.layer_naming or _layer_naming(target_layout, reads),
+      1 if options.param_scan_axis is None else options.param_scan_axis,
       _model_schedule(decoder, scan_layers, release, reads),
       collection_of,
   )
@@ -119,7 +116,7 @@ def plan_conversion(
   elif not decoder.known_order:
     layers.refuse_new_arrangement(arranged, paths)
   known_nodes = empty_nodes or {}
-  nodes = None if keeps_form else known_nodes or _decay_mask(kept, adamw_mask)
+  nodes = None if keeps_form else known_nodes or _decay_mask(kept, run.adamw_mask)
   target, moves = target_state.build(source, source_layout, target_layout, roles, kept, arranged, nodes)
   if source_layout.framework == "linen":
     known_nodes = target_state.empty_optimizer_nodes(source, kept)

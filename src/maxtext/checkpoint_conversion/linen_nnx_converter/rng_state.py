@@ -14,7 +14,6 @@
 
 """RNG state that a Linen source cannot have, made by MaxText's own model and put into a plan."""
 
-from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -22,13 +21,15 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
+from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 
 
-def add(plan: plan_lib.Plan, source: storage.Checkpoint, config: Any, options: Mapping[str, Any]):
+def add(plan: plan_lib.Plan, source: storage.Checkpoint, config: Any, options: options_lib.Options, run: planner.Run):
   """Adds the RNG state of the config's model that the plan's target lacks, of the config's seed.
 
   Args:
@@ -36,6 +37,7 @@ def add(plan: plan_lib.Plan, source: storage.Checkpoint, config: Any, options: M
     source: the checkpoint that it reads.
     config: the MaxText config, or None.
     options: the options of the conversion.
+    run: the run of the config.
 
   Returns:
     The plan with more leaves, and a source that has them too, below `plan.MADE`.
@@ -43,7 +45,7 @@ def add(plan: plan_lib.Plan, source: storage.Checkpoint, config: Any, options: M
   Raises:
     ConfigError: there is no config, or its model's RNG state has no place in the target.
   """
-  _check(plan, config, options)
+  _check(plan, config, options, run)
   targets: dict[abstract_state.Path, Any] = {
       roles.write(roles.Variable(layouts.NNX_AUX, path), plan.target_layout): value
       for path, value in maxtext_config.rng_state(config).items()
@@ -64,15 +66,15 @@ def add(plan: plan_lib.Plan, source: storage.Checkpoint, config: Any, options: M
   return plan, source
 
 
-def _check(plan, config, options):
+def _check(plan, config, options, run):
   """Refuses a target that the model's RNG state does not belong to."""
   layout = plan.target_layout
   if config is None:
     raise _error("a MaxText config, base.yml and settings, whose model makes it", "none", "Give the config of the run.")
-  asked = next((f"--{k}={v}" for k, v in (("params_only", True), ("nnx_aux", "drop")) if options.get(k) == v), None)
+  asked = next((f"--{k}={v}" for k, v in (("params_only", True), ("nnx_aux", "drop")) if getattr(options, k) == v), None)
   if asked or (layout.framework == "linen" and not layout.nnx_optimizer):
     raise _error("a target with NNX's RNG state", asked or f"the layout {layout}", "Leave out one of the two.")
-  release, trainer = options["release"], options["trainer"]
+  release, trainer = run.release, run.trainer
   installed = maxtext_config.version()
   if release != installed or trainer != "nnx":
     raise _error(
@@ -81,8 +83,8 @@ def _check(plan, config, options):
         "Run in that MaxText's environment, with pure_nnx=True up to 0.2.4.",
     )
   naming = releases.find(release, trainer).layer_naming
-  if options.get("layer_naming", naming) != naming:
-    raise _error(f"--layer_naming={naming}, as its model has it", options["layer_naming"], "Leave out --layer_naming.")
+  if options.layer_naming not in (None, naming):
+    raise _error(f"--layer_naming={naming}, as its model has it", options.layer_naming, "Leave out --layer_naming.")
 
 
 def _error(expected, found, remedy) -> errors.ConfigError:

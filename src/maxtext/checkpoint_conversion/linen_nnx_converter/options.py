@@ -1,0 +1,143 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The options of a conversion: frozen, and checked when they are made, before anything is read or written."""
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, Literal, Self
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+
+_LEAST = {"param_scan_axis": 0, "memory_budget_gib": 1 / 16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+  """What the target shall be.
+
+  Attributes:
+    direction: from which framework to which; `auto` goes to the other one, from Tunix to what MaxText's NNX trainers
+      read, and with a release or a config to what that release reads.
+    scan_layers: whether the target's layers are scanned; None is the config's, else True for `linen_to_nnx`, else what
+      each stack of layers is.
+    param_scan_axis: the layer axis of scanned Params, in the source and in the target; None is the config's, else 1.
+    maxtext_release: the MaxText release that shall read the target, such as `0.2.5`; None is the installed one if there
+      is a config.
+    layer_naming: how to write layers that are not scanned, `flat` (`layers_<n>`) or `nested` (`layers/<n>`); None is flat
+      for Linen and nested for NNX.
+    nnx_values: which NNX leaves are boxed: `boxed` (those of the model), `plain` (none) or `all_boxed`; None boxes the
+      model for `linen_to_nnx` and keeps what is for `nnx_to_nnx`.
+    nnx_aux: whether NNX state that is no Param (RNG streams, batch statistics, …) goes along.
+    params_only: whether to leave out all but the params collection.
+  """
+
+  direction: Literal["auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx"] = "auto"
+  scan_layers: bool | None = None
+  param_scan_axis: int | None = None
+  maxtext_release: str | None = None
+  layer_naming: Literal["flat", "nested"] | None = None
+  nnx_values: Literal["boxed", "plain", "all_boxed"] | None = None
+  nnx_aux: Literal["keep", "drop"] = "keep"
+  params_only: bool = False
+
+  def __post_init__(self):
+    """Checks every value.
+
+    Raises:
+      OptionError: one is of another type, or none of those that there are.
+    """
+    for name, hint in typing.get_type_hints(type(self)).items():
+      _check(name, getattr(self, name), hint)
+
+  @classmethod
+  def of(cls, **values: Any) -> Self:
+    """The options with these values.
+
+    Raises:
+      OptionError: there is no such option, or no such value of it.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in values.keys() - set(names):
+      raise errors.OptionError(
+          f"--{name}", expected=f"one of {', '.join(names)}", found="no such option", remedy="Check its spelling."
+      )
+    return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(PlanOptions):
+  """What the target shall be, and how to get there.
+
+  Attributes:
+    check_model: whether to compare the target with the installed MaxText's own state, where a config is given and the
+      target is for the installed release.
+    init_rngs: whether to make NNX RNG state that the source does not have, with the model of the config and its seed.
+    memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
+    copy_mode: whether to `link` the source's data files where their bytes need not change, to `copy` them, or to do what
+      is safe and cheap for each, `auto`.
+    verify: whether to compare the target with the source, to the bit, before the commit. Where the target has the
+      source's own chunks, encoded alike, that is the proof; `full` decodes all of both.
+    overwrite: whether to replace an existing target, which stays whole until the new one is.
+    resume: whether to take the leaves that an interrupted conversion to this target had finished, each of which is
+      compared with the source first. Without it, what that left is removed.
+    dry_run: whether to plan only.
+  """
+
+  check_model: bool = True
+  init_rngs: bool = False
+  memory_budget_gib: float = 2.0
+  copy_mode: Literal["auto", "link", "copy"] = "auto"
+  verify: bool | Literal["full"] = True
+  overwrite: bool = False
+  resume: bool = False
+  dry_run: bool = False
+
+  @property
+  def memory_budget(self) -> int:
+    """The memory budget in bytes."""
+    return int(self.memory_budget_gib * 2**30)
+
+
+def choices(name: str) -> list[Any]:
+  """The values of an option that has a few."""
+  return _literals(typing.get_type_hints(Options)[name])
+
+
+def _check(name: str, value: Any, hint: Any):
+  """Checks the value of one option."""
+  kinds = [kind for kind in _members(hint) if typing.get_origin(kind) is not Literal]
+  is_one = type(value) in kinds or (type(value) is int and float in kinds)
+  if not is_one and not (isinstance(value, str) and value in _literals(hint)):
+    raise _error(name, value, " or ".join([*_literals(hint), *map(_named, kinds)]))
+  if isinstance(value, int | float) and not _LEAST.get(name, value) <= value < math.inf:
+    raise _error(name, value, f"at least {_LEAST[name]}")
+
+
+def _error(name, value, expected) -> errors.OptionError:
+  return errors.OptionError(f"--{name}", expected=expected, found=repr(value), remedy="Give one of these values.")
+
+
+def _members(hint) -> tuple[Any, ...]:
+  return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def _literals(hint) -> list[Any]:
+  return [value for kind in _members(hint) if typing.get_origin(kind) is Literal for value in typing.get_args(kind)]
+
+
+def _named(kind) -> str:
+  return {bool: "True or False", type(None): "None", int: "an integer", float: "a number", str: "a string"}[kind]
