@@ -32,6 +32,7 @@ Forms:
 `kind` is the NNX Variable type, for Linen the collection, and OptState outside the model. An empty node (an optax
 EmptyState, a masked leaf) is written `<path> None`, an empty dict `<path> {}`. `<case>.config.json` beside them holds
 the settings that decide the layout, and `<case>.skipped.txt` says why a file is missing. Files that exist are kept.
+`python -m zipfile -c <release>.zip <release>` in DIR makes the archive that the tests read.
 """
 
 import contextlib

@@ -18,10 +18,11 @@
 """
 
 import dataclasses
+import functools
 import itertools
 import json
-import pathlib
 import re
+import zipfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -32,9 +33,7 @@ import numpy as np
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import families
-from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 
-GOLDEN = util.FIXTURES / "golden"
 RELEASES = ("0.2.3", "0.2.4", "0.2.5")
 _LINE = re.compile(r"(\S+) (?:(None|\{\})|\((.*)\) (\S+) (\S+))")
 
@@ -46,7 +45,13 @@ EXCEPTIONS = {
 }
 
 
-def read(path: pathlib.Path, only_params: bool = False) -> abstract_state.AbstractState:
+@functools.cache
+def golden(release: str) -> zipfile.Path:
+  """The folder of a release's trees."""
+  return zipfile.Path(util.FIXTURES / "golden" / f"{release}.zip", f"{release}/")
+
+
+def read(path: zipfile.Path, only_params: bool = False) -> abstract_state.AbstractState:
   """A golden tree; with `only_params` without the NNX variables that are no Params."""
   leaves = {}
   for line in path.read_text().splitlines():
@@ -72,15 +77,15 @@ def _lists(leaves):
 def cases(*forms):
   """Release, case, form and the paths of its scanned and unscanned trees, where both exist."""
   for release in RELEASES:
-    for scanned in sorted((GOLDEN / release).glob("*.scanned.txt")):
+    for scanned in sorted(golden(release).glob("*.scanned.txt"), key=str):
       case, form, _, _ = scanned.name.rsplit(".", 3)
-      unscanned = scanned.with_name(scanned.name.replace(".scanned.", ".unscanned."))
+      unscanned = scanned.parent / scanned.name.replace(".scanned.", ".unscanned.")
       if form in forms and unscanned.exists():
         yield release, case, form, scanned, unscanned
 
 
 def config(release, case):
-  return json.loads((GOLDEN / release / f"{case}.config.json").read_text())
+  return json.loads((golden(release) / f"{case}.config.json").read_text())
 
 
 def version_of(release):
@@ -134,13 +139,13 @@ class GoldenTest(parameterized.TestCase):
       for scan_layers in (True, False):
         with self.subTest(f"{release} {case} {form} scan_layers={scan_layers}"):
           by_config = {"release": version, "trainer": trainer, "decoder": decoder_of(settings)}
-          plan = planner.plan_conversion(trees[not scan_layers], scan_layers=scan_layers, **by_config, **options)
+          plan = util.plan_conversion(trees[not scan_layers], scan_layers=scan_layers, **by_config, **options)
           self.assert_state(plan, trees[scan_layers])
           self.assertEqual(plan.scan_layers, scan_layers)
           count += 1
       if not (trainer == "nnx" and version < (0, 2, 4)):  # Whose names for DeepSeek only the config asks for.
         with self.subTest(f"{release} {case} {form} by the tree alone"):
-          plan = planner.plan_conversion(trees[True], scan_layers=False, layer_naming="flat", **options)
+          plan = util.plan_conversion(trees[True], scan_layers=False, layer_naming="flat", **options)
           self.assert_state(plan, trees[False])
     self.assertGreater(count, 50)
 
@@ -156,7 +161,7 @@ class GoldenTest(parameterized.TestCase):
             "param_scan_axis": settings["param_scan_axis"],
         }
         try:
-          plan = planner.plan_conversion(read(unscanned, only_params=True), scan_layers=True, **options)
+          plan = util.plan_conversion(read(unscanned, only_params=True), scan_layers=True, **options)
         except errors.ConversionError:
           refused.add(case)
           continue
@@ -169,11 +174,11 @@ class GoldenTest(parameterized.TestCase):
   @parameterized.parameters("0.2.4", "0.2.5")
   def test_nnx_and_what_its_trainer_saves(self, release):
     """All leaves: RNG state and other variables too, which the converter tells apart without their types."""
-    for path in sorted((GOLDEN / release).glob("*.nnx.*.txt")):
+    for path in sorted(golden(release).glob("*.nnx.*.txt"), key=str):
       if path.name == "pipeline.nnx.unscanned.txt":  # Its layers in the pipeline stay stacked, those outside do not.
         continue
       with self.subTest(path.name):
-        nnx, saved = read(path), read(path.with_name(path.name.replace(".nnx.", ".ondisk.")))
+        nnx, saved = read(path), read(path.parent / path.name.replace(".nnx.", ".ondisk."))
         settings = config(release, path.name.split(".nnx.")[0])
         keep = {
             "scan_layers": None,
@@ -181,45 +186,45 @@ class GoldenTest(parameterized.TestCase):
             "param_scan_axis": settings["param_scan_axis"],
         }
         by_release = {"release": version_of(release), "trainer": "nnx", "decoder": decoder_of(settings)}
-        self.assert_state(planner.plan_conversion(nnx, **by_release, **keep), saved)
-        back = planner.plan_conversion(saved, nnx_values="plain", **keep | {"scan_layers": ".nnx.scanned." in path.name})
+        self.assert_state(util.plan_conversion(nnx, **by_release, **keep), saved)
+        back = util.plan_conversion(saved, nnx_values="plain", **keep | {"scan_layers": ".nnx.scanned." in path.name})
         self.assert_state(back, nnx)
 
   def test_nnx_and_what_0_2_3_saves(self):
     """That release saves all but `rngs` and `dropout` as if it were a Param, and has no `nnx_aux`."""
-    for path in sorted((GOLDEN / "0.2.3").glob("*.nnx.*.txt")):
+    for path in sorted(golden("0.2.3").glob("*.nnx.*.txt"), key=str):
       case, scan_layers = path.name.split(".nnx.")[0], ".nnx.scanned." in path.name
       if self.is_exception("0.2.3", case):
         continue
       with self.subTest(path.name):
-        nnx, saved = read(path), read(path.with_name(path.name.replace(".nnx.", ".ondisk.")))
+        nnx, saved = read(path), read(path.parent / path.name.replace(".nnx.", ".ondisk."))
         settings = config("0.2.3", case)
         options = {"scan_layers": scan_layers, "param_scan_axis": settings["param_scan_axis"]}
         by_release = {"release": (0, 2, 3), "trainer": "nnx", "decoder": decoder_of(settings)}
-        plan = planner.plan_conversion(nnx, **by_release, **options)
+        plan = util.plan_conversion(nnx, **by_release, **options)
         self.assert_state(dataclasses.replace(plan, target=without(plan.target, "nnx_aux")), saved)
-        back = planner.plan_conversion(saved, direction="linen_to_nnx", nnx_values="plain", **by_release, **options)
+        back = util.plan_conversion(saved, direction="linen_to_nnx", nnx_values="plain", **by_release, **options)
         self.assert_state(back, without(nnx, "rngs", "dropout"))
 
   def test_fp8_state_finds_its_place_in_each_trainers_form(self):
     """Among the params in 0.2.3, in `nnx_aux` from 0.2.4, in a collection of its own in Linen; always on axis 0."""
     for arrangement in ("scanned", "unscanned"):
       trees = {
-          ("linen", (0, 2, 4)): read(GOLDEN / "0.2.4" / f"fp8.linen.{arrangement}.txt"),
-          ("nnx", (0, 2, 3)): read(GOLDEN / "0.2.3" / f"fp8.ondisk.{arrangement}.txt"),
-          ("nnx", (0, 2, 5)): read(GOLDEN / "0.2.5" / f"fp8.ondisk.{arrangement}.txt"),
+          ("linen", (0, 2, 4)): read(golden("0.2.4") / f"fp8.linen.{arrangement}.txt"),
+          ("nnx", (0, 2, 3)): read(golden("0.2.3") / f"fp8.ondisk.{arrangement}.txt"),
+          ("nnx", (0, 2, 5)): read(golden("0.2.5") / f"fp8.ondisk.{arrangement}.txt"),
       }
       for source, (trainer, release) in itertools.product(trees.values(), trees):
         with self.subTest(f"{arrangement} {trainer} {release}"):
-          plan = planner.plan_conversion(source, release=release, trainer=trainer, nnx_aux="keep")
+          plan = util.plan_conversion(source, release=release, trainer=trainer, nnx_aux="keep")
           found, wanted = (without(s, "rngs", "to_nnx__rngs", "dropout") for s in (plan.target, trees[trainer, release]))
           self.assert_state(dataclasses.replace(plan, target=found), wanted)
 
   def test_linen_and_nnx(self):
     """The Linen trainer's state is what the NNX trainer of the same release saves, but for NNX-only state."""
-    for path in sorted((GOLDEN / "0.2.4").glob("*.linen.*.txt")):
+    for path in sorted(golden("0.2.4").glob("*.linen.*.txt"), key=str):
       case = path.name.split(".linen.")[0]
-      saved = path.with_name(path.name.replace(".linen.", ".ondisk."))
+      saved = path.parent / path.name.replace(".linen.", ".ondisk.")
       differ = (
           "gemma4-remainder",
           "gemma4-scan_axis_0",
@@ -232,12 +237,10 @@ class GoldenTest(parameterized.TestCase):
         scan_layers = ".scanned." in path.name
         axis = config("0.2.4", case)["param_scan_axis"]
         options = {"layer_naming": "flat", "param_scan_axis": axis}
-        there = planner.plan_conversion(read(path), scan_layers=scan_layers, **options)
-        self.assert_state(planner.plan_conversion(there.target, **options), read(path))
+        there = util.plan_conversion(read(path), scan_layers=scan_layers, **options)
+        self.assert_state(util.plan_conversion(there.target, **options), read(path))
         by_release = {"release": (0, 2, 4), "trainer": "nnx", **options}
-        self.assert_state(
-            planner.plan_conversion(there.target, **by_release), without(read(saved), "rngs", "to_nnx__rngs")
-        )
+        self.assert_state(util.plan_conversion(there.target, **by_release), without(read(saved), "rngs", "to_nnx__rngs"))
 
   @parameterized.parameters("0.2.3", "0.2.4")
   def test_layers_that_maxtext_would_lose_are_not_given_up(self, release):
@@ -247,11 +250,11 @@ class GoldenTest(parameterized.TestCase):
 
   def test_a_checkpoint_of_another_depth_is_refused(self):
     decoder = families.Decoder("gemma3", 12)
-    tree = read(GOLDEN / "0.2.4" / "gemma3-remainder.linen.unscanned.txt")
+    tree = read(golden("0.2.4") / "gemma3-remainder.linen.unscanned.txt")
     with self.assertRaisesRegex(
         errors.LayerStackError, "decoder/layers: expected 12 layers, as the config says, found 26"
     ):
-      planner.plan_conversion(tree, scan_layers=True, release=(0, 2, 4), decoder=decoder)
+      util.plan_conversion(tree, scan_layers=True, release=(0, 2, 4), decoder=decoder)
 
   @parameterized.parameters(
       ("gemma4", (0, 2, 3), (0, 2, 4), "gemma4-even"), ("qwen3_next", (0, 2, 4), (0, 2, 5), "qwen3-next")
@@ -259,22 +262,22 @@ class GoldenTest(parameterized.TestCase):
   def test_blocks_of_one_release_become_those_of_the_next(self, block, older, newer, case):
     """One axis is put in, or taken out, without unstacking."""
     name = lambda version: ".".join(map(str, version))
-    trees = [read(GOLDEN / name(v) / f"{case}.nnx.scanned.txt", only_params=True) for v in (older, newer)]
+    trees = [read(golden(name(v)) / f"{case}.nnx.scanned.txt", only_params=True) for v in (older, newer)]
     decoder = decoder_of(config(name(older), case))
     self.assertEqual(decoder.block, block)
     for source, target, version in ((*trees, newer), (*reversed(trees), older)):
       by_config = {"release": version, "trainer": "nnx", "decoder": decoder}
-      plan = planner.plan_conversion(source, direction="nnx_to_nnx", scan_layers=True, **by_config)
+      plan = util.plan_conversion(source, direction="nnx_to_nnx", scan_layers=True, **by_config)
       self.assert_state(plan, target)
 
   @parameterized.parameters(*itertools.product(("deepseek3", "kimi", "deepseek3-mtp2"), (True, False), (True, False)))
   def test_a_param_that_0_2_5_made_another_variable(self, case, was_scanned, scan_layers):
     """DeepSeek-V3's routing bias: (experts, layers) and trained, then (layers, experts) in nnx_aux, without moments."""
     name = lambda is_scanned: f"{case}.ondisk.{'scanned' if is_scanned else 'unscanned'}.txt"
-    source = read(GOLDEN / "0.2.4" / name(was_scanned), only_params=True)
-    wanted = read(GOLDEN / "0.2.5" / name(scan_layers))
+    source = read(golden("0.2.4") / name(was_scanned), only_params=True)
+    wanted = read(golden("0.2.5") / name(scan_layers))
     decoder = decoder_of(config("0.2.5", case))
-    plan = planner.plan_conversion(source, release=(0, 2, 5), decoder=decoder, scan_layers=scan_layers)
+    plan = util.plan_conversion(source, release=(0, 2, 5), decoder=decoder, scan_layers=scan_layers)
     is_new = lambda path: any(key == "rngs" or key.endswith("_final_norm") for key in path)  # RNGs, and a norm of 0.2.5.
     leaves = {path: leaf for path, leaf in wanted.leaves.items() if not is_new(path)}
     self.assert_state(plan, abstract_state.AbstractState(leaves, wanted.lists))
@@ -284,37 +287,37 @@ class GoldenTest(parameterized.TestCase):
       self.assertGreater(plan.counts()["transpose"], 0)
 
   def test_without_the_models_name_it_is_refused(self):
-    source = read(GOLDEN / "0.2.4" / "deepseek3.ondisk.scanned.txt")
+    source = read(golden("0.2.4") / "deepseek3.ondisk.scanned.txt")
     with self.assertRaisesRegex(errors.ConfigError, "gate/bias: expected the model's name, .* found no config"):
-      planner.plan_conversion(source, release=(0, 2, 5))
-    planner.plan_conversion(source, release=(0, 2, 4), trainer="nnx")
+      util.plan_conversion(source, release=(0, 2, 5))
+    util.plan_conversion(source, release=(0, 2, 4), trainer="nnx")
 
   def test_what_a_config_leaves_open_is_refused(self):
     """Nothing in engram's unscanned tree tells that MaxText scans its layers in chunks; its config does."""
-    source = read(GOLDEN / "0.2.4" / "engram.ondisk.unscanned.txt", only_params=True)
+    source = read(golden("0.2.4") / "engram.ondisk.unscanned.txt", only_params=True)
     options = {
         "decoder": decoder_of(config("0.2.4", "engram"), known_order=False),
         "release": (0, 2, 4),
         "trainer": "nnx",
     }
     with self.assertRaisesRegex(errors.ConfigError, "expected the arrangement kept, .* found layers to stack"):
-      planner.plan_conversion(source, scan_layers=True, **options)
-    self.assert_state(planner.plan_conversion(source, scan_layers=False, **options), source)
+      util.plan_conversion(source, scan_layers=True, **options)
+    self.assert_state(util.plan_conversion(source, scan_layers=False, **options), source)
 
   def test_a_routing_bias_in_layers_of_unknown_order_is_refused(self):
-    source = read(GOLDEN / "0.2.4" / "deepseek3.ondisk.scanned.txt", only_params=True)
+    source = read(golden("0.2.4") / "deepseek3.ondisk.scanned.txt", only_params=True)
     decoder = decoder_of(config("0.2.4", "deepseek3"), known_order=False)
     with self.assertRaisesRegex(errors.ConfigError, "gate/bias: .* found a variable whose layer axis moves"):
-      planner.plan_conversion(source, release=(0, 2, 5), decoder=decoder, scan_layers=True)
+      util.plan_conversion(source, release=(0, 2, 5), decoder=decoder, scan_layers=True)
 
   def test_the_way_back_lacks_its_moments(self):
-    source = read(GOLDEN / "0.2.5" / "deepseek3.ondisk.scanned.txt")
+    source = read(golden("0.2.5") / "deepseek3.ondisk.scanned.txt")
     with self.assertRaisesRegex(
         errors.ConfigError, "gate/bias: expected a Param with moments, as MaxText 0.2.4 keeps it"
     ):
-      planner.plan_conversion(source, release=(0, 2, 4))
-    deepseek4 = read(GOLDEN / "0.2.4" / "deepseek4.ondisk.scanned.txt")  # Whose bias was never a Param.
-    planner.plan_conversion(deepseek4, release=(0, 2, 4), trainer="nnx")
+      util.plan_conversion(source, release=(0, 2, 4))
+    deepseek4 = read(golden("0.2.4") / "deepseek4.ondisk.scanned.txt")  # Whose bias was never a Param.
+    util.plan_conversion(deepseek4, release=(0, 2, 4), trainer="nnx")
 
 
 if __name__ == "__main__":
