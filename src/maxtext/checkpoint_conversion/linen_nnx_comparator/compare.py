@@ -28,6 +28,7 @@ from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
 from maxtext.checkpoint_conversion.linen_nnx_comparator import difference
 from maxtext.checkpoint_conversion.linen_nnx_comparator import result
 from maxtext.checkpoint_conversion.linen_nnx_converter import convert
+from maxtext.checkpoint_conversion.linen_nnx_converter import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
@@ -91,7 +92,7 @@ def compare_checkpoints(
   if progress:
     progress.start("comparing", sum(item.sides[0].nbytes for item in aligned if item.is_comparable))
   reading = _Reading(checkpoints, tolerance, chosen[0].memory_budget, progress.advance if progress else None)
-  asyncio.run(reading.compare(aligned))
+  coroutines.run(reading.compare(aligned))
   if progress:
     progress.finish()
   sides = [result.Side(os.fspath(place.items), tree.layout, tree.is_scanned) for place, tree in zip(places, trees)]

@@ -27,6 +27,7 @@ import time
 from etils import epath
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter import digests
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
@@ -104,7 +105,7 @@ def verify_checkpoint(
         found=f"none of its {len(checkpoint.stored)} leaves with one",
         remedy="Nothing was verified: convert anew with --verify=full.",
     )
-  found = asyncio.run(_differences(checkpoint, expected, budget, progress or progress_lib.Silent()))
+  found = coroutines.run(_differences(checkpoint, expected, budget, progress or progress_lib.Silent()))
   if found:
     first, difference = next(iter(found.items()))
     others = f", and {len(found) - 1} more leaves that differ: {_names(list(found)[1:])}" if len(found) > 1 else ""
@@ -142,11 +143,11 @@ def verify_written(
   """
   written = storage.Checkpoint(items)
   verify.verify_state(plan.target, written.state)
-  proven = frozenset() if is_full else asyncio.run(proof.prove(plan, source, written, memory_budget=budget))
+  proven = frozenset() if is_full else coroutines.run(proof.prove(plan, source, written, memory_budget=budget))
   unproven = [path for path in plan.moves if path not in proven and path in written.stored]
   collector = digests.Collector({path: written.stored[path] for path in unproven})
   progress.start("verifying", sum(written.stored[path].nbytes for path in unproven))
-  asyncio.run(
+  coroutines.run(
       verify.verify_arrays(
           plan,
           unproven,
@@ -159,7 +160,7 @@ def verify_written(
       )
   )
   progress.finish()
-  taken = collector.digests() | asyncio.run(_take_anew(written, collector.cut, budget))
+  taken = collector.digests() | coroutines.run(_take_anew(written, collector.cut, budget))
   return {written.stored[path].name: digest for path, digest in taken.items()}
 
 

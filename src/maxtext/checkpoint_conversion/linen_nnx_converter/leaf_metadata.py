@@ -14,7 +14,6 @@
 
 """The metadata of a pytree's leaves besides `_METADATA`: Orbax's and zarr's, checked for sense."""
 
-import asyncio
 import base64
 from collections.abc import Iterable, Iterator
 import contextlib
@@ -30,6 +29,7 @@ import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
+from maxtext.checkpoint_conversion.linen_nnx_converter import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
@@ -48,7 +48,7 @@ def read_array_metadatas(directory: epath.Path) -> dict[str, Any]:
     return {}
   for path in (directory / "array_metadatas").iterdir():
     source_files.check_size(path)
-  by_process = asyncio.run(array_metadata_store.Store().read(directory)) or {}
+  by_process = coroutines.run(array_metadata_store.Store().read(directory)) or {}
   lists = by_process.values() if isinstance(by_process, dict) else [by_process]
   return {metadata.param_name: metadata for metadatas in lists for metadata in metadatas}
 

@@ -33,6 +33,7 @@ import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
+from maxtext.checkpoint_conversion.linen_nnx_converter import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
@@ -157,14 +158,14 @@ def _take(target, plan, source, routes, memory_budget, progress) -> Resumption:
   taken, origins, redone, unreadable = {}, [], set(), []
   for directory in _directories(folders, target):
     try:
-      leftover = asyncio.run(_open(directory, source))
-      finished = asyncio.run(_finished(leftover, wanted)) if leftover else {}
+      leftover = coroutines.run(_open(directory, source))
+      finished = coroutines.run(_finished(leftover, wanted)) if leftover else {}
     except Exception:  # Whatever TensorStore raises on a damaged store.  pylint: disable=broad-except
       unreadable.append(directory)
       continue
     if leftover is None:
       continue
-    failed = asyncio.run(_unequal(plan, source, leftover, finished, memory_budget, progress))
+    failed = coroutines.run(_unequal(plan, source, leftover, finished, memory_budget, progress))
     equal = {path: keys for path, keys in finished.items() if path not in failed}
     origins.append((leftover, tuple(equal)))
     redone |= failed

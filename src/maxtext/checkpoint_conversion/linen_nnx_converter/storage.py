@@ -36,6 +36,7 @@ import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
+from maxtext.checkpoint_conversion.linen_nnx_converter import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_metadata
@@ -124,7 +125,7 @@ class Checkpoint:
       metadata = tree_metadata.InternalTreeMetadata.from_json(source_files.read_json(directory / "_METADATA"))
       tree = abstract_state.flatten(metadata.as_nested_tree())
       self._strings = source_files.read_json(directory / "_strings.json", {})
-      self.index = asyncio.run(key_values.read_index(directory, use_ocdbt=self.use_ocdbt, context=self.context))
+      self.index = coroutines.run(key_values.read_index(directory, use_ocdbt=self.use_ocdbt, context=self.context))
       array_metadatas = leaf_metadata.read_array_metadatas(directory)
       shardings = leaf_metadata.read_shardings(directory)
     except errors.ConversionError:
@@ -178,7 +179,7 @@ class Checkpoint:
     async def read():
       return await read_region(path, await self.open(path), ...)
 
-    return asyncio.run(read())
+    return coroutines.run(read())
 
   async def read_value(self, key: str) -> bytes:
     """Reads the value of a key: an encoded chunk, or zarr metadata."""
@@ -203,7 +204,7 @@ class Checkpoint:
     key = f"{name}/{chunks.DOCUMENT_NAMES[3 if self.use_zarr3 else 2]}"
     try:
       inline = self.index.values[key].inline
-      document = json.loads(asyncio.run(self.read_value(key)) if inline is None else inline)
+      document = json.loads(coroutines.run(self.read_value(key)) if inline is None else inline)
       leaf_metadata.check_document(document, self.use_zarr3)
       metadata = array_metadatas.get(name)
       if metadata and len(metadata.write_shape) != len(document["shape"]):

@@ -1,0 +1,49 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Runs coroutines to their end, also where an event loop runs already, as it does in Jupyter and Colab."""
+
+import asyncio
+from collections.abc import Coroutine
+from concurrent import futures
+import contextlib
+import contextvars
+from typing import Any
+
+
+def run[T](coroutine: Coroutine[Any, Any, T]) -> T:
+  """As `asyncio.run`; in a thread of its own where a loop runs in this one, which waits as for any other computation."""
+  try:
+    asyncio.get_running_loop()
+  except RuntimeError:
+    return asyncio.run(coroutine)
+  loop = asyncio.new_event_loop()
+  with futures.ThreadPoolExecutor(1) as executor:
+    future = executor.submit(contextvars.copy_context().run, _run_on, loop, coroutine)
+    try:
+      return future.result()
+    except BaseException:  # Ctrl-C, which Python raises in the main thread only; else all is done already.
+      with contextlib.suppress(RuntimeError):  # The loop has been closed.
+        loop.call_soon_threadsafe(_cancel_all, loop)
+      raise
+
+
+def _run_on[T](loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+  with asyncio.Runner(loop_factory=lambda: loop) as runner:
+    return runner.run(coroutine)
+
+
+def _cancel_all(loop):
+  for task in asyncio.all_tasks(loop):
+    task.cancel()
