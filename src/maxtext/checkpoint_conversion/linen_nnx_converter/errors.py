@@ -17,6 +17,8 @@
 Every message is one line: which path, what was expected there, what was found, and what to do.
 """
 
+import functools
+
 
 def one_line(e: BaseException, most: int = 300) -> str:
   """What an exception of a library says, in one line of at most so many characters."""
@@ -40,6 +42,11 @@ class ConversionError(ValueError):
     message = f"{self.path}: expected {expected}, found {found}. {remedy}"
     # One line, even of a path that holds line breaks.
     super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+
+  def __reduce__(self):
+    # Copies and pickles are made of an exception's `args`, which hold the message alone.
+    fields = {"expected": self.expected, "found": self.found, "remedy": self.remedy}
+    return functools.partial(type(self), self.path, **fields), (), self.__dict__
 
 
 class OptionError(ConversionError):
