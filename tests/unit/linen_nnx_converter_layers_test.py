@@ -155,6 +155,24 @@ class LayersTest(parameterized.TestCase):
     self.assertEqual(stack.shape, (12,))
     self.assertTrue(jax.dtypes.issubdtype(stack.dtype, jax.dtypes.prng_key))
 
+  def test_structs_keep_their_shardings(self):
+    mesh = jax.make_mesh((1, 1), ("fsdp", "tensor"))
+    named = lambda *spec: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    struct = lambda shape, sharding: jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    layer = {"w": struct((3, 5), named(None, "fsdp")), "b": struct((3,), single)}
+    mixed = lambda i: {"m": struct((3,), named("fsdp" if i else "tensor"))}
+    tree = state(flat_layers(lambda i: layer | mixed(i), 4), step=struct((), named()))
+    tree["params"]["params"]["decoder"]["norm"] = struct((7, 2), single)
+    nnx = converter.convert_linen_to_nnx(tree, nnx_values="plain")
+    model = nnx["model"]["decoder"]
+    self.assertEqual(nnx["optimizer"]["step"], jax.ShapeDtypeStruct((), np.uint32, sharding=named()))
+    self.assertIs(model["norm"], tree["params"]["params"]["decoder"]["norm"])
+    self.assertEqual(model["layers"]["w"], struct((3, 4, 5), named(None, None, "fsdp")))
+    self.assertEqual([model["layers"][name].sharding for name in "bm"], [None, None])
+    back = converter.convert_nnx_to_linen(nnx, scan_layers=False)["params"]["params"]["decoder"]
+    self.assertEqual(back["layers_2"]["w"], struct((3, 5), named(None, "fsdp")))
+
   @parameterized.parameters("bfloat16", "float8_e4m3fn", "float16", "float32")
   def test_nan_payloads_survive_in_jax_arrays(self, dtype):
     dtype = jax.numpy.dtype(dtype)

@@ -62,7 +62,11 @@ class Block:
 
 
 def apply(plan: plan_lib.Plan, leaves: Mapping[Path, Any]) -> dict[Path, Any]:
-  """The target's leaves, made of the source's. Leaves that are copied are the very same objects."""
+  """The target's leaves, made of the source's. Leaves that are copied are the very same objects.
+
+  A `jax.ShapeDtypeStruct` keeps its sharding; of one that is stacked, sliced or transposed a `NamedSharding`, of whose
+  spec a new axis gets None.
+  """
   moved = {path: _moved(move, leaves, plan.target.leaves[path]) for path, move in plan.moves.items()}
   return {path: moved.get(path, leaf) for path, leaf in plan.target.leaves.items()}
 
@@ -275,7 +279,7 @@ def _moved(move, leaves, target):
   """The target leaf as an array of the source's kind."""
   sources = [leaves[source] for source, _ in plan_lib.sources_of(move)]
   if any(isinstance(source, jax.ShapeDtypeStruct) for source in sources):
-    return target
+    return _moved_struct(move, sources, target)
   if isinstance(move, plan_lib.Copy):
     is_cast = abstract_state.is_array(target) and sources[0].dtype != target.dtype
     return checked_cast(move.source, sources[0], target.dtype) if is_cast else sources[0]
@@ -291,6 +295,20 @@ def _moved(move, leaves, target):
     return library.moveaxis(stacked, tuple(range(len(move.axes))), move.axes)
 
   return _on_bits(stack, sources)
+
+
+def _moved_struct(move, sources, target) -> jax.ShapeDtypeStruct:
+  """The target leaf: a copied one is the source's, others have its sharding as far as that is a matter of axes."""
+  if isinstance(move, plan_lib.Copy):
+    same = sources[0].dtype == target.dtype
+    return sources[0] if same else jax.ShapeDtypeStruct((), target.dtype, sharding=sources[0].sharding)
+  sharding = getattr(sources[0], "sharding", None)
+  if not isinstance(sharding, jax.sharding.NamedSharding) or any(s.sharding != sharding for s in sources[1:]):
+    return target
+  along = (*sharding.spec, *(None,) * (len(sources[0].shape) - len(sharding.spec)))
+  spec = jax.sharding.PartitionSpec(*plan_lib.moved(along, move, (None,) * len(target.shape)))
+  sharding = jax.sharding.NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+  return jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=sharding)
 
 
 def _on_bits(function, arrays):
