@@ -133,8 +133,12 @@ class AlignTest(parameterized.TestCase):
     nnx = converter.convert_linen_to_nnx(linen)
     self.assertEqual(nnx["optimizer"]["step"].dtype, np.uint32)
     self.assertEqual(set(names(align.align(tree(linen), tree(nnx))).values()), {None})
-    wide = linen | {"step": np.array(11, np.int64)}
-    self.assertEqual(names(align.align(tree(linen), tree(wide)))["optimizer/step"], "dtype")
+    wide = linen | {"step": np.array(11, np.int64)}  # As Orbax keeps a Python integer.
+    for sides in ((linen, wide), (wide, linen), (nnx, wide), (wide, nnx)):
+      self.assertEqual(set(names(align.align(*map(tree, sides))).values()), {None})
+    counts = util.linen(util.unscanned_params(1))
+    counts["opt_state"][0]["count"] = np.array(7, np.int64)
+    self.assertEqual(names(align.align(tree(linen), tree(counts)))["optimizer/opt_state/0/count"], "dtype")
 
   def test_other_numbers_of_layers(self):
     fewer = params({"layers": {"wi": {"kernel": np.zeros((4, 5, 8))}}})

@@ -218,6 +218,20 @@ class ComparisonTest(util.CheckpointTestCase):
     parts = {outcome.part for outcome in comparison.leaves}
     self.assertEqual(parts, {"params", "optimizer", "step"})
 
+  @parameterized.parameters(("linen_to_nnx", "equal"), ("linen_to_linen", "equal"), (None, "different"))
+  def test_a_step_that_is_a_python_integer(self, direction, status):
+    """Only its value counts, on whichever side it is, as for what the converter casts it to."""
+    a = util.linen(util.unscanned_params(1)) | {"step": 11}
+    sides = [self.save("a", a), self.tmp / "b"]
+    if direction:
+      converter.convert_checkpoint(*sides, direction=direction)
+    else:
+      self.save("b", a | {"step": np.array(12, np.int32)})
+    for order in (sides, sides[::-1]):
+      comparison = comparator.compare_checkpoints(*order)
+      self.assertEqual(comparison.counts("step"), {status: 1})
+      self.assertEqual(comparison.is_accepted, status == "equal", unequal(comparison))
+
   def test_a_tolerance(self):
     a, b = util.linen(util.unscanned_params()), util.linen(util.unscanned_params())
     kernel = b["params"]["params"]["decoder"]["layers_1"]["mlp"]["wi_0"]

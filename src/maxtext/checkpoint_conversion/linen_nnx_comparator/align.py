@@ -18,15 +18,12 @@ from collections.abc import Iterable, Iterator
 import dataclasses
 
 from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
-from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 
 Path = canonical.Path
 
 # How the structure of a leaf differs.
 ONLY_A, ONLY_B, SHAPE, DTYPE, KEY, KIND = "only in A", "only in B", "shape", "dtype", "key type", "kind"
-
-# Linen's step is int32 and NNX's is uint32; the converter casts between them.
-_STEP_DTYPES = frozenset({"int32", "uint32"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +104,8 @@ def _structure(a: canonical.Leaf | None, b: canonical.Leaf | None) -> str | None
     return KIND
   if a.shape != b.shape:
     return SHAPE
-  is_step = a.part == b.part == canonical.STEP and (
-      {str(a.dtype), str(b.dtype)} <= _STEP_DTYPES
-      or layouts.FOLDER_STEP in (a.place.source, b.place.source)  # The name of a folder has no dtype.
-  )
+  # The converter casts the step among these; Orbax keeps a Python integer as an int64.
+  is_step = a.part == b.part == canonical.STEP and {str(a.dtype), str(b.dtype)} <= plan_lib.STEP_DTYPES
   if a.dtype != b.dtype and not is_step:
     return DTYPE
   return KEY if a.key != b.key else None
