@@ -141,6 +141,7 @@ def save_checkpoint(state: Any, path: PathLike) -> None:
   """
   directory = locations.absolute(path)
   locations.check_free(directory, overwrite=False)
+  framing.check_target(directory, use_ocdbt=True)
   storage.save_tree(directory, state)
 
 
@@ -184,6 +185,7 @@ def convert_checkpoint(
   locations.check_free(target.final, overwrite=overwrite)
   stamps = source_files.survey(location.final)
   plan, source = _plan(location, config, chosen, run)
+  framing.check_target(target.items, use_ocdbt=source.use_ocdbt)
   lengths = key_values.file_lengths(source.directory, source.index)
   routes = ways.choose(plan, source, lengths, brings_dead_bytes=chosen.copy_mode == "link")
   budget = chosen.memory_budget
@@ -208,7 +210,9 @@ def convert_checkpoint(
 
   def before_commit(folder: epath.Path, items: epath.Path):
     progress.finish()
-    found = audit.verify_written(plan, source, items, budget, progress, is_full=verify == "full") if verify else {}
+    found = (
+        audit.verify_written(plan, source, items, budget, progress, is_full=verify == "full") if verify else {}
+    )
     if verify:
       digests.write(items, found)
     source_files.check_unchanged(location.final, stamps)

@@ -81,6 +81,10 @@ class TargetError(ConversionError):
   """The target exists, overlaps the source, or cannot be written."""
 
 
+class PathNameError(ConversionError):
+  """A folder's name that Orbax or TensorStore cannot read or write, or would take for another."""
+
+
 class LayoutError(ConversionError):
   """The tree is of no known state layout, or fits two."""
 

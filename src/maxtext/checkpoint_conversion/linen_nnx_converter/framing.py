@@ -22,7 +22,9 @@ import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Mapping
 import dataclasses
+import fnmatch
 import json
+import os
 import threading
 from typing import Any
 
@@ -37,6 +39,7 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter import staging
 from maxtext.checkpoint_conversion.linen_nnx_converter import target_leaf
@@ -54,6 +57,21 @@ PutEncoded = Callable[[epath.Path], Awaitable[None]]
 def new_transaction() -> ts.Transaction:
   """A transaction for `Stream` to write in."""
   return ts.Transaction()
+
+
+def check_target(folder: epath.Path, *, use_ocdbt: bool):
+  """Checks that Orbax will find what it writes below a folder: it looks for the files of processes by `glob`.
+
+  Raises:
+    PathNameError: it will not, for its path does not match itself. Orbax would commit a checkpoint that cannot be read.
+  """
+  if "**" in os.fspath(folder) or (use_ocdbt and not all(fnmatch.fnmatchcase(name, name) for name in folder.parts)):
+    raise errors.PathNameError(
+        folder,
+        expected="a path without ** and [...]: Orbax takes it for a pattern, and would not find what it has written",
+        found=repr(os.fspath(folder)),
+        remedy="Choose another --target_path.",
+    )
 
 
 def save(

@@ -78,7 +78,8 @@ def new_context() -> ts.Context:
 def spec(directory: epath.Path, name: str = "", *, use_ocdbt: bool) -> dict[str, Any]:
   """TensorStore's spec of the store under a pytree, or of one leaf's part of it."""
   if not use_ocdbt:
-    return {**_place_spec(directory), "path": f"{_place_spec(directory)['path']}{name}"}
+    place = _place_spec(directory)
+    return place | {"path": f"{place['path']}{name}"}
   ocdbt = {"driver": "ocdbt", "base": _place_spec(directory), "path": name, "cache_pool": "cache_pool#ocdbt"}
   return ocdbt | (_READ_COALESCING if remote_files.is_remote(directory) else {})
 
@@ -92,10 +93,38 @@ def writable_spec(directory: epath.Path) -> dict[str, Any]:
   return spec(directory, use_ocdbt=True) | {"config": config, "target_data_file_size": 2**31}
 
 
+def check_place(directory: epath.Path):
+  """Checks that TensorStore takes the path of a local folder as it stands.
+
+  It takes `\\` for `/`, keeps names that end in `.__lock` to itself, and knows no bytes that are no UTF-8.
+
+  Raises:
+    PathNameError: it does not.
+  """
+  if remote_files.is_remote(directory):
+    return
+  place = _place_spec(directory)
+  try:
+    place["path"].encode()
+    is_taken = ts.KvStore.Spec(place).to_json() == place
+  except ValueError:
+    is_taken = False
+  if not is_taken:
+    raise errors.PathNameError(
+        directory,
+        expected="a path of UTF-8 without backslashes, in which no name ends in .__lock: TensorStore takes no others",
+        found=repr(os.fspath(directory)),
+        remedy="Rename the folder, or give another one.",
+    )
+
+
 def _place_spec(directory) -> dict[str, Any]:
-  return ts.KvStore.Spec(
-      f"{os.fspath(directory)}/" if remote_files.is_remote(directory) else f"file://{directory}/"
-  ).to_json()
+  """A folder's spec. No URL: in one, `%20`, `#` and `?` would not be what they are in a name."""
+  path = f"{os.fspath(directory)}/"
+  if not remote_files.is_remote(directory):
+    return {"driver": "file", "path": path}
+  bucket, _, name = path.removeprefix("gs://").partition("/")
+  return {"driver": "gcs", "bucket": bucket, "path": name}
 
 
 async def read_index(directory: epath.Path, *, use_ocdbt: bool, context: ts.Context) -> Index:
@@ -202,7 +231,7 @@ def _files(directory) -> dict[str, Value]:
   values, folders = {}, [""]
   while folders:
     folder = folders.pop()
-    for child in (directory / folder).iterdir():
+    for child in remote_files.children(directory / folder):
       name = f"{folder}{child.name}"
       if child.is_dir():
         folders.append(name + "/")

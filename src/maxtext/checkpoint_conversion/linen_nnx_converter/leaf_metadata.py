@@ -16,9 +16,11 @@
 
 import base64
 from collections.abc import Iterable, Iterator
+from concurrent import futures
 import contextlib
 import json
 import math
+import re
 from typing import Any
 
 from etils import epath
@@ -29,13 +31,15 @@ import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
-from maxtext.checkpoint_conversion.linen_nnx_converter import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
+from maxtext.checkpoint_conversion.linen_nnx_converter import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
 
 # No leaf has more: the largest of a model of 700 B parameters has 2**40 bytes, and what a device writes at once fits it.
 _MOST_BYTES, _MOST_CHUNKS, _MOST_CHUNK_BYTES = 2**50, 2**24, 2**40
+_FOREIGN = re.compile("[/\0\ud800-\udfff]")  # In UTF-8, surrogates are nothing.
+_FOREIGN_FOLDER = re.compile(rf"{_FOREIGN.pattern}|\\|\.__lock\Z")
 _DOCUMENT_KEYS = {
     False: {"zarr_format", "shape", "chunks", "dtype", "order", "compressor", "fill_value", "filters"},
     True: {"zarr_format", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value"},
@@ -44,13 +48,17 @@ _DOCUMENT_KEYS = {
 
 def read_array_metadatas(directory: epath.Path) -> dict[str, Any]:
   """Orbax's array metadata, by name."""
-  if not (directory / "array_metadatas").exists():
-    return {}
-  for path in (directory / "array_metadatas").iterdir():
-    source_files.check_size(path)
-  by_process = coroutines.run(array_metadata_store.Store().read(directory)) or {}
-  lists = by_process.values() if isinstance(by_process, dict) else [by_process]
-  return {metadata.param_name: metadata for metadatas in lists for metadata in metadatas}
+  folder = directory / "array_metadatas"
+  # Orbax's own `Store.read` takes the folder's path for a pattern: it finds nothing in `[a]`, and in `?` what is in `b`.
+  paths = sorted(remote_files.children(folder)) if folder.exists() else []
+  with futures.ThreadPoolExecutor() as threads:
+    lists = threads.map(_read_array_metadatas, [path for path in paths if path.name.startswith("process_")])
+    return {metadata.param_name: metadata for metadatas in lists for metadata in metadatas}
+
+
+def _read_array_metadatas(path) -> list[Any]:
+  source_files.check_size(path)
+  return array_metadata_store.Serializer().deserialize(path.read_text())
 
 
 def read_shardings(directory: epath.Path) -> dict[str, str]:
@@ -63,11 +71,15 @@ def read_shardings(directory: epath.Path) -> dict[str, str]:
   return {base64.urlsafe_b64decode(name).decode(): sharding for name, sharding in document.items()}
 
 
-def check_names(paths: Iterable[abstract_state.Path]):
-  """Checks that no leaf's name in storage, its path joined by dots, leads out of the folder that it names."""
+def check_names(paths: Iterable[abstract_state.Path], *, use_ocdbt: bool):
+  """Checks that each leaf's name in storage, its path joined by dots, can be the name of a folder.
+
+  With OCDBT it is none, so there it may be one that TensorStore does not take: see `key_values.check_place`.
+  """
+  foreign = _FOREIGN if use_ocdbt else _FOREIGN_FOLDER
   for path in paths:
     name = ".".join(path)
-    if name in ("", ".", "..") or set("/\\\0") & set(name):
+    if name in ("", ".", "..") or foreign.search(name):
       raise errors.LayoutError(
           repr(path),
           expected="keys that can be names of files",

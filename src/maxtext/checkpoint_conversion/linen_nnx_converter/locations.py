@@ -26,6 +26,7 @@ from typing import Any
 from etils import epath
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
@@ -71,7 +72,7 @@ class Location:
     if self.step_folder is None:
       return []
     own = set(layouts.TUNIX_ITEMS) if self.split else {self.items.name}
-    return sorted(p for p in self.step_folder.iterdir() if p.name not in _STEP_FILES | own)
+    return sorted(p for p in remote_files.children(self.step_folder) if p.name not in _STEP_FILES | own)
 
   def step_metadata(self) -> dict[str, Any]:
     """Orbax's metadata of the step; empty where there is none, as before Orbax 0.11.
@@ -112,17 +113,21 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 
   Raises:
     TargetError: a URL of storage that Orbax does not know. Up to 0.12.4 it takes any but `gs://` for a relative path.
+    PathNameError: it has a name that TensorStore would not take as it stands.
   """
-  path = epath.Path(path)
   text = os.fspath(path)
-  if remote_files.is_remote(path) and not text.startswith("gs://"):
+  if remote_files.is_remote(text) and not text.startswith("gs://"):
     raise errors.TargetError(
         text,
         expected="a local path or gs://",
         found=f"{text.split('://')[0]}://, which Orbax neither reads nor writes",
-        remedy="Copy the checkpoint to local storage or to gs:// first.",
+        remedy="Give a path without it, or copy the checkpoint to local storage or to gs:// first.",
     )
-  return path if remote_files.is_remote(path) else epath.Path(os.path.realpath(text))
+  if remote_files.is_remote(text):
+    return epath.Path(text)
+  path = epath.Path(os.path.realpath(text))
+  key_values.check_place(path)
+  return path
 
 
 def find_source(path: str | os.PathLike[str]) -> Location:
@@ -144,7 +149,7 @@ def find_source(path: str | os.PathLike[str]) -> Location:
     if path.name == layouts.TUNIX_ITEMS[0] and _is_in_step_folder(path):
       return Location(path.parent, path.parent, (path.name,))
     return Location(path, path.parent if _is_in_step_folder(path) else None)
-  children = sorted(path.iterdir()) if path.is_dir() else []
+  children = sorted(remote_files.children(path)) if path.is_dir() else []
   if split := _split_items(path, {child.name for child in children}):
     return Location(path, path, split)
   items = [child for child in children if (child / _METADATA).exists() and _TEMPORARY not in child.name]
@@ -236,7 +241,7 @@ def copy_tree(source: epath.Path, target: epath.Path):
     source.copy(target)
     return
   target.mkdir()
-  for child in source.iterdir():
+  for child in remote_files.children(source):
     copy_tree(child, target / child.name)
 
 
@@ -252,7 +257,7 @@ def _refuse_local(folder):
 
 
 def _is_empty_folder(path) -> bool:
-  return path.is_dir() and not any(path.iterdir())
+  return path.is_dir() and not remote_files.children(path)
 
 
 def _is_step(name: str) -> bool:

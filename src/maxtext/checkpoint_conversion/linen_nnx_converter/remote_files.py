@@ -15,14 +15,20 @@
 """Files in remote storage: which are, and what their store can do by itself."""
 
 import os
+import re
 from typing import Any
 
 from etils import epath
 
 
-def is_remote(path: epath.Path) -> bool:
+def is_remote(path: str | os.PathLike[str]) -> bool:
   """Whether a path is a URL, such as `gs://…`."""
-  return "://" in os.fspath(path)
+  return re.match("[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(path)) is not None
+
+
+def children(folder: epath.Path) -> list[epath.Path]:
+  """What is in a folder. `iterdir` of etils leaves out local names that end in `~`."""
+  return list(folder.iterdir()) if is_remote(folder) else [folder / name for name in os.listdir(folder)]
 
 
 def copy(source: epath.Path, target: epath.Path):

@@ -183,15 +183,16 @@ def discard(final: epath.Path):
 def _directories(folders: Iterable[epath.Path], target: locations.Location) -> Iterator[epath.Path]:
   """The folders of the pytrees that were being written."""
   for folder in folders:
-    yield from folder.glob(f"{target.items.name}*") if target.step_folder else [folder]
+    inner = [path for path in folder.iterdir() if path.name.startswith(target.items.name)]
+    yield from inner if target.step_folder else [folder]
 
 
 async def _open(directory, source) -> Leftover | None:
-  stores = list(directory.glob("ocdbt.process_*"))
-  if bool(stores) != source.use_ocdbt:
+  has_stores = any(path.name.startswith("ocdbt.process_") for path in directory.iterdir())
+  if has_stores != source.use_ocdbt:
     return None
   context = key_values.new_context()
-  if stores:  # One store of all, as Orbax makes it before it commits; the data files stay where they are.
+  if has_stores:  # One store of all, as Orbax makes it before it commits; the data files stay where they are.
     await ocdbt_utils.merge_ocdbt_per_process_files(directory, context, source.use_zarr3, enable_validation=False)
   index = await key_values.read_index(directory, use_ocdbt=source.use_ocdbt, context=context)
   return Leftover(directory, context, index, source.use_ocdbt, source.use_zarr3)

@@ -117,6 +117,7 @@ class Checkpoint:
       UnfinishedCheckpointError: Orbax cannot read the metadata that the folder should have.
       DamagedSourceError: an array has no metadata, or none that makes sense.
     """
+    key_values.check_place(directory)
     self.directory = directory
     self._store: ts.KvStore | None = None
     self.use_ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(directory)
@@ -147,7 +148,7 @@ class Checkpoint:
     self.use_zarr3 = bool(metadata.use_zarr3)
     self.has_all_chunks = bool(metadata.store_array_data_equal_to_fill_value)
     self._arrays = {}
-    leaf_metadata.check_names(tree.leaves)
+    leaf_metadata.check_names(tree.leaves, use_ocdbt=self.use_ocdbt)
     leaf_metadata.check_all_named({*array_metadatas, *shardings}, tree.leaves, "in Orbax's array metadata and shardings")
     self.stored = {
         path: self._stored_leaf(path, leaf.value_type, array_metadatas, shardings)
