@@ -35,6 +35,7 @@ from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import digests
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
+from maxtext.checkpoint_conversion.linen_nnx_converter import reopen
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 from maxtext.checkpoint_conversion.linen_nnx_converter import transfer
 from maxtext.checkpoint_conversion.linen_nnx_converter import ways
@@ -73,10 +74,10 @@ def in_one_file(folder):
       new.with_transaction(transaction)[key] = value
 
 
-async def documents_alone(checkpoint, key, read_value=storage.Checkpoint.read_value):
+async def documents_alone(arrays, key, read=reopen.Arrays.read):
   if not key.endswith(("/.zarray", "/zarr.json")):
     raise AssertionError(f"{key} was read")
-  return await read_value(checkpoint, key)
+  return await read(arrays, key)
 
 
 async def swapped(source, target, ranges, documents, rename=transfer.rename):
@@ -112,8 +113,8 @@ class ByReferenceTest(util.CheckpointTestCase):
   @parameterized.parameters(*FORMATS)
   def test_links_are_proven_without_reading_a_value(self, use_ocdbt, use_zarr3):
     source = self.save("source", {"params": {"params": large()}}, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
-    self.enter_context(absltest.mock.patch.object(storage.Checkpoint, "open", self.fail))
-    self.enter_context(absltest.mock.patch.object(storage.Checkpoint, "read_value", documents_alone))
+    self.enter_context(absltest.mock.patch.object(reopen.Arrays, "open", self.fail))
+    self.enter_context(absltest.mock.patch.object(reopen.Arrays, "read", documents_alone))
     self.assertTrue(converter.convert_checkpoint(source, self.tmp / "target").verified)
 
   @parameterized.parameters(*itertools.product(FORMATS, (0, 1, 2)))

@@ -38,6 +38,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import options
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import proof
+from maxtext.checkpoint_conversion.linen_nnx_converter import reopen
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 from maxtext.checkpoint_conversion.linen_nnx_converter import verify
 
@@ -119,6 +120,7 @@ def verify_checkpoint(
 def verify_written(
     plan: plan_lib.Plan,
     source: storage.Checkpoint,
+    location: locations.Location,
     items: epath.Path,
     budget: int,
     progress: moving.Progress,
@@ -129,7 +131,8 @@ def verify_written(
 
   Args:
     plan: the plan that was carried out.
-    source: the source.
+    source: the source, of which only the leaves that are held in memory are taken as they are.
+    location: where the source is: its arrays are opened anew.
     items: the folder of the written pytree.
     budget: bytes, for the data under way.
     progress: is told how far the comparison has come.
@@ -143,7 +146,11 @@ def verify_written(
   """
   written = storage.Checkpoint(items)
   verify.verify_state(plan.target, written.state)
-  proven = frozenset() if is_full else coroutines.run(proof.prove(plan, source, written, memory_budget=budget))
+  ours, theirs = reopen.Arrays(location.items, location.split), reopen.Arrays(items)
+  for state, arrays in ((plan.source, ours), (plan.target, theirs)):
+    coroutines.run(arrays.read_places())
+    verify.verify_names(state, arrays.name, arrays.names())
+  proven = frozenset() if is_full else coroutines.run(proof.prove(plan, ours, theirs, memory_budget=budget))
   unproven = [path for path in plan.moves if path not in proven and path in written.stored]
   collector = digests.Collector({path: written.stored[path] for path in unproven})
   progress.start("verifying", sum(written.stored[path].nbytes for path in unproven))
@@ -151,8 +158,8 @@ def verify_written(
       verify.verify_arrays(
           plan,
           unproven,
-          open_source=source.open,
-          open_target=written.open,
+          open_source=lambda path: source.open(path) if plan_lib.is_held(path) else ours.open(path),
+          open_target=theirs.open,
           chunk_shape_of=lambda path: source.stored[path].chunk_shape,
           memory_budget=budget,
           on_verified=progress.advance,
@@ -160,15 +167,15 @@ def verify_written(
       )
   )
   progress.finish()
-  taken = collector.digests() | coroutines.run(_take_anew(written, collector.cut, budget))
+  taken = collector.digests() | coroutines.run(_take_anew(written, theirs, collector.cut, budget))
   return {written.stored[path].name: digest for path, digest in taken.items()}
 
 
-async def _take_anew(written, paths, budget) -> dict[abstract_state.Path, digests.Digest]:
+async def _take_anew(written, arrays, paths, budget) -> dict[abstract_state.Path, digests.Digest]:
   """The digests of leaves that are stored in other chunks than those of the source."""
   taken = {}
   for path in paths:
-    array = await written.open(path)
+    array = await arrays.open(path)
     block = written.stored[path].chunk_shape
     taken[path] = await digests.take(array, block, memory_budget=budget, on_read=lambda _: None)
   return taken
@@ -192,10 +199,11 @@ async def _differences(checkpoint, expected: Mapping[str, digests.Digest], memor
       (_block_bytes(checkpoint.stored[paths[name]], expected[name]) for name in expected if name in paths), default=0
   )
   gate = asyncio.Semaphore(1 if largest > memory_budget // 16 else 2)
+  arrays = reopen.Arrays(checkpoint.directory)
 
   async def check(path, leaf, digest):
     async with gate:
-      if difference := await _difference(checkpoint, path, leaf, digest, memory_budget, progress):
+      if difference := await _difference(arrays, path, leaf, digest, memory_budget, progress):
         differences[path] = difference
 
   leaves = [(path, leaf, expected[leaf.name]) for path, leaf in checkpoint.stored.items() if leaf.name in expected]
@@ -205,12 +213,12 @@ async def _differences(checkpoint, expected: Mapping[str, digests.Digest], memor
   return dict(sorted(differences.items()))
 
 
-async def _difference(checkpoint, path, leaf, digest, memory_budget, progress) -> tuple[str, str] | None:
+async def _difference(arrays, path, leaf, digest, memory_budget, progress) -> tuple[str, str] | None:
   """What was expected and found of a leaf, where that is not the same."""
   if (leaf.shape, str(leaf.dtype)) != (digest.shape, digest.dtype):
     return f"{digest.shape} {digest.dtype}", f"{leaf.shape} {leaf.dtype}"
   try:
-    array = await checkpoint.open(path)
+    array = await arrays.open(path)
     found = await digests.take(array, digest.block, memory_budget=memory_budget, on_read=progress.advance)
   except ValueError as e:  # What TensorStore raises for a missing, truncated or corrupt chunk.
     return "chunks that can be read", errors.one_line(e)

@@ -211,7 +211,7 @@ def convert_checkpoint(
   def before_commit(folder: epath.Path, items: epath.Path):
     progress.finish()
     found = (
-        audit.verify_written(plan, source, items, budget, progress, is_full=verify == "full") if verify else {}
+        audit.verify_written(plan, source, location, items, budget, progress, is_full=verify == "full") if verify else {}
     )
     if verify:
       digests.write(items, found)

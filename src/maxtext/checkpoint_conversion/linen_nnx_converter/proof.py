@@ -14,8 +14,8 @@
 
 """Proves that leaves are equal without decoding them: their chunks are the same bytes, in the places that the plan says.
 
-Shares no code with what moves them: it starts from the keys that stand in the target, and asks which chunk of the source
-each should be.
+Shares no code with what reads and moves them: it finds the keys of both anew, starts from those that stand in the target,
+and asks which chunk of the source each should be.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import remote_files
-from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter import reopen
 
 Path = abstract_state.Path
 
@@ -40,7 +40,7 @@ _PIECE_BYTES = 2**18  # Of a file: two pieces stay in a core's cache.
 
 
 async def prove(
-    plan: plan_lib.Plan, source: storage.Checkpoint, written: storage.Checkpoint, *, memory_budget: int
+    plan: plan_lib.Plan, source: reopen.Arrays, written: reopen.Arrays, *, memory_budget: int
 ) -> frozenset[Path]:
   """Finds the target leaves whose equality can be proven; of the others, which must be decoded, nothing is known.
 
@@ -49,15 +49,12 @@ async def prove(
 
   Args:
     plan: the plan that was carried out.
-    source: the source.
-    written: the target.
+    source: the source, whose places are read.
+    written: the target, whose places are read.
     memory_budget: bytes, for the encoded chunks that are compared in remote storage, but for two pairs of large ones.
   """
-  candidates = _candidates(plan, source, written)
-  values = {
-      path: [(source.index.values[old], written.index.values[new]) for old, new in pairs]
-      for path, pairs in candidates.items()
-  }
+  candidates = await _candidates(plan, source, written)
+  values = {path: [(source.places[old], written.places[new]) for old, new in pairs] for path, pairs in candidates.items()}
   moved_alike = {(old.file, new.file) for pairs in values.values() for old, new in pairs if old.offset == new.offset}
   one_file = await _one_file(moved_alike, source.directory, written.directory)
   largest = max((old.nbytes for pairs in values.values() for old, _ in pairs), default=1)
@@ -75,25 +72,33 @@ async def prove(
   return frozenset(path for path, is_the_same in zip(candidates, equal) if is_the_same)
 
 
-def _candidates(plan, source, written) -> dict[Path, list[tuple[str, str]]]:
+async def _candidates(plan, source, written) -> dict[Path, list[tuple[str, str]]]:
   """The pairs of keys, in the source and in the target, of the leaves whose chunks may be the same bytes."""
+  ours, theirs = await _documents(source, plan.source), await _documents(written, plan.target)
   candidates = {}
   for path, move in plan.moves.items():
-    if path not in written.stored or not _is_the_same_encoding(path, move, source, written):
+    origins = [origin for origin, _ in plan_lib.sources_of(move)]
+    if path not in theirs or not ours.keys() >= set(origins):
       continue
-    if chunks.count(written.stored[path].document) > len(source.index.values):  # Some were left out.
-      continue
-    pairs = list(_chunk_pairs(path, move, source, written))
-    if all(old in source.index.values and new in written.index.values for old, new in pairs):
+    target, documents = theirs[path], [ours[origin] for origin in origins]
+    if not _is_the_same_encoding(move, documents, target) or chunks.count(target) > len(source.places):
+      continue  # Some chunks were left out, if they are more than keys.
+    pairs = list(_chunk_pairs(move, [*map(source.name, origins)], documents, written.name(path), target))
+    if all(old in source.places and new in written.places for old, new in pairs):
       candidates[path] = pairs
   return candidates
 
 
-def _is_the_same_encoding(path, move, source, written) -> bool:
+async def _documents(arrays, state) -> dict[Path, chunks.Document]:
+  """The zarr metadata of those arrays that are stored, and are as large as the plan says."""
+  paths = [p for p, leaf in state.leaves.items() if abstract_state.is_array(leaf) and not plan_lib.is_held(p)]
+  documents = zip(paths, await asyncio.gather(*map(arrays.document, paths)))
+  return {path: found for path, found in documents if found and chunks.shape(found) == state.leaves[path].shape}
+
+
+def _is_the_same_encoding(move, documents, target) -> bool:
   """Whether the zarr metadata agree in all but the layer axes, along which each chunk holds one index."""
-  target = written.stored[path].document
-  documents = [source.stored[origin].document for origin, _ in plan_lib.sources_of(move) if origin in source.stored]
-  if not documents or isinstance(move, plan_lib.Transpose):
+  if isinstance(move, plan_lib.Transpose):
     return False
   if isinstance(move, plan_lib.Copy):
     return documents == [target]
@@ -118,11 +123,9 @@ def _chunk_size(document) -> int:
   return math.prod(chunks.chunk_shape(document))
 
 
-def _chunk_pairs(path, move, source, written) -> Iterator[tuple[str, str]]:
+def _chunk_pairs(move, names, documents, target_name, target) -> Iterator[tuple[str, str]]:
   """For each chunk of a target leaf, the key that it should have been in the source, and its key."""
-  target = written.stored[path]
-  origins = [source.stored[origin] for origin, _ in plan_lib.sources_of(move)]
-  steps = zip(target.shape, target.chunk_shape)
+  steps = zip(chunks.shape(target), chunks.chunk_shape(target))
   for place in np.ndindex(*(-(-size // step) for size, step in steps)):
     number, inside = 0, list(place)
     if isinstance(move, plan_lib.Stack):
@@ -131,11 +134,7 @@ def _chunk_pairs(path, move, source, written) -> Iterator[tuple[str, str]]:
     elif isinstance(move, plan_lib.Slice):
       for axis, index in zip(move.axes, move.index):
         inside.insert(axis, index)
-    origin = origins[number]
-    yield (
-        f"{origin.name}/{chunks.key(origin.document, tuple(inside))}",
-        f"{target.name}/{chunks.key(target.document, place)}",
-    )
+    yield f"{names[number]}/{chunks.key(documents[number], tuple(inside))}", f"{target_name}/{chunks.key(target, place)}"
 
 
 async def _one_file(pairs: set[tuple[str, str]], ours: epath.Path, theirs: epath.Path) -> set[tuple[str, str]]:
@@ -154,12 +153,12 @@ def _is_one_file(ours: epath.Path, theirs: epath.Path) -> bool:
 
 async def _have_equal_bytes(keys: tuple[str, str], source, written, gate) -> bool:
   """Whether two encoded chunks are equal."""
-  old, new = source.index.values[keys[0]], written.index.values[keys[1]]
+  old, new = source.places[keys[0]], written.places[keys[1]]
   ours, theirs = source.directory / old.file, written.directory / new.file
   async with gate:
     if old.inline is new.inline is None and not remote_files.is_remote(ours) and not remote_files.is_remote(theirs):
       return await asyncio.to_thread(_are_equal_ranges, ours, old.offset, theirs, new.offset, old.nbytes)
-    values = await asyncio.gather(source.read_value(keys[0]), written.read_value(keys[1]))
+    values = await asyncio.gather(source.read(keys[0]), written.read(keys[1]))
     return values[0] == values[1]
 
 

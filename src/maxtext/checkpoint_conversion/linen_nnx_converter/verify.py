@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Compares what was written with the source, to the bit. Shares no code with `execute.py`."""
+"""Compares what was written with the source, to the bit. Shares no code with what reads and writes: see `reopen.py`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -25,7 +25,6 @@ import numpy as np
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
-from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 
 Path = abstract_state.Path
 Open = Callable[[Path], Awaitable[Any]]
@@ -47,6 +46,20 @@ def verify_state(expected: abstract_state.AbstractState, found: abstract_state.A
       raise _failure(path, wanted, got)
   for path in sorted(expected.lists ^ found.lists):
     raise _failure(path, "a list" if path in expected.lists else "a dict", "the other")
+
+
+def verify_names(expected: abstract_state.AbstractState, name_of: Callable[[Path], str], found: set[str]):
+  """Compares the names of the arrays that a store has with those that it should have.
+
+  Raises:
+    VerificationError: naming the first that is in one of them alone.
+  """
+  arrays = [
+      path for path, leaf in expected.leaves.items() if abstract_state.is_array(leaf) and not plan_lib.is_held(path)
+  ]
+  wanted = {name_of(path) for path in arrays}
+  for name in sorted(wanted ^ found):
+    raise _failure(name, *(("an array", "none") if name in wanted else ("no array", "one")))
 
 
 async def verify_arrays(
@@ -102,11 +115,11 @@ async def verify_arrays(
     async with gate:
       if failures:
         return
-      source = await open_source(path)
-      opened = await asyncio.gather(*(open_target(part.target) for part in parts))
+      source = await _opened(path, plan.source.leaves[path], open_source)
+      opened = await asyncio.gather(*(_opened(p.target, plan.target.leaves[p.target], open_target) for p in parts))
       itemsize = source.dtype.numpy_dtype.itemsize
       for box in boxes(source.shape, chunk_shape_of(path), box_bytes // itemsize):
-        data = await storage.read_region(path, source, as_slices(box))
+        data = await _read_source(path, source, box)
         for some in itertools.batched(zip(parts, opened), _PARTS_AT_ONCE):
           await asyncio.gather(*(verify_part(part, target, box, data) for part, target in some))
       on_verified(sum(min(math.prod(t.shape), math.prod(source.shape)) for t in opened) * itemsize)
@@ -120,6 +133,30 @@ async def verify_arrays(
   await asyncio.gather(*(verify_unless_failed(path, parts) for path, parts in stored.items()))
   if failures:
     raise failures[0]
+
+
+async def _opened(path, leaf, open_array):
+  """An array, which must be of the shape and dtype that the plan says."""
+  try:
+    array = await open_array(path)
+  except (ValueError, KeyError) as e:  # What TensorStore raises where there is none, or one that it cannot read.
+    raise _failure(path, "an array that can be opened", errors.one_line(e)) from e
+  found = array.shape, array.dtype.numpy_dtype
+  if found != (leaf.shape, leaf.dtype):
+    raise _failure(path, plan_lib.described(leaf), f"{found[1]}{list(found[0])}")
+  return array
+
+
+async def _read_source(path, source, box) -> np.ndarray:
+  try:
+    return await source[as_slices(box)].read()
+  except ValueError as e:  # What TensorStore raises for a chunk that is missing, truncated or corrupt.
+    raise errors.DamagedSourceError(
+        path,
+        expected="chunks that can be read",
+        found=errors.one_line(e),
+        remedy="The checkpoint is damaged: use another step.",
+    ) from e
 
 
 async def _verify_part(part, target, box, data, on_equal):
