@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
 import tempfile
 
 from absl.testing import absltest
@@ -103,7 +104,7 @@ class ByReferenceTest(util.CheckpointTestCase):
     source = self.save("source", tree, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
     before = util.snapshot(source)
     for name, scan_layers in (("scanned", True), ("unscanned", False)):
-      done = converter.convert_checkpoint(source, self.tmp / name, scan_layers=scan_layers)
+      done = converter.convert_checkpoint(source, self.tmp / name, scan_layers=scan_layers, copy_mode="link")
       self.assertEqual(done.nbytes, {REFERENCE: 6 * 2**17, RAW: 0, STREAMED: 0})
       self.assertTrue(done.verified)
       self.assertLess(own_bytes(self.tmp / name), 2**15)
@@ -115,7 +116,7 @@ class ByReferenceTest(util.CheckpointTestCase):
     source = self.save("source", {"params": {"params": large()}}, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
     self.enter_context(absltest.mock.patch.object(reopen.Arrays, "open", self.fail))
     self.enter_context(absltest.mock.patch.object(reopen.Arrays, "read", documents_alone))
-    self.assertTrue(converter.convert_checkpoint(source, self.tmp / "target").verified)
+    self.assertTrue(converter.convert_checkpoint(source, self.tmp / "target", copy_mode="link").verified)
 
   @parameterized.parameters(*itertools.product(FORMATS, (0, 1, 2)))
   def test_slices_of_what_was_stacked(self, way, axis):
@@ -123,7 +124,7 @@ class ByReferenceTest(util.CheckpointTestCase):
     use_ocdbt, use_zarr3 = way
     tree = {"params": {"params": large()}}
     source = self.save("source", tree, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
-    options = {"direction": "linen_to_linen", "param_scan_axis": axis}
+    options = {"direction": "linen_to_linen", "param_scan_axis": axis, "copy_mode": "link"}
     converter.convert_checkpoint(source, self.tmp / "stacked", scan_layers=True, **options)
     done = converter.convert_checkpoint(self.tmp / "stacked", self.tmp / "again", scan_layers=False, **options)
     self.assertEqual(done.nbytes[REFERENCE], 6 * 2**17)
@@ -157,6 +158,31 @@ class ByReferenceTest(util.CheckpointTestCase):
     with ocp.PyTreeCheckpointer() as checkpointer:
       checkpointer.save(source, {"params": {"params": jax.tree.map(np.zeros_like, large())}}, force=True)
     self.assertEqual(util.snapshot(self.tmp / "target"), before)
+
+  @parameterized.parameters(*itertools.product(FORMATS, ("auto", "copy")))
+  def test_copying_another_checkpoint_over_the_source_leaves_the_target_alone(self, kind, copy_mode):
+    """In place, as `cp -r new/. source/` does: without OCDBT, it writes into the files of the same names."""
+    tree = {"params": {"params": large()}}
+    options = {"use_ocdbt": kind[0], "use_zarr3": kind[1]}
+    source = self.save("source", tree, **options)
+    new = self.save("new", {"params": {"params": jax.tree.map(np.zeros_like, large())}}, **options)
+    converter.convert_checkpoint(source, self.tmp / "target", copy_mode=copy_mode)
+    before = util.snapshot(self.tmp / "target")
+    subprocess.run(["cp", "-r", f"{new}/.", source], check=True)
+    self.assertEqual(util.flat(converter.load_checkpoint(source)), util.flat(converter.load_checkpoint(new)))
+    self.assertEqual(util.snapshot(self.tmp / "target"), before)
+    self.assert_equal(self.tmp / "target", converter.convert_linen_to_nnx(tree))
+
+  @parameterized.parameters(True, False)
+  def test_what_writes_into_a_linked_file_changes_both(self, use_ocdbt):
+    """The price of links: with OCDBT no saving writes into data files, but other tools may."""
+    source = self.save("source", {"params": {"params": large()}}, use_ocdbt=use_ocdbt)
+    converter.convert_checkpoint(source, self.tmp / "target", copy_mode="auto" if use_ocdbt else "link")
+    largest = max((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    self.assertEqual(largest.stat().st_nlink, 2)
+    before = util.snapshot(self.tmp / "target")
+    largest.write_bytes(bytes(largest.stat().st_size))
+    self.assertNotEqual(util.snapshot(self.tmp / "target"), before)
 
   def test_overwriting_the_target_leaves_the_source_alone(self):
     source = self.save("source", {"params": {"params": large()}})
@@ -288,12 +314,16 @@ class TwoStoresTest(util.CheckpointTestCase):
     source = self.save_items(unbox=unbox, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
     before = util.snapshot(source)
     done = converter.convert_checkpoint(source, self.tmp / "target", copy_mode=copy_mode)
-    self.assertEqual(done.nbytes, {REFERENCE: 6 * 2**15 + 8, RAW: 0, STREAMED: 4})
+    how = REFERENCE if use_ocdbt or copy_mode == "link" else RAW
+    self.assertEqual(done.nbytes, {REFERENCE: 0, RAW: 0, STREAMED: 4} | {how: 6 * 2**15 + 8})
     self.assertEqual([path for path, way in done.ways.items() if way == STREAMED], [("step",)])
     self.assertTrue(done.verified)
     self.assertEqual(util.snapshot(source), before)
     own = own_bytes(self.tmp / "target")
-    self.assertEqual(own, all_bytes(self.tmp / "target")) if copy_mode == "copy" else self.assertLess(own, 2**14)
+    if how == RAW or copy_mode == "copy":
+      self.assertEqual(own, all_bytes(self.tmp / "target"))
+    else:
+      self.assertLess(own, 2**14)
     self.assert_read()
 
   def test_the_next_conversion(self):

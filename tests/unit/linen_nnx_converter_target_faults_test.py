@@ -214,14 +214,22 @@ class PowerCutTest(faults.FaultTestCase):
   def test_copies_by_any_system(self, nbytes):
     content = os.urandom(nbytes)
     (self.tmp / "file").write_bytes(content)
-    no_sendfile = absltest.mock.patch.object(os, "sendfile", side_effect=OSError(errno.EINVAL, "no"))
-    no_libc = absltest.mock.patch.object(durable.ctypes, "CDLL", return_value=object())
-    for patches in ([], [no_sendfile], [no_libc], [no_sendfile, no_libc]):
-      with contextlib.ExitStack() as stack, absltest.mock.patch.object(durable, "_PIECE_BYTES", 1000):
-        for patch in patches:
-          stack.enter_context(patch)
+    another_file_system = OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    for effect in ({"wraps": os.copy_file_range}, {"side_effect": another_file_system}, {"return_value": 0}):
+      with (
+          absltest.mock.patch.object(os, "copy_file_range", **effect),
+          absltest.mock.patch.object(durable, "_PIECE_BYTES", 1000),
+      ):
         durable.copy(self.tmp / "file", self.tmp / "copy")
       self.assertEqual((self.tmp / "copy").read_bytes(), content)
+    with absltest.mock.patch.object(durable.ctypes, "CDLL", return_value=object()):
+      durable.copy(self.tmp / "file", self.tmp / "copy")
+    self.assertEqual((self.tmp / "copy").read_bytes(), content)
+    with (
+        absltest.mock.patch.object(os, "copy_file_range", side_effect=OSError(errno.ENOSPC, "full")),
+        self.assertRaisesRegex(OSError, "full"),
+    ):
+      durable.copy(self.tmp / "file", self.tmp / "copy")
 
   def test_a_disk_that_loses_what_it_was_given(self):
     def fsync(descriptor):

@@ -127,8 +127,8 @@ def define_flags() -> flags.FlagValues:
       "copy_mode",
       "auto",
       ("auto", "link", "copy"),
-      "How data files come to the target where their bytes need not change: as hard links, as copies, or as links where "
-      "the file system can.",
+      "How data files come to the target where their bytes need not change: as hard links, as copies, or, with OCDBT, as "
+      "links where the file system can, and without it as copies.",
       **common,
   )
   verify = "Compare the target with the source, to the bit, before the commit; --verify=full decodes all of both."

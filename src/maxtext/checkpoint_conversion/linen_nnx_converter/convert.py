@@ -187,7 +187,7 @@ def convert_checkpoint(
   plan, source = _plan(location, config, chosen, run)
   framing.check_target(target.items, use_ocdbt=source.use_ocdbt)
   lengths = key_values.file_lengths(source.directory, source.index)
-  routes = ways.choose(plan, source, lengths, brings_dead_bytes=chosen.copy_mode == "link")
+  routes = ways.choose(plan, source, lengths, copy_mode=chosen.copy_mode)
   budget = chosen.memory_budget
   progress = progress or progress_lib.Silent()
   resumption = resume_lib.Resumption()

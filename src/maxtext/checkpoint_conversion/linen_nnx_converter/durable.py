@@ -25,14 +25,14 @@ import os
 
 _PIECE_BYTES = 2**25
 _SYNC_FILE_RANGE_WRITE = 2  # Of Linux's <fcntl.h>.
-# What a system says that cannot send one file into another.
-_NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSOCK, errno.EOPNOTSUPP})
+# What a system says that cannot copy from one file to another by itself: between two file systems, for one.
+_NO_COPY = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV})
 # What a file system says of a folder if it has no such call for folders.
 _NOT_FOR_FOLDERS = frozenset({errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
 
 
 def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]):
-  """Copies a file, which the disk has in the end.
+  """Copies a file, which the disk has in the end. Where the file system can, the two share its blocks (a reflink).
 
   It begins to take it in at once: 4 GiB took 1.0 s, as long as without `fsync`, in place of 1.3 s.
   """
@@ -71,11 +71,13 @@ def sync(path: str | os.PathLike[str]):
 
 def _copy_piece(old, new, begin) -> int:
   """Copies some bytes, and returns how many; 0 at the end."""
-  try:
-    return os.sendfile(new.fileno(), old.fileno(), begin, _PIECE_BYTES)
-  except OSError as e:
-    if e.errno not in _NO_SENDFILE:
-      raise
+  if hasattr(os, "copy_file_range"):  # On Linux.
+    try:
+      if count := os.copy_file_range(old.fileno(), new.fileno(), _PIECE_BYTES, begin, begin):
+        return count
+    except OSError as e:
+      if e.errno not in _NO_COPY:
+        raise
   old.seek(begin)
   new.seek(begin)
   return new.write(old.read(_PIECE_BYTES))

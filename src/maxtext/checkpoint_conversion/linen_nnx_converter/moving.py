@@ -95,7 +95,11 @@ class Move:
 
   async def put_encoded(self, items: epath.Path):
     """Puts the arrays that are not streamed into the folder of the pytree."""
-    await (self._refer(items) if self.source.use_ocdbt else self._bring_chunks(items))
+    if not self.source.use_ocdbt:
+      await self._bring_chunks(items)
+      await self._take_over(items)
+      return
+    await self._refer(items)
     await self._take_over(items)
     raw = self._renamed(ways.Way.RAW)
     if raw:
@@ -151,18 +155,22 @@ class Move:
 
   async def _bring_chunks(self, items):
     """Brings the files of chunks under their new names."""
-    await self._bring(items, self._share(self._renamed(ways.Way.REFERENCE), lambda pair: self.lengths[pair[0]]))
-    if self.process == 0:
-      for key, text in self._documents(ways.Way.REFERENCE).items():
-        (items / key).write_bytes(text)
+    for way in (ways.Way.REFERENCE, ways.Way.RAW):
+      await self._bring(items, self._share(self._renamed(way), lambda pair: self.lengths[pair[0]]))
+      if self.process == 0:
+        for key, text in self._documents(way).items():
+          (items / key).write_bytes(text)
 
   async def _bring(self, items, files, leftover: epath.Path | None = None):
     """Brings files of the source, or of what an interrupted run left, which is nobody's and need not be copied."""
+    copy_mode = "auto"
+    if not leftover:  # Without OCDBT, whoever saves over the source may write into its files.
+      copy_mode = "copy" if self.copy_mode == "auto" and not self.source.use_ocdbt else self.copy_mode
     await transfer.bring(
         leftover or self.source.directory,
         items,
         files,
-        copy_mode="auto" if leftover else self.copy_mode,
+        copy_mode=copy_mode,
         on_brought=lambda file: None if leftover else self.progress.advance(self.lengths.get(file, 0)),
     )
 

@@ -87,8 +87,8 @@ class Options(PlanOptions):
       target is for the installed release.
     init_rngs: whether to make NNX RNG state that the source does not have, with the model of the config and its seed.
     memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
-    copy_mode: whether to `link` the source's data files where their bytes need not change, to `copy` them, or to do what
-      is safe and cheap for each, `auto`.
+    copy_mode: whether to `link` the source's data files where their bytes need not change, to `copy` them, or, as `auto`
+      does, to link those of OCDBT, which no writer changes, where the file system can.
     verify: whether to compare the target with the source, to the bit, before the commit. Where the target has the
       source's own chunks, encoded alike, that is the proof; `full` decodes all of both.
     overwrite: whether to replace an existing target, which stays whole until the new one is.

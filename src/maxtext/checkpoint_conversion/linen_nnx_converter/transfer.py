@@ -49,7 +49,8 @@ async def bring(
     source: the folder that they are in.
     target: the folder to bring them to.
     files: the name of each in `source`, and in `target`.
-    copy_mode: `link`, `copy`, or `auto`: a link where the file system can, else a copy.
+    copy_mode: `link`, `copy`, or `auto`: a link where the file system can, else a copy. Only what nobody writes to may be
+      linked: a file that is rewritten in place changes under all of its names.
     on_brought: called with the name in `source` of each when it is there.
 
   Raises:

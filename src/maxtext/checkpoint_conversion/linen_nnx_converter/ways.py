@@ -38,7 +38,7 @@ class Way(enum.StrEnum):
   """How the bytes of a target leaf get there, from the cheapest on."""
 
   REFERENCE = "by reference"  # The target's keys point into the source's data files, linked or copied whole.
-  RAW = "raw"  # Encoded chunks are copied as they are.
+  RAW = "raw"  # Encoded chunks are copied as they are, into new data files.
   STREAMED = "streamed"  # Chunks are decoded, rearranged and encoded.
   RESUMED = "resumed"  # Chunks that an interrupted run had finished are linked.
 
@@ -63,7 +63,7 @@ def choose(
     source: storage.Checkpoint,
     lengths: Mapping[str, int],
     *,
-    brings_dead_bytes: bool = False,
+    copy_mode: str = "auto",
 ) -> dict[Path, Route]:
   """The route of every target leaf that is an array.
 
@@ -71,7 +71,8 @@ def choose(
     plan: the plan.
     source: the source, of which only what was read of its metadata is used.
     lengths: the lengths of its data files, in bytes.
-    brings_dead_bytes: whether to refer to data files whatever else they hold.
+    copy_mode: as `link`, data files are referred to whatever else they hold, and those of chunks too. Else the latter are
+      copied: without OCDBT, a save over the source may write into them.
 
   Raises:
     DamagedSourceError: the source lacks a chunk.
@@ -84,7 +85,7 @@ def choose(
   for path, move in plan.moves.items():
     if abstract_state.is_array(plan.target.leaves[path]):
       routes[path] = _route(path, move, plan, source)
-  if source.use_ocdbt and not brings_dead_bytes and _has_dead_bytes(routes, source.index, lengths):
+  if copy_mode != "link" and (not source.use_ocdbt or _has_dead_bytes(routes, source.index, lengths)):
     return {
         path: dataclasses.replace(route, way=Way.RAW) if route.way == Way.REFERENCE else route
         for path, route in routes.items()
