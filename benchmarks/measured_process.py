@@ -50,12 +50,9 @@ def convert(*arguments: str):
   command = importlib.import_module(f"{_CONVERTER}.__main__")
 
   def run():
-    sys.argv = ["", *arguments]
-    try:
-      command.console_main()
-    except SystemExit as e:
-      if e.code:
-        raise
+    command.set_up()  # Not `console_main`, which would convert in a child process.
+    if code := command.main(arguments):
+      sys.exit(code)
 
   return run
 

@@ -18,7 +18,8 @@
 
 Each run picks a way and a fault, stops a conversion, and then requires: the source's files are unchanged, content and
 time of modification; the target does not exist, or is whole (with --overwrite: it is the old one or the new one, whole);
-the next run of the same command succeeds without any cleaning, and leaves nothing beside the target.
+the next run of the same command succeeds without any cleaning, and leaves nothing beside the target. Exit code and
+message must say what stood there, wherever the run was able to say anything.
 
 The conversion runs in a fork of this process, which has imported everything but has started no thread (which is checked),
 so that a run costs no imports. Whatever uses TensorStore or JAX is forked too.
@@ -55,8 +56,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as comman
 from maxtext.checkpoint_conversion.linen_nnx_converter import convert
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress
 from maxtext.checkpoint_conversion.linen_nnx_converter import staging
+from maxtext.checkpoint_conversion.linen_nnx_converter import stopping
 
-del convert, progress  # Imported here so that the forks need not.
+del convert, progress, stopping  # Imported here so that the forks need not.
 
 _RUNS = flags.DEFINE_integer("runs", 400, "How many conversions to stop.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 1, "Of the choice of ways, faults and moments.")
@@ -70,10 +72,11 @@ WAYS = {
     "plain zarr, by reference": ("plain_unscanned", "--scan_layers"),
     "plain zarr, streamed": ("plain_scanned", "--noscan_layers"),
 }
-MOMENT, OPERATION = "kill -9 at a moment", "kill -9 before a file operation"
-TERMINATED, INTERRUPTED, RACE = "SIGTERM", "SIGINT", "two at once"
-FAULTS = (MOMENT, MOMENT, OPERATION, OPERATION, TERMINATED, INTERRUPTED, RACE)  # Chosen among evenly.
-SIGNALS = {MOMENT: signal.SIGKILL, TERMINATED: signal.SIGTERM, INTERRUPTED: signal.SIGINT}
+MOMENT, OPERATION, RACE = "kill -9 at a moment", "kill -9 before a file operation", "two at once"
+TERMINATED, INTERRUPTED, BACKGROUND = "SIGTERM", "SIGINT", "SIGTERM to a background job"
+BURST, UNHEARD = "ten signals in 0.5 s", "SIGTERM, streams closed or full"
+STOPS = (TERMINATED, INTERRUPTED, BACKGROUND, BURST, UNHEARD)
+FAULTS = (MOMENT, MOMENT, OPERATION, OPERATION, *STOPS, RACE)  # Chosen among evenly.
 _OPERATIONS = frozenset({"open", "os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove", "shutil.copyfile"})
 _SECONDS = 120  # After which a conversion hangs.
 _BROKEN, _FAILED = "not whole", 99
@@ -94,8 +97,14 @@ class Normal:
   digest: str
 
 
-def fork(function: Callable[[], int], log: pathlib.Path) -> int:
-  """Runs a function in a fork, whose exit code it returns, its output in a file. Returns the process's id."""
+def fork(function: Callable[[], int], log: pathlib.Path, prepare: Callable[[], None] = lambda: None) -> int:
+  """Runs a function in a fork, whose exit code it returns, its output in a file. Returns the process's id.
+
+  Args:
+    function: what to run.
+    log: the file.
+    prepare: is run first, while no signal can come.
+  """
   assert len(os.listdir("/proc/self/task")) == 1, "this process has threads"
   signals = {signal.SIGINT, signal.SIGTERM}
   signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # Until the fork can tell what it is stopped at.
@@ -108,6 +117,7 @@ def fork(function: Callable[[], int], log: pathlib.Path) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    prepare()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     code = function()
     sys.stdout.flush()
@@ -125,6 +135,43 @@ def wait(pid: int) -> int:
     if time.monotonic() > end:
       os.kill(pid, signal.SIGABRT)
   return os.waitstatus_to_exitcode(ended[1])
+
+
+def kill(pid: int):
+  """Kills a command by `kill -9`, and returns when the process in which it works has ended too."""
+  os.kill(pid, signal.SIGSTOP)
+  while (state := state_of(pid)) not in (None, "T", "Z"):
+    time.sleep(0.001)
+  children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if state == "T" else []
+  os.kill(pid, signal.SIGKILL)
+  end = time.monotonic() + _SECONDS
+  while any(state_of(child) not in (None, "Z") for child in children):
+    time.sleep(0.002)
+    assert time.monotonic() < end, "the command goes on without its parent"
+
+
+def state_of(pid) -> str | None:
+  """The state of a process, as `ps` has it; None if there is none."""
+  try:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+  except (FileNotFoundError, ProcessLookupError):
+    return None
+
+
+def ignore_ctrl_c():
+  """As a shell does without job control before it starts a background job."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def make_deaf(at: float):
+  """Closes standard output or standard error or both, or fills them."""
+  for number in ((1,), (2,), (1, 2))[int(at * 1000) % 3]:
+    if int(at * 3000) % 2:
+      os.close(number)
+      # As the interpreter finds them when it starts.
+      setattr(sys, {1: "stdout", 2: "stderr"}[number], None)
+    else:
+      os.dup2(os.open("/dev/full", os.O_WRONLY), number)
 
 
 def count_operations(folder: str, stop_at: int | None) -> list[int]:
@@ -162,12 +209,15 @@ class Campaign:
     target = self.folder / f"run_{number}" / "target"
     if overwrite:
       shutil.copytree(self.folder / "old" / "target", target)
-    self._stop(way, target, fault, at, *(["--overwrite"] if overwrite else []))
+    code = self._stop(way, target, fault, at, *(["--overwrite"] if overwrite else []))
+    said = self.log.read_text()
     found = self._found(way, target)
     assert found in (("old", "new") if overwrite else ("nothing", "new")), f"the target is {found}"
+    if fault in STOPS:
+      self._check_what_was_said(code, said, found, target, may_be_silent=fault == UNHEARD)
     listing = set(os.listdir(target.parent)) if target.parent.exists() else set()
     assert listing <= {"target", f"target{staging.SUFFIX}"}, f"left behind: {listing}"
-    if fault not in (MOMENT, OPERATION):
+    if fault in (*STOPS, RACE):
       assert listing <= {"target"}, f"left behind: {listing}"
     assert self._apart(self._command(way, target, "--overwrite")) == 0, f"the next run: {self.log.read_text()}"
     assert self._found(way, target) == "new", "the next run's target is not whole"
@@ -188,7 +238,8 @@ class Campaign:
 
     return result.read_text() if self._apart(load) == 0 else _BROKEN
 
-  def _stop(self, way, target, fault, at, *options):
+  def _stop(self, way, target, fault, at, *options) -> int:
+    """Stops a conversion, and returns its exit code."""
     normal = self.normal[way]
     if fault == RACE:
       pids = [fork(self._command(way, target, *options), self.folder / f"log{i}") for i in range(2)]
@@ -196,20 +247,43 @@ class Campaign:
       assert codes in ([0, 0], [0, 1]), f"exit codes {codes}"
       for i in range(2):
         self._check_output(self.folder / f"log{i}")
-    elif fault == OPERATION:
+      return 0
+    if fault == OPERATION:
       stop_at = int(at * normal.operations)
-      assert wait(fork(self._command(way, target, *options, stop_at=stop_at), self.log)) in (-signal.SIGKILL, 0)
+      code = wait(fork(self._command(way, target, *options, stop_at=stop_at), self.log))
+      assert code in (128 + signal.SIGKILL, 0), f"exit code {code}: {self.log.read_text()}"
+      return code
+    prepare = {BACKGROUND: ignore_ctrl_c, UNHEARD: lambda: make_deaf(at)}.get(fault, lambda: None)
+    pid = fork(self._command(way, target, *options), self.log, prepare)
+    time.sleep(at * 1.2 * normal.seconds)
+    if fault == MOMENT:
+      kill(pid)
     else:
-      pid = fork(self._command(way, target, *options), self.log)
-      time.sleep(at * 1.2 * normal.seconds)
-      os.kill(pid, SIGNALS[fault])
-      code = wait(pid)
-      assert code in (
-          (-signal.SIGKILL, 0) if fault == MOMENT else (command.INTERRUPTED, 0)
-      ), f"exit code {code}: {self.log.read_text()}"
-      self._check_output(self.log)
-      began = (self.folder / "began").exists()
-      assert code != command.INTERRUPTED or not began or "interrupted" in self.log.read_text(), self.log.read_text()
+      self._send(pid, fault, at)
+    code = wait(pid)
+    assert code in (
+        (-signal.SIGKILL, 0) if fault == MOMENT else (command.INTERRUPTED, 0)
+    ), f"exit code {code}: {self.log.read_text()}"
+    self._check_output(self.log)
+    return code
+
+  def _send(self, pid, fault, at):
+    os.kill(pid, signal.SIGINT if fault == INTERRUPTED else signal.SIGTERM)
+    chooser = random.Random(at)
+    for _ in range(9 if fault == BURST else 0):
+      time.sleep(chooser.random() * 0.1)
+      os.kill(pid, chooser.choice((signal.SIGINT, signal.SIGTERM)))  # It is not waited for yet, so it is there.
+
+  def _check_what_was_said(self, code, said, found, target, may_be_silent):
+    assert (code == 0) == (found == "new"), f"exit code {code}, and the target is {found}: {said}"
+    sentences = {
+        "new": ("converted ", f"{target} is there, complete."),
+        "old": (f"{target} is what it was.", "nothing was made."),
+        "nothing": (f"nothing was left at {target}.", "nothing was made."),
+    }[found]
+    began = (self.folder / "began").exists()
+    is_silent = not said.strip() and (may_be_silent or not began)
+    assert is_silent or any(sentence in said for sentence in sentences), f"the target is {found}, said was: {said}"
 
   def _check_output(self, log):
     lines = [line for line in log.read_text().splitlines() if line]
@@ -232,7 +306,8 @@ class Campaign:
       try:
         command.console_main()
       except SystemExit as e:
-        (self.folder / "count").write_text(str(count[0]))
+        if count[0]:  # Of the two processes, the one that works.
+          (self.folder / "count").write_text(str(count[0]))
         return e.code
 
     return run

@@ -102,7 +102,7 @@ class MemoryTest(parameterized.TestCase):
     process.send_signal(number)
     out, err = process.communicate()
     self.assertEqual((process.returncode, out), (130, ""), err)
-    self.assertEqual(err, "linen_nnx_converter: interrupted: nothing unfinished was left at the target.\n")
+    self.assertEqual(err, f"linen_nnx_converter: interrupted: nothing was left at {self.tmp / 'stopped'}.\n")
     self.assertEmpty(list(self.tmp.glob("stopped*")))
 
 

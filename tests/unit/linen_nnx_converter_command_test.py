@@ -46,6 +46,17 @@ def run(*args, **env):
   )
 
 
+def run_with(streams, *args):
+  """Runs the command with streams as a shell redirects them: the exit codes of all of a pipe, and what came out."""
+  script = f'set -o pipefail; "$@" {streams}; echo "${{PIPESTATUS[*]}}" >&3'
+  reader, writer = os.pipe()
+  command = ["bash", "-c", script.replace(">&3", f">&{writer}"), "bash", sys.executable, "-m", MODULE, *map(str, args)]
+  done = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=(writer,))
+  os.close(writer)
+  with os.fdopen(reader) as codes:
+    return codes.read().strip(), done.stdout, done.stderr
+
+
 def call(*args):
   """Calls `main` in-process: exit code, standard output, standard error."""
   out, err = io.StringIO(), io.StringIO()
@@ -85,6 +96,37 @@ class CommandTest(parameterized.TestCase):
     self.assertEqual(call(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", flag)[0], 0)
     self.assertIn("0", converter.load_checkpoint(self.tmp / "out")["model"]["decoder"]["layers"])
 
+  @parameterized.parameters("--no-scan_layers", "--no-verify", "--no-check_model")
+  def test_the_third_spelling_of_a_boolean(self, flag):
+    code, out, err = call(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", "--dry_run", flag)
+    self.assertEqual((code, err), (0, ""))
+    self.assertEqual("/layers/3/" in out, flag == "--no-scan_layers")
+
+  @parameterized.parameters(
+      (("--verify", "full"), "--verify: expected its value after =, found --verify full. Write --verify=full."),
+      (("--scan_layers", "False"), "--scan_layers: expected its value after =, .* Write --scan_layers=False."),
+      (("--dry_run", "--resume", "true"), "--resume: expected its value after =, .* Write --resume=true."),
+      (("--noverify", "0"), "--noverify: expected no value, found 0."),
+      (("--verify=ful",), "--verify=ful: expected true, false or full"),
+      (("--no-verify=full",), "Unknown command line flag 'no-verify'"),
+      (("--no-direction",), "Unknown command line flag 'no-direction'"),
+  )
+  def test_a_boolean_with_a_word_behind_it_is_refused(self, flags, message):
+    code, out, err = call(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", *flags)
+    self.assertEqual((code, out), (1, ""))
+    self.assertRegex(err, message)
+    self.assertLen(err.splitlines(), 1)
+    self.assertEqual(os.listdir(self.tmp), [])
+
+  @parameterized.parameters("--resume", "--verify", "--overwrite", "--params_only")
+  def test_a_boolean_may_be_followed_by_a_config(self, flag):
+    """And flags by flags, after the config too."""
+    code, _, err = call(
+        f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", flag, "no_such.yml", "run_name=full", "--dry_run"
+    )
+    self.assertEqual(code, 1)
+    self.assertRegex(err, "^linen_nnx_converter: no_such.yml run_name=full: expected a config")
+
   def test_all_flags_reach_the_conversion(self):
     code, out, _ = call(
         f"--source_path={util.FIXTURES}/maxtext-0.2.4/nnx_scan",
@@ -122,6 +164,43 @@ class CommandTest(parameterized.TestCase):
     self.assertRegex(lines[-1], "^would convert Linen TrainState -> NNX TrainStateNNX, boxed: 120 leaves ")
     self.assertLen(lines, 121)
     self.assertEqual(os.listdir(self.tmp), [])
+
+  @parameterized.parameters(
+      (">/dev/full", "0", True),
+      ("| true", "0 0", True),
+      ("<&- >&- 2>&-", "0", False),
+  )
+  def test_a_conversion_whose_output_nobody_takes(self, streams, codes, is_told):
+    """It is done, and says so on standard error, if that is there."""
+    done = run_with(streams, f"--source_path={SOURCE}", f"--target_path={self.tmp}/out")
+    self.assertEqual(done[:2], (codes, ""))
+    self.assertRegex(done[2], r"^converted .*/out/2/items\n$" if is_told else "^$")
+    self.assertEqual(converter.detect_format(converter.load_checkpoint(self.tmp / "out")), "nnx")
+    self.assertEqual(os.listdir(self.tmp / "out"), ["2"])
+
+  def test_a_plan_that_nobody_reads_to_its_end(self):
+    flags = f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", "--scan_layers=False", "--dry_run"
+    self.assertEqual(run_with("| true", *flags), ("0 0", "", ""))
+
+  @parameterized.parameters("| true", ">&-", ">/dev/full")
+  def test_help_that_nobody_reads(self, streams):
+    codes, _, err = run_with(streams, "--help")
+    self.assertEqual(codes.split()[0], "0")
+    self.assertNotIn("Error", err)
+    self.assertEqual(err == "", streams == "| true")
+
+  @parameterized.parameters("2>&-", "2>/dev/full", ">&- 2>&-")
+  def test_a_refusal_that_nobody_reads(self, streams):
+    self.assertEqual(run_with(streams, "--no_such_flag"), ("1", "", ""))
+
+  def test_a_name_that_is_no_text(self):
+    """Names of files are bytes; a standard output that takes Unicode alone is no reason to call it a failure."""
+    source = shutil.copytree(SOURCE / "2" / "items", self.tmp / "source")
+    done = run(
+        f"--source_path={source}", f"--target_path={self.tmp}/{os.fsdecode(bytes([255]))}", PYTHONIOENCODING="utf-8"
+    )
+    self.assertEqual((done.returncode, done.stderr), (0, ""))
+    self.assertIn("converted", done.stdout)
 
   def test_help_is_quick_and_needs_neither_jax_nor_orbax(self):
     script = f"import runpy, sys; sys.argv = ['x', '--help']\ntry: runpy.run_module('{MODULE}', run_name='__main__')\n"
@@ -190,8 +269,7 @@ class CommandTest(parameterized.TestCase):
     env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     self.assertEqual(done.stdout.strip(), "None")
-    script = f"import os, runpy, sys; sys.argv = ['x']\ntry: runpy.run_module('{MODULE}', run_name='__main__')\n"
-    script += "except SystemExit: print(os.environ['JAX_PLATFORMS'])"
+    script = f"import os; from {MODULE} import __main__ as m; m.set_up(); print(os.environ['JAX_PLATFORMS'])"
     for given, wanted in (({}, "cpu"), ({"JAX_PLATFORMS": "tpu"}, "tpu")):
       done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env | given)
       self.assertEqual(done.stdout.strip(), wanted)

@@ -23,6 +23,8 @@ import sys
 from absl import flags
 from absl import logging
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import streams
+
 _MODULE = "linen_nnx_comparator"
 
 EQUAL, DIFFERENT, REFUSED = 0, 1, 2  # Exit codes, as those of diff and cmp.
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except flags.Error as e:
     return _refuse(e)
   if values.help:
-    print(USAGE + values.module_help(_MODULE))
+    streams.show(USAGE + values.module_help(_MODULE), must_be_read=False)
     return EQUAL
   if len(paths) < 2 or any("=" in path and not os.path.exists(path) for path in paths[:2]):
     return _refuse(f"expected two checkpoints, A and B, found {' '.join(paths) or 'none'}. Run with --help.")
@@ -103,12 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def console_main() -> None:
   """The entry point of the console script."""
+  streams.open_closed()
   # The command computes nothing on an accelerator that a training run may be using.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
   logging.set_verbosity(logging.FATAL)  # What goes wrong is said once, below.
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
-  sys.exit(main(sys.argv))
+  code = main(sys.argv)
+  streams.settle()
+  sys.exit(code)
 
 
 def _compare(values, paths, axes) -> int:
@@ -154,23 +159,17 @@ def _write(values, comparison):
   if values.json:
     document = json.dumps(report.as_json(comparison), indent=2, allow_nan=False, ensure_ascii=False)
     if values.json == "-":
-      _print(document)
+      streams.show(document, must_be_read=False)
       return
     with open(values.json, "w", encoding="utf-8") as file:
       file.write(document + "\n")
-  color = values.color == "always" or (values.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-  _print("\n".join(report.lines(comparison, color=color, most_leaves=values.leaves)))
-
-
-def _print(text):
-  try:
-    print(text, flush=True)
-  except BrokenPipeError:  # Whoever reads it has seen enough; what is still buffered must not fail again at the exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  is_terminal = sys.stdout is not None and sys.stdout.isatty()
+  color = values.color == "always" or (values.color == "auto" and is_terminal and "NO_COLOR" not in os.environ)
+  streams.show("\n".join(report.lines(comparison, color=color, most_leaves=values.leaves)), must_be_read=False)
 
 
 def _refuse(message) -> int:
-  print(f"linen_nnx_comparator: {message}", file=sys.stderr)
+  streams.tell(f"linen_nnx_comparator: {message}")
   return REFUSED
 
 

@@ -14,10 +14,12 @@
 
 """The command: flags, printing and exit codes, nothing else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import ctypes
 import gc
+import itertools
+import logging as python_logging
 import os
 import signal
 import sys
@@ -26,12 +28,15 @@ import warnings
 from absl import flags
 from absl import logging
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import streams
+
 _MODULE = "linen_nnx_converter"
 _DIRECTIONS = ("auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx")
 
-DONE, REFUSED, VERIFICATION_FAILED, INTERRUPTED = 0, 1, 2, 130  # Exit codes.
+DONE, REFUSED, VERIFICATION_FAILED, INTERRUPTED = 0, 1, 2, 130  # Exit codes; 0 whenever the target is there.
 
 _OTHER_FLAGS = ("help", "traceback", "h", "verify_only")  # Those that a conversion does not take.
+_WORDS = frozenset({"full", "true", "false", "yes", "no", "t", "f", "y", "n", "1", "0"})  # No names of configs.
 _VERIFY_ONLY_FLAGS = ("verify_only", "target_path", "memory_budget_gib", "traceback")
 
 _M_ARENA_MAX, _ARENAS = -8, 2  # The first of glibc's <malloc.h>.
@@ -49,12 +54,16 @@ class _VerifyParser(flags.ArgumentParser):
   """Yes, no, or full."""
 
   def parse(self, argument):
-    return argument if argument == "full" else flags.BooleanParser().parse(argument)
+    try:
+      return argument if argument == "full" else flags.BooleanParser().parse(argument)
+    except ValueError as e:
+      raise ValueError("expected true, false or full") from e
 
 
 def define_flags() -> flags.FlagValues:
   """The command's flags, in a registry of their own so that `main` can be called in-process."""
   values = flags.FlagValues()
+  values.set_gnu_getopt(True)  # Flags may follow the config.
   common = {"flag_values": values, "module_name": _MODULE}
   flags.DEFINE_string(
       "source_path",
@@ -161,7 +170,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command.
+  """Runs the command in this process, whose signal handlers it leaves alone.
 
   Args:
     argv: the program's name and its arguments, or the arguments alone if the first one is a flag.
@@ -169,36 +178,38 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     The exit code: 0 done, 1 refused, 2 verification failed, 130 interrupted.
   """
-  return _stoppable(lambda: _main(sys.argv if argv is None else argv))
+  places = []
+  try:
+    return _main(sys.argv if argv is None else argv, places.append)
+  except KeyboardInterrupt:
+    # pylint: disable-next=import-outside-toplevel
+    from maxtext.checkpoint_conversion.linen_nnx_converter import stopping
+
+    with stopping.uninterrupted():
+      return stopping.interrupted(places[-1] if places else None)
 
 
 def console_main() -> None:
   """The entry point of the console script."""
+  signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))  # `supervise` lets them in.
+  # pylint: disable-next=import-outside-toplevel
+  from maxtext.checkpoint_conversion.linen_nnx_converter import stopping
 
-  def run():
-    _set_up()
-    return _main(sys.argv)
+  streams.open_closed()
 
-  code = _stoppable(run)
-  sys.stdout.flush()
-  sys.stderr.flush()
-  if code and "--coordinator_address" in " ".join(sys.argv):
-    os._exit(code)  # The other processes learn of it at once; a clean exit would wait for them, who wait for this one.
-  sys.exit(code)
+  def work(announce):
+    set_up()
+    code = _main(sys.argv, announce)
+    streams.settle()
+    if code:
+      os._exit(code)  # Of several machines, the others learn of it at once; a clean exit would wait for them.
+    return code
 
-
-def _stoppable(run: Callable[[], int]) -> int:
-  try:
-    return run()
-  except KeyboardInterrupt:
-    _refuse("interrupted: nothing unfinished was left at the target.")
-    return INTERRUPTED
+  sys.exit(stopping.supervise(work))
 
 
-def _set_up():
+def set_up():
   """Makes the process the command's own."""
-  # A clean stop, as for Ctrl-C, which asyncio knows. An exception anywhere in its loop would leave it waiting for ever.
-  signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
   # The command computes nothing: it must not take hold of an accelerator that a training run may be using.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
@@ -207,21 +218,18 @@ def _set_up():
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
   # Metadata are trees without cycles: to look for these all the time takes a third of a run over 20,000 leaves.
   gc.set_threshold(50_000, 20, 20)
-  # What goes wrong is said once, by `_convert`; Orbax's warnings are about options that it was given here on purpose.
-  logging.set_verbosity(logging.FATAL)
-  if "--traceback" not in sys.argv:  # TensorStore operations that Orbax leaves under way when one fails complain here.
-    sys.unraisablehook = lambda _: None
-    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # As do Orbax's coroutines.
 
 
-def _main(argv) -> int:
+def _main(argv, announce) -> int:
   values, argv = define_flags(), list(argv)
+  argv = argv if argv and not argv[0].startswith("-") else ["", *argv]
   try:
-    rest = values(argv if argv and not argv[0].startswith("-") else ["", *argv])[1:]
+    rest = values(_spelled_as_absl(values, argv))[1:]
+    _check_words(values, argv)
   except flags.Error as e:
     return _refuse(e)
   if values.help:
-    print(USAGE + values.module_help(_MODULE))
+    streams.show(USAGE + values.module_help(_MODULE), must_be_read=False)
     return DONE
   other = [f"--{name}" for name in values if values[name].present and name not in _VERIFY_ONLY_FLAGS] + rest
   if values.verify_only and other:
@@ -229,10 +237,55 @@ def _main(argv) -> int:
   for name in ("target_path",) if values.verify_only else ("source_path", "target_path"):
     if not values[name].value and not rest:
       return _refuse(f"--{name}: expected a path, found none. Run with --help to see all flags.")
-  return _convert(values, rest)
+  return _convert(values, rest, announce)
 
 
-def _convert(values, config_arguments) -> int:
+def _spelled_as_absl(values, argv) -> list[str]:
+  """The arguments, with `--no-flag` as `--noflag`, which is how absl spells that a boolean flag is off."""
+  spellings = {f"--no-{name}": f"--no{name}" for name in values if values[name].boolean}
+  return [spellings.get(argument, argument) for argument in argv]
+
+
+def _check_words(values, argv):
+  """Refuses a value behind a flag that takes it with `=` only: absl takes it for an argument, here a config.
+
+  Raises:
+    flags.Error: naming the flag.
+  """
+  booleans = {name for name in values if values[name].boolean}
+  for flag, word in itertools.pairwise(argv):
+    name = flag.lstrip("-")
+    if not flag.startswith("-") or word.lower() not in _WORDS:
+      continue
+    if name in booleans:
+      raise flags.Error(f"--{name}: expected its value after =, found {flag} {word}. Write --{name}={word}.")
+    if name.removeprefix("no").removeprefix("-") in booleans:
+      raise flags.Error(f"{flag}: expected no value, found {word}. Leave it out.")
+
+
+@contextlib.contextmanager
+def _quiet(show_all: bool) -> Iterator[None]:
+  """Keeps what libraries log as information away from what the command says; they print to standard error.
+
+  What goes wrong is said once, by `_convert`. Orbax's warnings are about options that it was given here on purpose, and
+  MaxText logs each of its 700 settings.
+  """
+  if show_all:
+    yield
+    return
+  verbosity, disabled = logging.get_verbosity(), python_logging.root.manager.disable
+  logging.set_verbosity(logging.FATAL)
+  python_logging.disable(python_logging.INFO)  # MaxText up to 0.2.3 logs by Python's own loggers.
+  try:
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+      warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # Orbax's, when one of them fails.
+      yield
+  finally:
+    logging.set_verbosity(verbosity)
+    python_logging.disable(disabled)
+
+
+def _convert(values, config_arguments, announce) -> int:
   """Converts or verifies as the flags say, and prints what was done."""
   # pylint: disable=import-outside-toplevel
   import jax
@@ -242,6 +295,7 @@ def _convert(values, config_arguments) -> int:
   from maxtext.checkpoint_conversion.linen_nnx_converter import errors
   from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
   from maxtext.checkpoint_conversion.linen_nnx_converter import progress
+  from maxtext.checkpoint_conversion.linen_nnx_converter import stopping
 
   cluster = {name: values[name].value for name in ("coordinator_address", "num_processes", "process_id")}
   options = {name: values[name].value for name in values if name not in (*_OTHER_FLAGS, *cluster)}
@@ -249,16 +303,18 @@ def _convert(values, config_arguments) -> int:
     return _refuse(
         "--coordinator_address, --num_processes and --process_id: expected all of them or none. Give all three."
     )
-  told = progress.Progress()
+  told = progress.Progress(announce=announce)
   try:
-    if values.verify_only:
-      memory = values.memory_budget_gib
-      print(audit.verify_checkpoint(values.target_path, memory_budget_gib=memory, progress=told).summary())
-      return DONE
-    if cluster["coordinator_address"]:
-      jax.distributed.initialize(**cluster, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
-    config = maxtext_config.load(config_arguments) if config_arguments else None
-    conversion = convert.convert_checkpoint(**options, config=config, progress=told)
+    with _quiet(values.traceback):
+      if values.verify_only:
+        memory, plan = values.memory_budget_gib, []
+        summary = audit.verify_checkpoint(values.target_path, memory_budget_gib=memory, progress=told).summary()
+      else:
+        if cluster["coordinator_address"]:
+          jax.distributed.initialize(**cluster, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+        config = maxtext_config.load(config_arguments) if config_arguments else None
+        conversion = convert.convert_checkpoint(**options, config=config, progress=told)
+        plan, summary = conversion.lines() if conversion.dry_run else [], conversion.summary()
   except errors.ConversionError as e:
     if values.traceback:
       raise
@@ -267,18 +323,17 @@ def _convert(values, config_arguments) -> int:
   except Exception as e:  # A full disk, a file that vanished: one line as well.  pylint: disable=broad-except
     if values.traceback:
       raise
-    left = "Nothing was verified." if values.verify_only else "Nothing was left there."
-    return _refuse(f"{options['target_path']}: {type(e).__name__}: {errors.one_line(e, 500)}. {left}")
+    is_there, what = (False, "Nothing was verified.") if values.verify_only else stopping.left(told.place)
+    _refuse(f"{options['target_path']}: {type(e).__name__}: {errors.one_line(e, 500)}. {what}")
+    return DONE if is_there else REFUSED
   if jax.process_index() != 0:
     return DONE
-  if conversion.dry_run:
-    print("\n".join(conversion.lines()))
-  print(conversion.summary())
+  streams.show("\n".join([*plan, summary]), must_be_read=not values.dry_run)
   return DONE
 
 
 def _refuse(message) -> int:
-  print(f"linen_nnx_converter: {message}", file=sys.stderr)
+  streams.tell(f"linen_nnx_converter: {message}")
   return REFUSED
 
 

@@ -245,6 +245,7 @@ def convert_checkpoint(
         use_zarr3=source.use_zarr3,
         before_commit=before_commit,
         overwrite=overwrite,
+        announce=progress.make_at,
     )
   except Exception:
     source_files.check_unchanged(location.final, stamps)  # If it was, that is the cause of whatever failed.

@@ -25,6 +25,11 @@ def one_line(e: BaseException, most: int = 300) -> str:
   return " ".join(str(e).split())[:most]
 
 
+def escaped(text: str) -> str:
+  """A text in one line, even with a path that holds line breaks."""
+  return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class ConversionError(ValueError):
   """A conversion that cannot be done without guessing, or whose input is damaged."""
 
@@ -39,9 +44,7 @@ class ConversionError(ValueError):
     """
     self.path = "/".join(path) if isinstance(path, tuple) else str(path)
     self.expected, self.found, self.remedy = expected, found, remedy
-    message = f"{self.path}: expected {expected}, found {found}. {remedy}"
-    # One line, even of a path that holds line breaks.
-    super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+    super().__init__(escaped(f"{self.path}: expected {expected}, found {found}. {remedy}"))
 
   def __reduce__(self):
     # Copies and pickles are made of an exception's `args`, which hold the message alone.

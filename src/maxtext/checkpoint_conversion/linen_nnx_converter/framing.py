@@ -84,6 +84,7 @@ def save(
     use_zarr3: bool,
     before_commit: Callable[[epath.Path, epath.Path], None],
     overwrite: bool,
+    announce: Callable[[staging.Place], None],
 ):
   """Saves a pytree of `TargetLeaf`s and others: whole, or not at all.
 
@@ -97,6 +98,7 @@ def save(
     before_commit: called with the temporary folder of the checkpoint and that of the pytree when all is written. What
       it raises prevents the commit.
     overwrite: whether to replace what stands at the target.
+    announce: called with the place of the target before anything is made there.
 
   Raises:
     TargetError: the target cannot be written.
@@ -124,7 +126,7 @@ def save(
     arguments = ocp.args.Composite(**{target.items.name: arguments})
   is_primary = multihost.process_index() == 0
   with (
-      staging.staged(target.final, overwrite=overwrite, is_primary=is_primary) as path,
+      staging.staged(target.final, overwrite=overwrite, is_primary=is_primary, announce=announce) as path,
       ocp.Checkpointer(handler) as checkpointer,
   ):
     checkpointer.save(path, args=arguments)

@@ -27,6 +27,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import framing
 from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import resume
+from maxtext.checkpoint_conversion.linen_nnx_converter import staging
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 from maxtext.checkpoint_conversion.linen_nnx_converter import transfer
 from maxtext.checkpoint_conversion.linen_nnx_converter import ways
@@ -36,6 +37,9 @@ Path = abstract_state.Path
 
 class Progress(Protocol):
   """What is told of the work under way."""
+
+  def make_at(self, place: staging.Place) -> None:
+    """The target is about to be made there."""
 
   def start(self, task: str, nbytes: int) -> None:
     """A task begins that goes through this many bytes."""

@@ -14,17 +14,23 @@
 
 """Progress on standard error: a bar on a terminal, a line now and then elsewhere."""
 
+from collections.abc import Callable
 import sys
 import time
 from typing import TextIO
 
 import tqdm
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import staging
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Silent:
   """Tells nothing."""
+
+  def make_at(self, place: staging.Place) -> None:
+    """Takes the place of a target that is about to be made."""
 
   def start(self, task: str, nbytes: int) -> None:
     """Begins a task."""
@@ -37,11 +43,23 @@ class Silent:
 
 
 class Progress:
-  """Tells how far the work has come: bytes, rate and time left."""
+  """Tells how far the work has come: bytes, rate and time left.
 
-  def __init__(self, stream: TextIO = sys.stderr):
-    self._stream = stream
+  Attributes:
+    place: where the target is being made; None if nothing was made yet.
+  """
+
+  def __init__(self, stream: TextIO | None = None, announce: Callable[[staging.Place], None] = lambda _: None):
+    """Tells a stream, by default standard error, and `announce` the place of a target before anything is made there."""
+    self._stream = _Patient(sys.stderr if stream is None else stream)
+    self._announce = announce
     self._bar: tqdm.tqdm | None = None
+    self.place: staging.Place | None = None
+
+  def make_at(self, place: staging.Place) -> None:
+    """Takes the place of a target that is about to be made."""
+    self.place = place
+    self._announce(place)
 
   def start(self, task: str, nbytes: int) -> None:
     """Begins a task that goes through this many bytes."""
@@ -77,3 +95,26 @@ class Progress:
     """Ends the task."""
     if self._bar is not None:
       self._bar.close()
+
+
+class _Patient:
+  """A stream that may be closed, full or gone, which is no reason to end a conversion."""
+
+  def __init__(self, stream: TextIO | None):
+    self._stream = stream
+    self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+  def isatty(self) -> bool:
+    return self._stream is not None and self._stream.isatty()
+
+  def write(self, text: str) -> int:
+    if self._stream is not None:
+      try:
+        self._stream.write(text)
+        self._stream.flush()
+      except (OSError, ValueError):
+        self._stream = None
+    return len(text)
+
+  def flush(self) -> None:
+    """Each text was flushed when it was written."""

@@ -22,6 +22,7 @@ was left behind by a run that was killed; one that somebody holds is never touch
 from collections.abc import Callable, Iterator
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import fcntl
 import itertools
@@ -30,7 +31,6 @@ import time
 import uuid
 
 from etils import epath
-from orbax.checkpoint._src.multihost import multihost
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import durable
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -43,26 +43,70 @@ _KEPT = f"{_ORBAX}-resumed-"
 _OLD = ".replaced"  # What ends the old checkpoint's name beside the new one, where the two cannot change places at once.
 _REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_REMOVALS = 200, 4, 0.1
 _TOKENS, _TOKEN_TIMEOUT_MS = itertools.count(), 60_000
+_COMMITTED = "commit_success.txt"  # Orbax's, in remote storage.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Of Linux's <fcntl.h> and <stdio.h>.
 _NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a target is made: all that clearing up after a process that was stopped takes.
+
+  Attributes:
+    final: where the target shall appear.
+    making: the folder in which it is made.
+    before: which file or folder stands at `final` already; None if none does.
+    new_parents: how many of its parent folders do not exist yet.
+    is_primary: whether this process makes and moves folders.
+  """
+
+  final: str
+  making: str
+  before: str | None
+  new_parents: int = 0
+  is_primary: bool = True
+
+
+def is_there(place: Place) -> bool:
+  """Whether the target was committed: something else stands in its place than before."""
+  return _identity(epath.Path(place.final)) not in (None, place.before)
+
+
+def clear_up(place: Place):
+  """Removes what a process that was stopped has left behind, and puts back what it had moved out of the way.
+
+  Raises:
+    OSError, TargetError: something cannot be removed.
+  """
+  final, making = epath.Path(place.final), epath.Path(place.making)
+  if not remote_files.is_remote(final):
+    clear(final)
+  elif making.exists() and not (making == final and is_there(place)):
+    remove(making)
+  _remove_empty(list(final.parents)[: place.new_parents])
+
+
 @contextlib.contextmanager
-def staged(final: epath.Path, *, overwrite: bool, is_primary: bool) -> Iterator[epath.Path]:
+def staged(
+    final: epath.Path, *, overwrite: bool, is_primary: bool, announce: Callable[[Place], None]
+) -> Iterator[epath.Path]:
   """A path at which to make a checkpoint. It takes the place of `final` in the end, or leaves nothing if making it fails.
 
   Args:
     final: where the checkpoint shall appear.
     overwrite: whether to replace what stands there, which stays whole until then.
     is_primary: whether this process makes and moves folders; of several, one does, and Orbax lets the others wait for it.
+    announce: called with the place before anything is made.
 
   Raises:
     TargetError: the place cannot be written, or another conversion to it is under way.
   """
   if remote_files.is_remote(final):
-    with _staged_remotely(final, is_primary) as new:
+    with _staged_remotely(final, is_primary, announce) as new:
       yield new
     return
+  missing = list(itertools.takewhile(lambda parent: not parent.exists(), final.parents))
+  announce(Place(os.fspath(final), os.fspath(_staging(final)), _identity(final), len(missing), is_primary))
   if not is_primary:
     yield _staging(final) / final.name
     return
@@ -76,9 +120,7 @@ def staged(final: epath.Path, *, overwrite: bool, is_primary: bool) -> Iterator[
         durable.sync(folder)
       _discard(staging)  # With the old checkpoint in it, if there was one.
   except BaseException:
-    with contextlib.suppress(OSError):  # Another conversion has put something there.
-      for folder in created:
-        os.rmdir(folder)
+    _remove_empty(created)
     raise
 
 
@@ -155,9 +197,10 @@ def _staging(final) -> epath.Path:
 
 
 @contextlib.contextmanager
-def _staged_remotely(final, is_primary):
+def _staged_remotely(final, is_primary, announce):
   """As `staged`, where Orbax itself sees to it that a checkpoint is whole or counts as unfinished."""
   new = final.parent / f"{final.name}.replacement-{_token()}" if final.exists() else final
+  announce(Place(os.fspath(final), os.fspath(new), _identity(final), is_primary=is_primary))
   try:
     yield new
   except BaseException:
@@ -178,6 +221,9 @@ def _token() -> str:
 
 def from_first(make: Callable[[], str], timeout_ms: int) -> str:
   """What the first process makes, in all processes, which call this in the same order."""
+  # Whoever clears up after a stop need not wait for Orbax.  pylint: disable-next=import-outside-toplevel
+  from orbax.checkpoint._src.multihost import multihost
+
   if multihost.process_count() == 1:
     return make()
   key, client = f"linen_nnx_converter/{next(_TOKENS)}", multihost.get_jax_distributed_client()
@@ -234,6 +280,24 @@ def _locked(folder, *, wait: bool) -> Iterator[bool]:
     yield has_lock
   finally:
     os.close(descriptor)
+
+
+def _identity(path) -> str | None:
+  """What tells two checkpoints apart that stand in one place at different times; None if there is none."""
+  try:
+    if remote_files.is_remote(path):
+      return str((path / _COMMITTED).stat().mtime)
+    found = os.stat(path)
+  except OSError:
+    return None
+  return f"{found.st_dev}:{found.st_ino}"
+
+
+def _remove_empty(folders):
+  """Removes folders, the lowest first, up to one in which another conversion has put something."""
+  with contextlib.suppress(OSError):
+    for folder in folders:
+      os.rmdir(folder)
 
 
 def _make_parents(path) -> list[epath.Path]:
