@@ -324,7 +324,7 @@ def _convert(values, config_arguments, announce) -> int:
     if values.traceback:
       raise
     is_there, what = (False, "Nothing was verified.") if values.verify_only else stopping.left(told.place)
-    _refuse(f"{options['target_path']}: {type(e).__name__}: {errors.one_line(e, 500)}. {what}")
+    _refuse(f"{options['target_path']}: {type(e).__name__}: {errors.one_line(e, 500)}. {what[0].upper()}{what[1:]}")
     return DONE if is_there else REFUSED
   if jax.process_index() != 0:
     return DONE
