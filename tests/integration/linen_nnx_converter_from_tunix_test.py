@@ -13,7 +13,9 @@
 # limitations under the License.
 
 
-"""MaxText's trainers go on from what Tunix saved: at the right step, from the same optimizer state.
+"""MaxText's trainers go on from what others saved: at the right step, from the same optimizer state.
+
+Others are Tunix, MaxText's own training engine, and its emergency checkpoints.
 
 Needs Pythons with the trainers of two releases in MAXTEXT_PYTHON (`maxtext-0.2.4.txt`) and MAXTEXT_0_2_5_PYTHON
 (`maxtext-0.2.5.txt`).
@@ -30,18 +32,21 @@ import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 
-TUNIX = pathlib.Path(__file__).parents[1] / "assets" / "linen_nnx_converter" / "tunix"
-STEP = 4  # Steps that Tunix has done.
+FIXTURES = pathlib.Path(__file__).parents[1] / "assets" / "linen_nnx_converter"
 # Moments that decay by nothing and take up nothing: after a step of MaxText's they are what it read, to the bit.
 KEEP_MOMENTS = {"adam_b1": 1.0, "adam_b2": 1.0}
+PYTHONS = {"0.2.4": "MAXTEXT_PYTHON", "0.2.5": "MAXTEXT_0_2_5_PYTHON"}
 RUNS = {
-    "sft_in_0_2_4": ("sft", "MAXTEXT_PYTHON", trainer.NNX),
-    "rl_in_0_2_5": ("rl", "MAXTEXT_0_2_5_PYTHON", {"weight_dtype": "bfloat16"}),
+    # The folder, the updates that are done in it, who goes on from it, and with what settings.
+    "sft_in_0_2_4": ("tunix/sft", 4, "0.2.4", trainer.NNX | {"base_num_decoder_layers": 3}),
+    "rl_in_0_2_5": ("tunix/rl", 4, "0.2.5", {"weight_dtype": "bfloat16", "base_num_decoder_layers": 3}),
+    "engine_in_0_2_5": ("training_engine/complete", 2, "0.2.5", {}),
+    "emergency_in_0_2_5": ("emergency/maxtext-0.2.4", 3, "0.2.5", {}),
 }
 
 
 @pytest.mark.integration
-class TunixTest(absltest.TestCase):
+class GoesOnTest(absltest.TestCase):
 
   def test_maxtext_goes_on(self):
     self.tmp = pathlib.Path(tempfile.mkdtemp())
@@ -50,22 +55,25 @@ class TunixTest(absltest.TestCase):
       results = dict(zip(RUNS, pool.map(self.resumed, RUNS)))
     for name, losses in results.items():
       with self.subTest(name):
-        self.assertEqual(list(losses), [STEP])
+        step = RUNS[name][1]
+        self.assertEqual(list(losses), [step])
         checkpoints = trainer.checkpoints(self.tmp / name)
-        read, written = (converter.load_checkpoint(checkpoints / str(step)) for step in (STEP - 1, STEP))
-        self.assertEqual((int(read["step"]), int(written["step"])), (STEP, STEP + 1))
+        read, written = (converter.load_checkpoint(checkpoints / str(folder)) for folder in (step - 1, step))
+        self.assertEqual((int(read["step"]), int(written["step"])), (step, step + 1))
         for moment in ("mu", "nu"):
           self.assertEqual(*(trainer.bits(state["opt_state"][0][moment]) for state in (read, written)))
         for place in (0, 2):
           counts = [int(state["opt_state"][place]["count"]) for state in (read, written)]
-          self.assertEqual(counts, [STEP, STEP + 1])
+          self.assertEqual(counts, [step, step + 1])
 
   def resumed(self, name):
     """What MaxText's trainer prints of the one step that it does."""
-    source, python, config = RUNS[name]
-    converter.convert_checkpoint(TUNIX / source, trainer.checkpoints(self.tmp / name))
-    config = config | KEEP_MOMENTS | {"base_num_decoder_layers": 3, "steps": STEP + 1, "checkpoint_period": 1}
-    return trainer.train(self.tmp / name, python, **config)
+    source, step, release, config = RUNS[name]
+    converter.convert_checkpoint(
+        FIXTURES / source, trainer.checkpoints(self.tmp / name), maxtext_release=release, trainer="nnx"
+    )
+    config = config | KEEP_MOMENTS | {"steps": step + 1, "checkpoint_period": 1}
+    return trainer.train(self.tmp / name, PYTHONS[release], **config)
 
 
 if __name__ == "__main__":

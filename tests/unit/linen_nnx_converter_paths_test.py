@@ -42,7 +42,7 @@ class PathsTest(util.CheckpointTestCase):
       ("run/checkpoints/", "out/", "out/10/items"),
       ("run/checkpoints/2", "out", "out/2/items"),
       ("run/checkpoints/2/items", "out", "out/2/items"),
-      ("run/checkpoints/2", "out/7", "out/7/items"),
+      ("run/checkpoints/2", "out/7", "out/7/2/items"),
       ("run/checkpoints/2/items", "out/2/items", "out/2/items"),
       ("run/checkpoints/2", "a folder/ünï cödé", "a folder/ünï cödé/2/items"),
   )

@@ -18,6 +18,7 @@ import os
 import shutil
 
 from absl.testing import absltest
+from etils import epath
 from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import objects
 import linen_nnx_converter_util as util
@@ -25,6 +26,7 @@ import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import framing
 
 _DOWNLOAD = objects.download
 
@@ -81,6 +83,33 @@ class GoogleCloudStorageTest(util.CheckpointTestCase):
       converter.convert_checkpoint(source, "gs://bucket/exists")
     shutil.rmtree(source)
     self.assertIn("w", converter.load_checkpoint("gs://bucket/exists")["model"])
+
+  def test_one_checkpoint_is_replaced_and_nothing_else(self):
+    source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
+    for name in ("1", "2"):
+      shutil.copytree(source / "2", self.tmp / "run" / name)
+    for name in ("1", "2"):
+      converter.convert_checkpoint(self.tmp / "run" / name, "gs://bucket/20240501")
+    lone = self.save("lone", {"params": {"params": {"w": np.arange(3.0)}}})
+    steps, note = epath.Path("gs://bucket/20240501"), epath.Path("gs://bucket/20240501/2/note.txt")
+    before = sorted(str(path) for path in steps.glob("*/*"))
+    with self.assertRaisesRegex(errors.TargetError, "20240501: expected one checkpoint .* a folder of steps: 1, 2"):
+      converter.convert_checkpoint(lone, steps, overwrite=True)
+    converter.convert_checkpoint(self.tmp / "run", steps, overwrite=True)
+    self.assertEqual(sorted(str(path) for path in steps.glob("*/*")), before)
+    real = framing.save
+
+    def save(*args, before_commit, **kwargs):
+      def and_appear(*folders):
+        before_commit(*folders)
+        note.write_text("mine")
+
+      real(*args, before_commit=and_appear, **kwargs)
+
+    with absltest.mock.patch.object(framing, "save", save):
+      with self.assertRaisesRegex(errors.TargetError, "20240501/2: expected one checkpoint .* note.txt, which"):
+        converter.convert_checkpoint(self.tmp / "run", steps, overwrite=True)
+    self.assertEqual(sorted(str(path) for path in steps.glob("*/*")), sorted([*before, str(note)]))
 
   def test_other_remote_storage_is_refused(self):
     """Orbax takes an s3:// URL for a relative path."""

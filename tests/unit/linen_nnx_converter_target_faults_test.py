@@ -93,7 +93,7 @@ class TargetTest(faults.FaultTestCase):
     converter.convert_checkpoint(self.source, self.tmp / "out")
     self.assert_nothing_left("unscanned", "out", foreign.name)
 
-  def test_it_is_removed_even_where_the_target_is_there_already(self):
+  def test_an_empty_one_is_removed_even_where_the_target_is_there_already(self):
     converter.convert_checkpoint(self.source, self.tmp / "out")
     (self.tmp / f"out{staging.SUFFIX}").mkdir()
     converter.convert_checkpoint(self.source, self.tmp / "other")
@@ -168,8 +168,9 @@ class TargetTest(faults.FaultTestCase):
   def test_a_file_in_the_place(self):
     (self.tmp / "out").write_text("a file")
     self.assert_refused(errors.TargetError, "expected nothing there yet")
-    converter.convert_checkpoint(self.source, self.tmp / "out", overwrite=True)
-    self.assertTrue((self.tmp / "out" / "_METADATA").exists())
+    with self.assertRaisesRegex(errors.TargetError, "out: expected one checkpoint to replace, .* found a file"):
+      converter.convert_checkpoint(self.source, self.tmp / "out", overwrite=True)
+    self.assertEqual((self.tmp / "out").read_text(), "a file")
 
   def test_failures_of_two_that_share_new_parents(self):
     """Who fails removes the parents that it made, unless somebody uses them."""

@@ -86,7 +86,8 @@ class FixtureTest(util.CheckpointTestCase):
   @parameterized.parameters(
       ("sft", "out", "out/3/items"),
       ("sft/4", "out", "out/3/items"),
-      ("sft/4", "out/7", "out/7/items"),
+      ("sft/4", "out/7", "out/7/3/items"),
+      ("sft/4", "checkpoints/7", "checkpoints/7/items"),
       ("sft/4", "out/7/items", "out/7/items"),
   )
   def test_spellings(self, source, target, items):

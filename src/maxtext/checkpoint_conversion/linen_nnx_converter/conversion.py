@@ -42,6 +42,7 @@ class Conversion:
     verified: whether every byte of the target was compared with the source.
     digests: how many of these leaves have a digest on record, by which the target alone can be verified.
     resumed: what was taken from an interrupted run, where that was asked for.
+    notes: clauses for a person on what the plan does not tell: of the step, and of its other items.
     dry_run: whether nothing was written.
   """
 
@@ -53,6 +54,7 @@ class Conversion:
   verified: bool = False
   digests: int = 0
   resumed: str = ""
+  notes: tuple[str, ...] = ()
   dry_run: bool = False
 
   @property
@@ -96,10 +98,10 @@ class Conversion:
     )
     sizes = ", ".join(f"{_size(nbytes)} {way}" for way, nbytes in self.nbytes.items() if nbytes)
     done = f" in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}" if not self.dry_run else ""
-    resumed = f"; {self.resumed}" if self.resumed else ""
+    more = "".join(f"; {clause}" for clause in (self.resumed, *self.notes) if clause)
     return (
         f"{'would convert' if self.dry_run else 'converted'} {plan.source_layout} -> {plan.target_layout}{done}: "
-        f"{len(plan.moves)} leaves ({moves}), {sizes}{dropped}{resumed}"
+        f"{len(plan.moves)} leaves ({moves}), {sizes}{dropped}{more}"
         f"{self._digests() if self.verified else ''} -> {self.target}"
     )
 

@@ -15,6 +15,7 @@
 """The conversions: of trees in memory, and of checkpoints on disk."""
 
 import dataclasses
+import functools
 import os
 import time
 from typing import Any
@@ -47,6 +48,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
 from maxtext.checkpoint_conversion.linen_nnx_converter import staging
 from maxtext.checkpoint_conversion.linen_nnx_converter import storage
 from maxtext.checkpoint_conversion.linen_nnx_converter import target_leaf
+from maxtext.checkpoint_conversion.linen_nnx_converter import targets
+from maxtext.checkpoint_conversion.linen_nnx_converter import training_engine
 from maxtext.checkpoint_conversion.linen_nnx_converter import tunix
 from maxtext.checkpoint_conversion.linen_nnx_converter import ways
 
@@ -130,7 +133,7 @@ def open_source(location: locations.Location) -> storage.Checkpoint:
   source, path = storage.SplitCheckpoint(location.items, location.split), layouts.FOLDER_STEP
   if location.step is None or layouts.TUNIX_ITEMS[1] not in location.split:
     return source
-  return source.with_arrays({path: execute.checked_cast(path, np.array(location.step), np.dtype(np.int64))})
+  return source.with_arrays({path: execute.checked_cast(path, np.array(location.updates), np.dtype(np.int64))})
 
 
 def save_checkpoint(state: Any, path: PathLike) -> None:
@@ -140,7 +143,7 @@ def save_checkpoint(state: Any, path: PathLike) -> None:
     TargetError: something is at `path` already.
   """
   directory = locations.absolute(path)
-  locations.check_free(directory, overwrite=False)
+  targets.check_free(locations.Location(directory), overwrite=False)
   framing.check_target(directory, use_ocdbt=True)
   storage.save_tree(directory, state)
 
@@ -174,15 +177,17 @@ def convert_checkpoint(
   begin = time.monotonic()
   chosen = options_lib.Options.of(**options)
   source_path, target_path, chosen, run = _settings(source_path, target_path, config, chosen)
-  dry_run, verify, resume, overwrite = chosen.dry_run, chosen.verify, chosen.resume, chosen.overwrite
+  dry_run, verify, resume = chosen.dry_run, chosen.verify, chosen.resume
   location = locations.find_source(source_path)
-  target = locations.find_target(target_path, location)
-  locations.check_apart(source_path, location, target_path, target)
+  notes = training_engine.check(location, chosen.params_only)
+  target = targets.find_target(target_path, location, for_release=run.release is not None)
+  targets.check_apart(source_path, location, target_path, target)
+  notes += targets.notes(target_path, location, target)
+  carried = {sibling.name for sibling in location.siblings()}
+  check_free = functools.partial(targets.check_free, target, overwrite=chosen.overwrite, carried=carried)
   if not dry_run and jax.process_index() == 0:
-    if resume:
-      staging.keep(target.final)
-    staging.clear(target.final)
-  locations.check_free(target.final, overwrite=overwrite)
+    staging.recover(target.final)
+  check_free()
   stamps = source_files.survey(location.final)
   plan, source = _plan(location, config, chosen, run)
   framing.check_target(target.items, use_ocdbt=source.use_ocdbt)
@@ -192,6 +197,8 @@ def convert_checkpoint(
   progress = progress or progress_lib.Silent()
   resumption = resume_lib.Resumption()
   if resume and not dry_run:
+    if jax.process_index() == 0:
+      staging.keep(target.final)
     resumption = resume_lib.take(target, plan, source, routes, memory_budget=budget, progress=progress)
     routes = {**routes, **resumption.routes}
   elif not dry_run:
@@ -202,6 +209,7 @@ def convert_checkpoint(
       target.items,
       {path: route.way for path, route in routes.items()},
       resumed=resumption.summary() if resume and not dry_run else "",
+      notes=notes,
       dry_run=dry_run,
   )
   if dry_run:
@@ -244,7 +252,7 @@ def convert_checkpoint(
         use_ocdbt=source.use_ocdbt,
         use_zarr3=source.use_zarr3,
         before_commit=before_commit,
-        overwrite=overwrite,
+        check_free=check_free,
         announce=progress.make_at,
     )
   except Exception:

@@ -83,7 +83,7 @@ def save(
     use_ocdbt: bool,
     use_zarr3: bool,
     before_commit: Callable[[epath.Path, epath.Path], None],
-    overwrite: bool,
+    check_free: Callable[[], None],
     announce: Callable[[staging.Place], None],
 ):
   """Saves a pytree of `TargetLeaf`s and others: whole, or not at all.
@@ -97,7 +97,7 @@ def save(
     use_zarr3: whether to write zarr 3.
     before_commit: called with the temporary folder of the checkpoint and that of the pytree when all is written. What
       it raises prevents the commit.
-    overwrite: whether to replace what stands at the target.
+    check_free: refuses what stands at the target unless it may be replaced; called again just before it is.
     announce: called with the place of the target before anything is made there.
 
   Raises:
@@ -126,7 +126,7 @@ def save(
     arguments = ocp.args.Composite(**{target.items.name: arguments})
   is_primary = multihost.process_index() == 0
   with (
-      staging.staged(target.final, overwrite=overwrite, is_primary=is_primary, announce=announce) as path,
+      staging.staged(target.final, check_free=check_free, is_primary=is_primary, announce=announce) as path,
       ocp.Checkpointer(handler) as checkpointer,
   ):
     checkpointer.save(path, args=arguments)

@@ -30,15 +30,17 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
-from maxtext.checkpoint_conversion.linen_nnx_converter import staging
+from maxtext.checkpoint_conversion.linen_nnx_converter import training_engine
 
-_ITEMS = "items"  # MaxText's name for the item that holds the train state.
-_METADATA = "_METADATA"
-_STEP_METADATA = "_CHECKPOINT_METADATA"
+ITEMS = "items"  # MaxText's name for the item that holds the train state.
+# Its other names: with MaxText's emergency checkpoints and in Orbax v1, in older Orbax v1, in Orbax's emergency manager.
+STATE_ITEMS = ("state", "pytree", "default")
+METADATA = "_METADATA"
+STEP_METADATA = "_CHECKPOINT_METADATA"
 _PROCESS_METADATA = "process_metadata"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 # Files of a step folder that are no items: Orbax writes them anew.
-_STEP_FILES = frozenset({_STEP_METADATA, "commit_success.txt"})
+STEP_FILES = frozenset({STEP_METADATA, "commit_success.txt"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +60,21 @@ class Location:
 
   @property
   def step(self) -> int | None:
-    if self.step_folder is None or not _is_step(self.step_folder.name):
+    if self.step_folder is None or not is_step(self.step_folder.name):
       return None
     return int(self.step_folder.name)
+
+  @property
+  def under_way(self) -> str:
+    """What tells that MaxText's training engine saved this inside a step; "" of all others."""
+    if self.step_folder is None or not self.split:
+      return ""
+    return training_engine.under_way({child.name for child in remote_files.children(self.step_folder)}, self.custom_metadata())
+
+  @property
+  def updates(self) -> int:
+    """The updates that are done in a step of Tunix or of MaxText's training engine, by its folder's name."""
+    return (self.step or 0) - bool(self.under_way)
 
   @property
   def final(self) -> epath.Path:
@@ -71,8 +85,8 @@ class Location:
     """The other items of the step, such as `iter`."""
     if self.step_folder is None:
       return []
-    own = set(layouts.TUNIX_ITEMS) if self.split else {self.items.name}
-    return sorted(p for p in remote_files.children(self.step_folder) if p.name not in _STEP_FILES | own)
+    own = {*layouts.TUNIX_ITEMS, training_engine.GRADIENTS} if self.split else {self.items.name}
+    return sorted(p for p in remote_files.children(self.step_folder) if p.name not in STEP_FILES | own)
 
   def step_metadata(self) -> dict[str, Any]:
     """Orbax's metadata of the step; empty where there is none, as before Orbax 0.11.
@@ -80,7 +94,7 @@ class Location:
     Raises:
       UnfinishedCheckpointError: it makes no sense.
     """
-    path = self.final / _STEP_METADATA
+    path = self.final / STEP_METADATA
     try:
       document = source_files.read_json(path, {})
       if not isinstance(document.get("custom_metadata") or {}, dict):
@@ -100,7 +114,7 @@ class Location:
 
 def update_step_metadata(folder: epath.Path, item_handlers: dict[str, str], custom_metadata: dict[str, Any]):
   """Adds to the metadata that Orbax wrote into the (temporary) step folder."""
-  path = folder / _STEP_METADATA
+  path = folder / STEP_METADATA
   document = json.loads(path.read_text())
   if isinstance(document.get("item_handlers"), dict):
     document["item_handlers"] |= item_handlers
@@ -145,94 +159,26 @@ def find_source(path: str | os.PathLike[str]) -> Location:
     raise _unfinished(path, "one of Orbax's temporary folders")
   for folder in (path, path.parent):
     _refuse_local(folder)
-  if (path / _METADATA).exists():
-    if path.name == layouts.TUNIX_ITEMS[0] and _is_in_step_folder(path):
+  if (path / METADATA).exists():
+    if path.name == layouts.TUNIX_ITEMS[0] and is_in_step_folder(path):
       return Location(path.parent, path.parent, (path.name,))
-    return Location(path, path.parent if _is_in_step_folder(path) else None)
+    return Location(path, path.parent if is_in_step_folder(path) else None)
   children = sorted(remote_files.children(path)) if path.is_dir() else []
   if split := _split_items(path, {child.name for child in children}):
     return Location(path, path, split)
-  items = [child for child in children if (child / _METADATA).exists() and _TEMPORARY not in child.name]
+  items = [child for child in children if (child / METADATA).exists() and _TEMPORARY not in child.name]
   if items:
     return Location(_the_item(path, items), path)
-  if steps := [child for child in children if _is_step(child.name) and child.is_dir()]:
+  if steps := [child for child in children if is_step(child.name) and child.is_dir()]:
     return find_source(max(steps, key=lambda step: int(step.name)))
-  if unfinished := next((p for p in children if _TEMPORARY in p.name or p.name in (_ITEMS, "manifest.ocdbt", "d")), None):
-    raise _unfinished(path, f"no {_METADATA}, but {unfinished.name}")
+  if unfinished := next((p for p in children if _TEMPORARY in p.name or p.name in (ITEMS, "manifest.ocdbt", "d")), None):
+    raise _unfinished(path, f"no {METADATA}, but {unfinished.name}")
   raise errors.NotACheckpointError(
       path,
-      expected=f"an Orbax checkpoint of a pytree (a folder with {_METADATA})",
+      expected=f"an Orbax checkpoint of a pytree (a folder with {METADATA})",
       found=", ".join(child.name for child in children[:5]) or ("an empty folder" if path.is_dir() else "a file"),
       remedy="Give --source_path=…/checkpoints, …/checkpoints/<step> or …/checkpoints/<step>/items.",
   )
-
-
-def find_target(path: str | os.PathLike[str], source: Location) -> Location:
-  """The place that has the shape of the source: `<path>/<step>/items`, or `<path>` for a pytree that stands alone.
-
-  A path that names the step or the items folder already, as `…/2` or `…/2/items`, is taken as it is. Tunix's step N is
-  MaxText's N - 1: Tunix counts the steps that are done, MaxText's folders from 0.
-
-  Raises:
-    StepError: there is no such step in MaxText.
-  """
-  path = absolute(path)
-  if source.step_folder is None:
-    return Location(path)
-  items, step = (_ITEMS if source.split else source.items.name), source.step
-  if path.name == items:
-    return Location(path, path.parent)
-  if step is None or _is_step(path.name):
-    return Location(path / items, path)
-  if source.split and step == 0:
-    raise errors.StepError(
-        source.final, expected="a step of Tunix, at least 1", found="0", remedy="Use another step of this run."
-    )
-  step_folder = path / str(step - 1 if source.split else step)
-  return Location(step_folder / items, step_folder)
-
-
-def check_apart(source_path, source: Location, target_path, target: Location):
-  """Refuses a target that overlaps the source, or whose name is too long.
-
-  Raises:
-    TargetError: one of these.
-  """
-  staging.check_name(target.final)
-  given, wanted = absolute(source_path), absolute(target_path)
-  for inner, outer in ((wanted, given), (given, wanted), (target.final, source.final)):
-    if inner == outer or outer in inner.parents:
-      raise errors.TargetError(
-          wanted,
-          expected="a target apart from the source",
-          found=f"{inner} inside {outer}" if inner != outer else "the source itself",
-          remedy="Choose another --target_path.",
-      )
-
-
-def check_free(final: epath.Path, *, overwrite: bool):
-  """Refuses a folder that exists, unless it is empty, or that cannot be made.
-
-  Raises:
-    TargetError: one of these.
-  """
-  if final.exists() and not _is_empty_folder(final) and not overwrite:
-    raise errors.TargetError(
-        final,
-        expected="nothing there yet",
-        found="an existing path",
-        remedy="Choose another --target_path or pass --overwrite.",
-    )
-  if remote_files.is_remote(final):
-    return
-  ancestor = next(parent for parent in final.parents if parent.exists())
-  if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-    raise errors.TargetError(
-        final,
-        expected="a place that can be written",
-        found=f"{ancestor}, which is no writable folder",
-        remedy="Choose another --target_path.",
-    )
 
 
 def copy_tree(source: epath.Path, target: epath.Path):
@@ -256,24 +202,21 @@ def _refuse_local(folder):
     )
 
 
-def _is_empty_folder(path) -> bool:
-  return path.is_dir() and not remote_files.children(path)
-
-
-def _is_step(name: str) -> bool:
+def is_step(name: str) -> bool:
+  """Whether a folder's name is the number of a step."""
   return name.isascii() and name.isdigit()
 
 
-def _is_in_step_folder(path) -> bool:
+def is_in_step_folder(path) -> bool:
   """Whether the pytree at `path` is an item of a step, not a checkpoint of its own."""
-  if (path / _STEP_METADATA).exists():
+  if (path / STEP_METADATA).exists():
     return False
-  return (path.parent / _STEP_METADATA).exists() or (path.name == _ITEMS and _is_step(path.parent.name))
+  return (path.parent / STEP_METADATA).exists() or (path.name == ITEMS and is_step(path.parent.name))
 
 
 def _split_items(path, names) -> tuple[str, ...]:
   """The items of Tunix's that this step has, or should have by its metadata."""
-  if _ITEMS in names or not names & set(layouts.TUNIX_ITEMS):
+  if ITEMS in names or not names & set(layouts.TUNIX_ITEMS):
     return ()
   handlers = Location(path, path).step_metadata().get("item_handlers")
   expected = set(handlers) if isinstance(handlers, dict) else set()
@@ -281,13 +224,14 @@ def _split_items(path, names) -> tuple[str, ...]:
 
 
 def _the_item(path, items) -> epath.Path:
-  """MaxText's `items`, or the only pytree there is, such as Orbax v1's `pytree`."""
-  named = [item for item in items if item.name == _ITEMS] or items
-  if len(named) == 1:
-    return named[0]
+  """MaxText's `items`, else the train state by another name, else the only pytree there is."""
+  for names in ((ITEMS,), STATE_ITEMS, [item.name for item in items]):
+    named = [item for item in items if item.name in names]
+    if len(named) == 1:
+      return named[0]
   raise errors.NotACheckpointError(
       path,
-      expected=f"one pytree, or one named {_ITEMS}",
+      expected=f"one pytree, or one named {ITEMS}, or else one of {', '.join(STATE_ITEMS)}",
       found=", ".join(item.name for item in named),
       remedy="Give the path of one of them.",
   )

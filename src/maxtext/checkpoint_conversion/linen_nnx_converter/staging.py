@@ -88,13 +88,13 @@ def clear_up(place: Place):
 
 @contextlib.contextmanager
 def staged(
-    final: epath.Path, *, overwrite: bool, is_primary: bool, announce: Callable[[Place], None]
+    final: epath.Path, *, check_free: Callable[[], None], is_primary: bool, announce: Callable[[Place], None]
 ) -> Iterator[epath.Path]:
   """A path at which to make a checkpoint. It takes the place of `final` in the end, or leaves nothing if making it fails.
 
   Args:
     final: where the checkpoint shall appear.
-    overwrite: whether to replace what stands there, which stays whole until then.
+    check_free: refuses what must not be replaced there; called again when it is about to be. Until then it stays whole.
     is_primary: whether this process makes and moves folders; of several, one does, and Orbax lets the others wait for it.
     announce: called with the place before anything is made.
 
@@ -102,7 +102,7 @@ def staged(
     TargetError: the place cannot be written, or another conversion to it is under way.
   """
   if remote_files.is_remote(final):
-    with _staged_remotely(final, is_primary, announce) as new:
+    with _staged_remotely(final, check_free, is_primary, announce) as new:
       yield new
     return
   missing = list(itertools.takewhile(lambda parent: not parent.exists(), final.parents))
@@ -115,7 +115,7 @@ def staged(
     with _claimed(final) as staging:
       yield staging / final.name
       durable.sync_tree(staging / final.name)
-      _put(staging / final.name, final, overwrite)
+      _put(staging / final.name, final, check_free)
       for folder in (final.parent, *(folder.parent for folder in created)):
         durable.sync(folder)
       _discard(staging)  # With the old checkpoint in it, if there was one.
@@ -144,15 +144,22 @@ def check_name(final: epath.Path):
       ) from e
 
 
-def clear(final: epath.Path):
-  """Removes what a conversion to `final` left behind that was killed; puts back what it had moved out of the way.
+def recover(final: epath.Path):
+  """Puts back what a killed conversion to `final` had moved out of the way. What it was making stays, to be resumed.
 
   Raises:
     TargetError: another conversion to `final` is under way.
   """
-  if not remote_files.is_remote(final) and _staging(final).exists():
-    with _claimed(final) as staging:
-      _discard(staging)
+  staging = _staging(final)
+  if remote_files.is_remote(final) or not staging.exists():
+    return
+  with _locked(staging.parent, wait=True), contextlib.suppress(FileNotFoundError):  # It has ended meanwhile.
+    with _locked(staging, wait=False) as is_left:
+      if not is_left:
+        raise _under_way(final)
+      _put_back(staging, final)
+    with contextlib.suppress(OSError):  # There is something to resume.
+      os.rmdir(staging)
 
 
 def keep(final: epath.Path):
@@ -160,7 +167,7 @@ def keep(final: epath.Path):
   if remote_files.is_remote(final) or not _staging(final).exists():
     return
   with _locked(_staging(final), wait=False) as is_left:
-    for folder in list(_staging(final).iterdir()) if is_left else ():
+    for folder in remote_files.children(_staging(final)) if is_left else ():
       if folder.name.startswith(f"{final.name}{_ORBAX}"):
         folder.rename(final.parent / f"{final.name}{_KEPT}{uuid.uuid4().hex[:8]}")
 
@@ -169,7 +176,7 @@ def kept(final: epath.Path) -> list[epath.Path]:
   """The folders that `keep` moved."""
   if remote_files.is_remote(final) or not final.parent.exists():
     return []
-  return sorted(path for path in final.parent.iterdir() if path.name.startswith(f"{final.name}{_KEPT}"))
+  return sorted(path for path in remote_files.children(final.parent) if path.name.startswith(f"{final.name}{_KEPT}"))
 
 
 def remove(folder: epath.Path):
@@ -197,21 +204,23 @@ def _staging(final) -> epath.Path:
 
 
 @contextlib.contextmanager
-def _staged_remotely(final, is_primary, announce):
+def _staged_remotely(final, check_free, is_primary, announce):
   """As `staged`, where Orbax itself sees to it that a checkpoint is whole or counts as unfinished."""
   new = final.parent / f"{final.name}.replacement-{_token()}" if final.exists() else final
   announce(Place(os.fspath(final), os.fspath(new), _identity(final), is_primary=is_primary))
   try:
     yield new
+    if new == final or not is_primary:
+      return
+    check_free()
   except BaseException:
     if is_primary:
       remove(new)
     raise
-  if new != final and is_primary:
-    old = final.parent / f"{final.name}{_OLD}-{uuid.uuid4().hex[:8]}"
-    final.rename(old)
-    new.rename(final)
-    old.rmtree()
+  old = final.parent / f"{final.name}{_OLD}-{uuid.uuid4().hex[:8]}"
+  final.rename(old)
+  new.rename(final)
+  old.rmtree()
 
 
 def _token() -> str:
@@ -243,14 +252,9 @@ def _claimed(final) -> Iterator[epath.Path]:
         staging.mkdir(exist_ok=True)
         is_ours = locks.enter_context(_locked(staging, wait=False)) or is_ours
       if not is_ours:
-        raise errors.TargetError(
-            final,
-            expected="no other conversion to it",
-            found=f"one under way in {staging}",
-            remedy="Wait for it; if it is certain that there is none, remove that folder.",
-        )
+        raise _under_way(final)
       _put_back(staging, final)
-      for leftover in staging.iterdir():
+      for leftover in remote_files.children(staging):
         leftover.rmtree()
       yield staging
     except BaseException:
@@ -259,6 +263,15 @@ def _claimed(final) -> Iterator[epath.Path]:
         with _locked(staging.parent, wait=True):
           remove(staging)
       raise
+
+
+def _under_way(final) -> errors.TargetError:
+  return errors.TargetError(
+      final,
+      expected="no other conversion to it",
+      found=f"one under way in {_staging(final)}",
+      remedy="Wait for it; if it is certain that there is none, remove that folder.",
+  )
 
 
 def _discard(staging):
@@ -302,11 +315,7 @@ def _remove_empty(folders):
 
 def _make_parents(path) -> list[epath.Path]:
   """Makes the parent folders, and returns those that were made, the lowest first."""
-  missing = []
-  for parent in path.parents:
-    if parent.exists():
-      break
-    missing.append(parent)
+  missing = list(itertools.takewhile(lambda parent: not parent.exists(), path.parents))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
   except OSError as e:
@@ -319,12 +328,13 @@ def _make_parents(path) -> list[epath.Path]:
   return missing
 
 
-def _put(new, final, overwrite):
+def _put(new, final, check_free):
   """Puts the finished checkpoint in its place; one that stands there moves to `new`'s, or beside it."""
-  is_free = not final.exists() or (final.is_dir() and not any(final.iterdir()))
-  if overwrite and not is_free and _exchange(new, final):
-    return
-  if overwrite and not is_free:
+  is_free = not final.exists() or (final.is_dir() and not remote_files.children(final))
+  if not is_free:
+    check_free()
+    if _exchange(new, final):
+      return
     os.rename(final, new.parent / f"{final.name}{_OLD}")
   try:
     os.rename(new, final)
