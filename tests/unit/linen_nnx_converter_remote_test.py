@@ -106,9 +106,11 @@ class GoogleCloudStorageTest(util.CheckpointTestCase):
 
       real(*args, before_commit=and_appear, **kwargs)
 
-    with absltest.mock.patch.object(framing, "save", save):
-      with self.assertRaisesRegex(errors.TargetError, "20240501/2: expected one checkpoint .* note.txt, which"):
-        converter.convert_checkpoint(self.tmp / "run", steps, overwrite=True)
+    with (
+        absltest.mock.patch.object(framing, "save", save),
+        self.assertRaisesRegex(errors.TargetError, "20240501/2: expected one checkpoint .* note.txt, which"),
+    ):
+      converter.convert_checkpoint(self.tmp / "run", steps, overwrite=True)
     self.assertEqual(sorted(str(path) for path in steps.glob("*/*")), sorted([*before, str(note)]))
 
   def test_other_remote_storage_is_refused(self):

@@ -240,9 +240,11 @@ class OverwriteTest(TargetsTestCase):
 
       real(*args, before_commit=and_appear, **kwargs)
 
-    with absltest.mock.patch.object(framing, "save", save):
-      with self.assertRaisesRegex(errors.TargetError, "out/4: expected one checkpoint .*, found mine.txt, which"):
-        converter.convert_checkpoint(self.step, self.tmp / "out", overwrite=True)
+    with (
+        absltest.mock.patch.object(framing, "save", save),
+        self.assertRaisesRegex(errors.TargetError, "out/4: expected one checkpoint .*, found mine.txt, which"),
+    ):
+      converter.convert_checkpoint(self.step, self.tmp / "out", overwrite=True)
     self.assertEqual((self.tmp / "out" / "4" / "mine.txt").read_text(), "mine")
     self.assertEqual((self.tmp / "out" / "4" / "items" / "_METADATA").exists(), exists)
     self.assertEqual(os.listdir(self.tmp / "out"), ["4"])
