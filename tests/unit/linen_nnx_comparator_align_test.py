@@ -69,6 +69,12 @@ class CanonicalTest(parameterized.TestCase):
     self.assertEqual(leaf.shape, (4, 8))
     self.assertEqual(str(leaf.place), "params/params/decoder/layers/wi/kernel[5 of axis 1]")
 
+  def test_a_leaf_of_the_name_value(self):
+    linen = util.linen({"decoder": {"gate": {"value": np.zeros(3, np.float32)}}})
+    found = set(tree(linen).leaves)
+    self.assertContainsSubset({("model", "decoder", "gate", "value"), ("optimizer", "step")}, found)
+    self.assertEqual(set(tree(converter.convert_linen_to_nnx(linen, nnx_values="all_boxed")).leaves), found)
+
   @parameterized.parameters(
       ({"decoder": {"norm": {"scale": {"value": np.zeros(3)}}}},),
       ({"base": {"decoder": {"norm": {"scale": {"value": np.zeros(3)}}}}},),

@@ -134,6 +134,27 @@ class LayoutsTest(parameterized.TestCase):
     self.assert_tree(converter.convert_linen_to_nnx(linen, nnx_values="plain"), nnx)
     self.assert_tree(converter.convert_nnx_to_linen(nnx, nnx_aux="drop"), LINEN)
 
+  @parameterized.parameters("dropout", "rngs", "to_nnx__rngs")
+  def test_moments_prove_a_param_whatever_its_module_is_called(self, module):
+    linen = util.linen({"decoder": {module: {"kernel": W, "count": W}, "norm": {"scale": W}}})
+    for nnx_values in ("boxed", "plain", "all_boxed"):
+      nnx = converter.convert_linen_to_nnx(linen, nnx_values=nnx_values)
+      self.assert_tree(converter.convert_nnx_to_linen(nnx), linen)
+      self.assert_tree(converter.convert_nnx_to_linen(nnx, nnx_aux="drop"), linen)
+
+  @parameterized.parameters("dropout", "rngs", "to_nnx__rngs")
+  def test_without_moments_rng_state_is_told_by_its_dtype_too(self, module):
+    nnx = {"model": {"decoder": {module: {"kernel": W, "count": W, "key": KEY}}}}
+    linen = converter.convert_nnx_to_linen(nnx)
+    self.assert_tree(linen["params"], {"params": {"decoder": {module: {"kernel": W, "count": W}}}})
+    self.assert_tree(linen["nnx_aux"], {"model": {"decoder": {module: {"key": KEY}}}})
+
+  def test_a_lost_moment_in_a_module_called_dropout_is_seen(self):
+    nnx = converter.convert_linen_to_nnx(util.linen({"dropout": {"kernel": W}, "norm": {"scale": W}}))
+    del nnx["optimizer"]["opt_state"]["0"]["mu"]["dropout"], nnx["optimizer"]["opt_state"]["0"]["nu"]["dropout"]
+    with self.assertRaisesRegex(errors.MomentError, "mu/dropout/kernel: expected an optimizer leaf"):
+      converter.convert_nnx_to_linen(nnx)
+
   @parameterized.parameters(("bias",), ("routing_table",), ("mean",))
   def test_a_variable_without_moments_is_no_param(self, name):
     linen = LINEN | {"nnx_aux": {"model": {"decoder": {"gate": {name: W}}}}}
@@ -159,6 +180,28 @@ class LayoutsTest(parameterized.TestCase):
     self.assert_tree(nnx["optimizer"], NNX_BOXED["optimizer"])
     self.assert_tree(nnx["linen_aux"]["params"], {"_overwrite_with_gradient": {"decoder": {"norm": {"scale": KEY}}}})
     self.assert_tree(converter.convert_nnx_to_linen(nnx), linen)
+
+  @parameterized.parameters(
+      ({"decoder": {"gate": {"value": W}}}, "plain", "model/decoder/gate/value"),
+      ({"decoder": {"gate": {"value": W}, "norm": {"scale": W}}}, "plain", "model/decoder/gate/value"),
+      ({"decoder": {"gate": {"value": W}}}, "boxed", "optimizer/opt_state/0/mu/decoder/gate/value"),
+  )
+  def test_a_leaf_that_would_be_taken_for_a_box_is_refused(self, params, nnx_values, path):
+    with self.assertRaisesRegex(errors.LayoutError, f"^{path}: .*own name is value, .*--nnx_values=all_boxed"):
+      converter.convert_linen_to_nnx(util.linen(params), nnx_values=nnx_values)
+
+  def test_a_leaf_of_the_name_value_where_it_is_no_box(self):
+    linen = util.linen({"decoder": {"gate": {"value": W, "key": W}}})
+    for nnx_values in ("boxed", "plain", "all_boxed"):
+      nnx = converter.convert_linen_to_nnx(linen, nnx_values=nnx_values)
+      self.assert_tree(converter.convert_nnx_to_linen(nnx), linen)
+
+  def test_a_mixture_of_boxes_in_the_optimizer(self):
+    nnx = converter.convert_linen_to_nnx(LINEN)
+    nnx["optimizer"]["opt_state"]["2"]["count"] = {"value": COUNT}
+    with self.assertRaisesRegex(errors.LayoutError, "expected all leaves boxed .* or none, .*2/count/value boxed"):
+      converter.convert_nnx_to_linen(nnx)
+    self.assert_tree(converter.convert_nnx_to_linen(nnx, params_only=True), {"params": LINEN["params"]})
 
   def test_inputs_are_not_modified_and_leaves_are_shared(self):
     before = util.flat(LINEN)

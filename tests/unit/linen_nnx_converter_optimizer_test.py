@@ -28,6 +28,7 @@ from optax import contrib
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.common import train_state_nnx
 
 SHAPES = {"decoder": {"layers": {"kernel": (4, 3, 8), "scale": (4, 3)}, "norm": {"scale": (4,)}}}
@@ -89,6 +90,15 @@ OPTIMIZERS = {
     "multi_steps_of_chain": optax.MultiSteps(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)), 4),
 }
 
+# Optax's optimizers whose state does not have the shapes of the weights. MaxText has none of them.
+OTHERS = {
+    "adafactor": optax.adafactor(1e-3, min_dim_size_to_factor=3),
+    "galore": contrib.galore(1e-3),
+    "lbfgs": optax.lbfgs(),
+    "novograd": optax.novograd(1e-3),
+    "sm3": optax.sm3(1e-3),
+}
+
 
 class Module(nnx.Module):
   """A module with the given attributes."""
@@ -113,6 +123,10 @@ def linen_state(tx):
 def nnx_state(tx):
   model = model_of(SHAPES)
   return train_state_nnx.TrainStateNNX(model, nnx.Optimizer(model, tx, wrt=nnx.Param))
+
+
+def model_boxed(linen):
+  return converter.convert_linen_to_nnx(linen, params_only=True)
 
 
 def described(tree):
@@ -205,6 +219,32 @@ class OptimizerTest(parameterized.TestCase):
       del state["optimizer"]["opt_state"]["0"][moments]["a"]["kernel"]
     with self.assertRaisesRegex(errors.MomentError, "optimizer/opt_state/0/(mu|nu)/a/kernel: expected an optimizer leaf"):
       converter.convert_nnx_to_linen(state)
+
+  @parameterized.parameters(*OTHERS)
+  def test_an_optimizer_that_does_not_follow_the_weights_is_named_and_its_weights_convert(self, name):
+    linen, state = linen_state(OTHERS[name]), nnx.state(nnx_state(OTHERS[name]))
+    boxed, weights = nnx.to_pure_dict(state), {"params": linen["params"]}
+    tunix = {"model_params": model_boxed(linen), "optimizer_state": boxed["optimizer"]}
+    sources = {"linen": linen, "plain": boxed, "all_boxed": state, "tunix": tunix}
+    for kind, tree in sources.items():
+      with self.subTest(kind):
+        source = abstract_state.abstract(abstract_state.flatten(tree))
+        with self.assertRaisesRegex(
+            errors.MomentError, f"found that of {name}. Take the weights alone with --params_only"
+        ):
+          planner.plan_conversion(source)
+        self.assertEqual(
+            described(abstract_state.unflatten(planner.plan_conversion(source, params_only=True).target)),
+            described(weights),
+        )
+
+  def test_a_damaged_adam_is_not_taken_for_another_optimizer(self):
+    for damage in (lambda adam: adam["nu"]["params"]["a"].update(w=np.float32(1)), lambda adam: adam.pop("count")):
+      state = util.linen({"a": {"w": util.array(3, 2), "b": util.array(2)}})
+      damage(state["opt_state"][0])
+      state["opt_state"][0]["mu"]["params"]["a"].update(b=util.array(3))
+      with self.assertRaisesRegex(errors.MomentError, "expected the shape of its weight .*of an unknown kind"):
+        converter.convert_linen_to_nnx(state)
 
   def test_a_mask_of_the_weight_decay_shows_in_linen_only(self):
     masked = optax.adamw(SCHEDULE, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params))

@@ -238,6 +238,33 @@ class PropertiesTest(absltest.TestCase):
       self.assertEqual(util.flat(back), before)
 
   @settings(max_examples=150, deadline=None)
+  @given(
+      st.dictionaries(
+          st.lists(st.sampled_from(["gate", "key", "value"]), min_size=1, max_size=3).map(tuple),
+          st.just(np.float32([1, 2])),
+          min_size=1,
+          max_size=4,
+      ),
+      st.sampled_from(["boxed", "plain", "all_boxed"]),
+      st.sampled_from(["state", "params", "params_only"]),
+  )
+  def test_names_that_look_like_boxes_come_back_or_are_refused(self, weights, nnx_values, kind):
+    weights = {
+        path: leaf for path, leaf in weights.items() if not any(p != path and p[: len(path)] == path for p in weights)
+    }
+    tree = abstract_state.unflatten(abstract_state.AbstractState({("decoder", *p): leaf for p, leaf in weights.items()}))
+    alone = {"params": {"params": tree}}
+    state = util.linen(tree) if kind == "state" else alone
+    try:
+      nnx = converter.convert_linen_to_nnx(state, nnx_values=nnx_values, params_only=kind == "params_only")
+    except errors.LayoutError as e:
+      self.assertIn("own name is value", str(e))
+      self.assertNotEqual(nnx_values, "all_boxed")
+      return
+    self.assertEqual(util.flat(converter.convert_nnx_to_linen(nnx)), util.flat(state))
+    self.assertEqual(util.flat(converter.convert_nnx_to_linen(nnx, params_only=True)), util.flat(alone))
+
+  @settings(max_examples=150, deadline=None)
   @given(linen_states(), st.booleans())
   def test_inverse(self, state, scan_layers):
     """A plan's inverse is valid, leads back, and is its own inverse's inverse."""

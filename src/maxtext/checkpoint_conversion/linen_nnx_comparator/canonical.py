@@ -127,7 +127,7 @@ def by_plan(
       direction="linen_to_nnx" if layouts.detect(state).framework == "linen" else "nnx_to_nnx",
       scan_layers=scan_layers,
       layer_naming="flat",
-      nnx_values="plain",
+      nnx_values="all_boxed",  # In which alone a leaf may have the name `value`.
   )
   plan = planner.plan_conversion(state, options, planner.Run())
   by_path = roles.read(state, plan.source_layout).by_path
@@ -179,7 +179,8 @@ def _part(role) -> str:
 
 
 def _below_model(path, layout) -> Path:
-  """The path in a train state, for layouts that hold the params alone."""
+  """The path in a plain train state, for layouts that hold the params alone too."""
+  path = path[:-1] if roles.in_boxed_part(path, layout) else path
   if layout.opt_state is not None or path[0] == layouts.LINEN_AUX:
     return path
   return (*layouts.NNX_PLAIN.variables, *path[len(layout.variables) :])

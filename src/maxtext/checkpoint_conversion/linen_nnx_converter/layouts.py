@@ -17,7 +17,7 @@
 A new layout is one more `StateLayout`, and a way to tell it in `detect`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import itertools
 
@@ -122,7 +122,7 @@ def detect(state: abstract_state.AbstractState) -> StateLayout:
     if "params" in top:
       raise _layout_error(top, "either model (NNX) or params (Linen)", "Remove the one that does not belong.")
     _refuse_unknown(top, {"model", "optimizer", LINEN_AUX})
-    return with_boxes(NNX_PLAIN, _is_boxed(leaves, ("model",)), _is_boxed(leaves, ("optimizer",)))
+    return with_boxes(NNX_PLAIN, _is_boxed(leaves, ("model",)), _all_boxed(leaves, ("optimizer",)))
   if "params" in top:
     return _detect_params(leaves, top)
   if TUNIX.variables[0] in top:
@@ -179,7 +179,7 @@ def _detect_params(leaves, top):
     is_0_2_3 = any(variable_kinds.is_misplaced(path) for path in leaves if path[:2] == (PARAMS, PARAMS))
     return LINEN_OF_NNX_0_2_3 if is_0_2_3 else LINEN
   if NNX_AUX not in top and _is_boxed(leaves, ("params",)):
-    return with_boxes(OLD_NNX, True, _is_boxed(leaves, ("opt_state",)))
+    return with_boxes(OLD_NNX, True, _all_boxed(leaves, ("opt_state",)))
   raise errors.LayoutError(
       ("params",),
       expected="params/params (Linen) or boxed leaves …/value (NNX)",
@@ -204,22 +204,50 @@ def _detect_tunix(leaves, top):
   layout = dataclasses.replace(TUNIX, variables=variables)
   if optimizer not in top:
     layout = dataclasses.replace(layout, opt_state=None, step=None)
-  return with_boxes(layout, _is_boxed(leaves, (model,)), _is_boxed(leaves, (optimizer,)))
+  return with_boxes(layout, _is_boxed(leaves, (model,)), _all_boxed(leaves, (optimizer,)))
 
 
-def _is_boxed(leaves, prefix) -> bool:
-  """Whether the leaves below `prefix` end in `value`; refuses a mixture."""
-  paths = [path for path, leaf in leaves.items() if below(path, prefix) and not abstract_state.is_empty(leaf)]
-  plain = [path for path in paths if path[-1] != VALUE]
-  if plain and len(plain) < len(paths):
-    boxed = next(path for path in paths if path[-1] == VALUE)
+def boxes(leaves: Mapping[Path, abstract_state.Leaf]) -> set[Path]:
+  """The leaves that may be boxed: a box `{value: leaf}` holds nothing else. Empty nodes do not count."""
+  nodes = {path[:-1] for path, leaf in leaves.items() if path[-1:] == (VALUE,) and not abstract_state.is_empty(leaf)}
+  depths = {len(node) for node in nodes}
+  shared = {path[:i] for path in leaves for i in depths if i < len(path) and path[i] != VALUE and path[:i] in nodes}
+  return {(*node, VALUE) for node in nodes - shared}
+
+
+def boxed_and_plain(leaves: Mapping[Path, abstract_state.Leaf], prefix: Path) -> tuple[list[Path], list[Path]]:
+  """The leaves below `prefix` that are boxed, and those that are not. Empty nodes are neither."""
+  part = {path: leaf for path, leaf in leaves.items() if below(path, prefix)}
+  found = boxes(part)
+  return sorted(found), [path for path, leaf in part.items() if path not in found and not abstract_state.is_empty(leaf)]
+
+
+def refuse_mixture(boxed: Sequence[Path], plain: Sequence[Path]):
+  """Refuses a part of an NNX state that is boxed in places.
+
+  Raises:
+    LayoutError: naming a leaf that is not, and one that is.
+  """
+  if boxed and plain:
     raise errors.LayoutError(
         plain[0],
         expected="all leaves boxed ({value: …}) or none",
-        found=f"this one plain, {'/'.join(boxed)} boxed",
+        found=f"this one plain, {'/'.join(boxed[0])} boxed",
         remedy="Save all of them alike.",
     )
-  return bool(paths) and not plain
+
+
+def _is_boxed(leaves, prefix) -> bool:
+  """Whether the leaves below `prefix` are boxed; refuses a mixture."""
+  boxed, plain = boxed_and_plain(leaves, prefix)
+  refuse_mixture(boxed, plain)
+  return bool(boxed)
+
+
+def _all_boxed(leaves, prefix) -> bool:
+  """The same of an optimizer, whose mixtures `moments.check` refuses: with `--params_only` they do not matter."""
+  boxed, plain = boxed_and_plain(leaves, prefix)
+  return bool(boxed) and not plain
 
 
 def below(path: Path, prefix: Path) -> bool:

@@ -46,6 +46,34 @@ _EMPTY_FIELDS = (
     (frozenset({"trainable"}), ("frozen", "inner_state"), None),
 )
 
+# The fields of optax's states that do not have the shapes of the weights: factored, projected, one number for a layer,
+# a number for each index of an axis, a history.
+_WITHOUT_WEIGHTS_SHAPES = {
+    frozenset({"count", "v_row", "v_col", "v"}): "adafactor",
+    frozenset({"count", "base_optimizer_state", "projector"}): "galore",
+    frozenset({"count", "params", "updates", "diff_params_memory", "diff_updates_memory", "weights_memory"}): "lbfgs",
+    frozenset({"count", "mu", "nu"}): "novograd",
+    frozenset({"mu", "nu"}): "sm3",
+}
+
+
+def without_weights_shapes(opt_path: Path, leaves: Mapping[Path, abstract_state.Leaf]) -> str | None:
+  """The name of the optimizer that the leaf at `opt_path` is of, if it is one without the shapes of the weights.
+
+  Args:
+    opt_path: the path below `opt_state` of a leaf that does not follow the weights.
+    leaves: all leaves of the optimizer by such paths.
+  """
+  children = _children(leaves)
+  names = (_WITHOUT_WEIGHTS_SHAPES.get(frozenset(children[opt_path[:i]])) for i in range(len(opt_path)))
+  name = next(filter(None, names), None)
+  # These two have fields of adam's: theirs are numbers, and a list for each weight.
+  if name == "novograd" and any(getattr(leaf, "shape", ()) for path, leaf in leaves.items() if "nu" in path):
+    return None
+  if name == "sm3" and not all(_is_index(path[-1]) for path in leaves if "mu" in path):
+    return None
+  return name
+
 
 def linen_structure(
     opt_paths: Iterable[Path], subtrees: Iterable[Path], empty_nodes: Mapping[Path, Any]

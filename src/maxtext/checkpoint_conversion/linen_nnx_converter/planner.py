@@ -23,6 +23,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import families
 from maxtext.checkpoint_conversion.linen_nnx_converter import layers
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import moments
 from maxtext.checkpoint_conversion.linen_nnx_converter import optimizer
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
@@ -86,6 +87,8 @@ def plan_conversion(
   # What is not asked for stays as it is: within Linen, the form that a trainer gave to a nested optimizer.
   keeps_form = source_layout.framework == target_layout.framework and not takes_release_form
   roles = roles_lib.read(source, source_layout)
+  if not params_only:
+    moments.check(roles, source.leaves, source_layout)
   unwrapped = {}
   if layouts.is_tunix(source_layout):
     roles, unwrapped = tunix.unwrap(roles, source.leaves, params_only)
@@ -118,6 +121,7 @@ def plan_conversion(
   known_nodes = empty_nodes or {}
   nodes = None if keeps_form else known_nodes or _decay_mask(kept, run.adamw_mask)
   target, moves = target_state.build(source, source_layout, target_layout, roles, kept, arranged, nodes)
+  target_state.refuse_ambiguous(target, target_layout)
   if source_layout.framework == "linen":
     known_nodes = target_state.empty_optimizer_nodes(source, kept)
   plan = plan_lib.Plan(

@@ -92,13 +92,15 @@ class Roles:
 def read(state: abstract_state.AbstractState, layout: StateLayout) -> Roles:
   """Gives every leaf of `state` its role.
 
+  Whether the optimizer's state follows the weights is another question, for `moments.check`.
+
   Raises:
     UnaccountedLeafError: a leaf stands where the layout has no place.
-    MomentError: a params-like subtree has a leaf that no weight has, lacks one, or has one of another shape.
   """
   by_path, opt_paths = {}, {}
   for path in state.leaves:
-    inner = path[:-1] if path[-1] == VALUE and _in_boxed_part(path, layout) else path
+    is_boxed_step = layout.framework == "nnx" and path == (*(layout.step or ()), VALUE)
+    inner = path[:-1] if is_boxed_step or (path[-1] == VALUE and in_boxed_part(path, layout)) else path
     role = _role_outside_optimizer(inner, layout)
     if role is not None:
       by_path[path] = role
@@ -106,15 +108,13 @@ def read(state: abstract_state.AbstractState, layout: StateLayout) -> Roles:
       opt_paths[path] = inner[len(layout.opt_state) :]
     elif not abstract_state.is_empty(state.leaves[path]):
       raise _unaccounted(path, layout)
-  variables = {role: state.leaves[path] for path, role in by_path.items() if isinstance(role, Variable)}
+  variables = {role for role in by_path.values() if isinstance(role, Variable)}
   subtrees = _params_like_subtrees(opt_paths.values(), variables)
   for path, opt_path in opt_paths.items():
-    by_path[path] = _optimizer_role(path, opt_path, subtrees, variables)
-    _check_moment(path, state.leaves[path], by_path[path], variables)
+    by_path[path] = _optimizer_role(opt_path, subtrees, variables)
   masked = frozenset(node for node in subtrees if _is_masked(node, opt_paths.values()))
   if layout.framework == "nnx" or layout.aux_among_params:
-    by_path = _separate_aux(by_path, masked)
-  _check_coverage(by_path, masked, layout)
+    by_path = _separate_aux(by_path, state.leaves, masked)
   return Roles(by_path, frozenset(node for node, level in subtrees.items() if not level), masked)
 
 
@@ -133,7 +133,10 @@ def write(role: Role, layout: StateLayout, bare_subtrees: frozenset[Path] = froz
   return (*path, VALUE) if layout.boxed_optimizer else path
 
 
-def _in_boxed_part(path, layout) -> bool:
+def in_boxed_part(path: Path, layout: StateLayout) -> bool:
+  """Whether each leaf is boxed in the part of the layout that `path` belongs to."""
+  if path[0] == LINEN_AUX:
+    return False
   if layout.boxed_variables and layouts.below(path, layout.variables) and not _is_step_or_optimizer(path, layout):
     return True
   return layout.boxed_optimizer and _is_step_or_optimizer(path, layout)
@@ -210,45 +213,14 @@ def _params_like_subtrees(opt_paths: Iterable[Path], variables: Iterable[Variabl
   return subtrees
 
 
-def _optimizer_role(path, opt_path, subtrees, variables) -> Role:
-  """The role of an optimizer leaf."""
+def _optimizer_role(opt_path, subtrees, variables) -> Role:
+  """The role of an optimizer leaf: of a weight's entry in a params-like subtree, or of a leaf by itself."""
   for i in range(1, len(opt_path)):
     if opt_path[:i] in subtrees:
       below = opt_path[i:]
-      role = (
-          Variable(below[0], below[1:], opt_path[:i]) if subtrees[opt_path[:i]] else Variable(PARAMS, below, opt_path[:i])
-      )
-      if dataclasses.replace(role, subtree=None) in variables:
-        return role
-      raise errors.MomentError(
-          path,
-          expected=f"the path of a weight below {'/'.join(opt_path[:i])}",
-          found="a leaf that no weight has",
-          remedy="The checkpoint is damaged, or its optimizer belongs to another model.",
-      )
-  roots = {PARAMS} | {variable.path[0] for variable in variables if len(variable.path) > 1}
-  if found := roots & set(opt_path[:-1]):
-    raise errors.MomentError(
-        path,
-        expected="below a params-like optimizer subtree, the paths of weights",
-        found=f"{min(found)}/… matching no weight",
-        remedy="The checkpoint is damaged, or its optimizer is arranged unlike its params.",
-    )
+      variable = Variable(below[0], below[1:]) if subtrees[opt_path[:i]] else Variable(PARAMS, below)
+      return dataclasses.replace(variable, subtree=opt_path[:i]) if variable in variables else OptimizerLeaf(opt_path)
   return OptimizerLeaf(opt_path)
-
-
-def _check_moment(path, leaf, role, variables):
-  """A moment has the shape of its weight."""
-  if not isinstance(role, Variable) or not abstract_state.is_array(leaf):
-    return
-  weight = variables[dataclasses.replace(role, subtree=None)]
-  if abstract_state.is_array(weight) and tuple(weight.shape) != tuple(leaf.shape):
-    raise errors.MomentError(
-        path,
-        expected=f"the shape of its weight {'/'.join(role.path)}, {tuple(weight.shape)}",
-        found=f"{tuple(leaf.shape)}",
-        remedy="The checkpoint is damaged, or its optimizer belongs to another model.",
-    )
 
 
 def _is_masked(node: Path, opt_paths: Iterable[Path]) -> bool:
@@ -259,48 +231,29 @@ def _is_masked(node: Path, opt_paths: Iterable[Path]) -> bool:
   return any(key == "inner_state" and lone(node[:i]) for i, key in enumerate(node))
 
 
-def _separate_aux(by_path, masked) -> dict[Path, Role]:
+def _separate_aux(by_path, leaves, masked) -> dict[Path, Role]:
   """Tells NNX's Params from its other Variables, which stand side by side below `model`.
 
-  RNG state, batch statistics and fp8 state are known by name. Any other Variable is known by having no moments although
-  the optimizer has them for the params: `nnx.Optimizer` keeps them for `nnx.Param` alone, and only a mask leaves one out.
+  Moments prove a Param, whatever its name: `nnx.Optimizer` keeps them for `nnx.Param` alone. A variable without any is
+  known by its name if it is RNG state, a batch statistic or fp8 state; any other is a Param only if a mask can have left
+  it out.
   """
   moments = [role for role in by_path.values() if isinstance(role, Variable) and role.subtree is not None]
   covered = {role.path for role in moments if role.collection == PARAMS}
   everywhere = any(role.subtree not in masked for role in moments)
+
+  def is_aux(path, role):
+    if role != Variable(PARAMS, getattr(role, "path", ())) or role.path in covered:
+      return False
+    if variable_kinds.is_rng_state(role.path, leaves[path]) or variable_kinds.is_batch_statistic(role.path):
+      return True
+    is_known = variable_kinds.linen_collection(role.path) is not None
+    return is_known or (everywhere and role.path[-1] not in _PARAM_NAMES)
+
   return {
-      path: dataclasses.replace(role, collection=NNX_AUX) if _is_aux(role, covered, everywhere) else role
+      path: dataclasses.replace(role, collection=NNX_AUX) if is_aux(path, role) else role
       for path, role in by_path.items()
   }
-
-
-def _is_aux(role, covered, everywhere) -> bool:
-  if not isinstance(role, Variable) or role.collection != PARAMS or role.subtree is not None:
-    return False
-  if variable_kinds.is_rng_state(role.path):
-    return True
-  if role.path in covered:
-    return False
-  if variable_kinds.is_batch_statistic(role.path) or variable_kinds.linen_collection(role.path):
-    return True
-  return everywhere and role.path[-1] not in _PARAM_NAMES
-
-
-def _check_coverage(by_path, masked, layout):
-  """An optimizer subtree that is not masked has a moment for each weight."""
-  weights = {role.path for role in by_path.values() if role == Variable(PARAMS, getattr(role, "path", ()))}
-  moments = {}
-  for role in by_path.values():
-    if isinstance(role, Variable) and role.subtree is not None and role.collection == PARAMS:
-      moments.setdefault(role.subtree, set()).add(role.path)
-  for node, paths in moments.items():
-    if node not in masked and (missing := weights - paths):
-      raise errors.MomentError(
-          write(Variable(PARAMS, min(missing), node), layout),
-          expected=f"an optimizer leaf for the weight {'/'.join(min(missing))}",
-          found="none",
-          remedy="The checkpoint is damaged: the optimizer has lost it.",
-      )
 
 
 def _unaccounted(path, layout) -> errors.UnaccountedLeafError:

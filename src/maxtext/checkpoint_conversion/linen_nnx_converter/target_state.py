@@ -105,6 +105,24 @@ def _cast_step(path, leaf, layout):
   )
 
 
+def refuse_ambiguous(target: abstract_state.AbstractState, layout: layouts.StateLayout):
+  """Refuses plain leaves that look boxed: whoever reads `gate/value` takes it for the box of `gate`.
+
+  Raises:
+    LayoutError: naming the first leaf whose own name is `value`.
+  """
+  if layout.framework != "nnx":
+    return
+  is_plain = lambda path: path[0] != layouts.LINEN_AUX and not roles_lib.in_boxed_part(path, layout)
+  for path in sorted(layouts.boxes({path: leaf for path, leaf in target.leaves.items() if is_plain(path)})):
+    raise errors.LayoutError(
+        path,
+        expected="boxes around all leaves, in a state that has a leaf whose own name is value",
+        found=f"the layout {layout}, in which it would be taken for a box",
+        remedy="Pass --nnx_values=all_boxed.",
+    )
+
+
 def empty_optimizer_nodes(source, kept) -> dict[Path, Any]:
   """The optimizer's empty nodes outside params-like subtrees, by their path below `opt_state`."""
   roles = {path: role for path, role in kept.items() if isinstance(role, roles_lib.OptimizerLeaf)}

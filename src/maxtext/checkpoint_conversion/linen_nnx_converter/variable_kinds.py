@@ -35,9 +35,12 @@ _BATCH_STATISTICS = frozenset({"mean", "var"})  # `nnx.BatchNorm`'s `BatchStat` 
 _TOKEN_TABLE, _ROUTING_BIAS = "Tid2EidVar", "MoEBiasVar"
 
 
-def is_rng_state(path: Path) -> bool:
-  """Whether it is the key or the count of an RNG stream."""
-  return bool(_RNG_MODULES & set(path[:-1]))
+def is_rng_state(path: Path, leaf: abstract_state.Leaf) -> bool:
+  """Whether it is the key or the count of an RNG stream: by name and by dtype, for a module's name proves nothing."""
+  if not _RNG_MODULES & set(path[:-1]) or path[-1] not in ("key", "count"):
+    return False
+  dtype = str(getattr(leaf, "dtype", ""))
+  return dtype == "uint32" or dtype.startswith("key<")
 
 
 def is_batch_statistic(path: Path) -> bool:
