@@ -30,6 +30,7 @@ import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 
+SOURCE = pathlib.Path(__file__).parents[1] / "assets" / "linen_nnx_converter" / "maxtext-0.2.4" / "linen_scan"
 OPTIMIZERS = {
     "adamw": {},
     "adam_pax": {"opt_type": "adam_pax"},
@@ -56,6 +57,31 @@ class AcrossReleasesTest(absltest.TestCase):
         for step, (loss, _) in resumed.items():
           # Printed to three digits; the releases' own arithmetic differs in the last.
           np.testing.assert_allclose(float(loss), float(uninterrupted[step][0]), atol=0.0021)
+
+  def test_the_params_alone_for_load_parameters_path(self):
+    """In each trainer the first losses are those of a run that takes the weights from the source itself."""
+    tmp = pathlib.Path(tempfile.mkdtemp())
+    self.addCleanup(shutil.rmtree, tmp)
+    converter.convert_checkpoint(SOURCE, tmp / "params", params_only=True)
+    converter.convert_checkpoint(SOURCE, tmp / "nnx", direction="linen_to_nnx", nnx_values="plain")
+    converter.convert_checkpoint(tmp / "nnx", tmp / "params_of_nnx", params_only=True)
+    params, of_nnx = (trainer.bits(converter.load_checkpoint(tmp / name)) for name in ("params", "params_of_nnx"))
+    self.assertEqual(params, of_nnx)
+    trainers = ("MAXTEXT_PYTHON", trainer.LINEN), ("MAXTEXT_PYTHON", trainer.NNX), ("MAXTEXT_0_2_5_PYTHON", {})
+
+    def losses(number, folder):
+      python, settings = trainers[number]
+      run = settings | {"steps": 2, "load_parameters_path": folder / "2" / "items"}
+      return trainer.train(tmp / f"{number}-{folder.name}", python, **run)
+
+    cases = [(number, folder) for number in range(len(trainers)) for folder in (SOURCE, tmp / "params")]
+    with futures.ThreadPoolExecutor(2) as pool:
+      found = list(pool.map(lambda case: losses(*case), cases))
+    for number, (python, settings) in enumerate(trainers):
+      with self.subTest(python, **settings):
+        of_source, of_params = found[2 * number : 2 * number + 2]
+        self.assertEqual(sorted(of_source), [0, 1])
+        self.assertEqual(of_params, of_source)
 
   def resumed(self, folder, optimizer):
     """The losses of a Linen run, and those of 0.2.5 from the run's step 2 on."""

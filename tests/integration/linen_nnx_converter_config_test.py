@@ -14,7 +14,8 @@
 
 """The command with a MaxText config, run by MaxText 0.2.5's own Python, checked against the model of that config.
 
-Needs a Python with MaxText 0.2.5, its trainer's dependencies and this package in MAXTEXT_0_2_5_PYTHON.
+Needs a Python with MaxText 0.2.5, its trainer's dependencies and this package in MAXTEXT_0_2_5_PYTHON, and one with
+0.2.4's trainer in MAXTEXT_PYTHON.
 """
 
 import os
@@ -41,10 +42,10 @@ class ConfigTest(parameterized.TestCase):
     self.tmp = pathlib.Path(tempfile.mkdtemp())
     self.addCleanup(shutil.rmtree, self.tmp)
 
-  def run_command(self, *flags, **settings):
+  def run_command(self, *flags, source=SOURCE, **settings):
     settings = trainer.TINY | {"base_output_directory": self.tmp} | settings
     command = [os.environ["MAXTEXT_0_2_5_PYTHON"], "-m", "maxtext.checkpoint_conversion.linen_nnx_converter"]
-    command += [f"--source_path={SOURCE}", *flags, "base.yml", *(f"{name}={value}" for name, value in settings.items())]
+    command += [f"--source_path={source}", *flags, "base.yml", *(f"{name}={value}" for name, value in settings.items())]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
   @parameterized.parameters((True,), (False,))
@@ -69,6 +70,19 @@ class ConfigTest(parameterized.TestCase):
     self.assertEqual(done.returncode, 1)
     self.assertIn(message, done.stderr.splitlines()[-1])
     self.assertEmpty(list(self.tmp.iterdir()))
+
+  def test_floats_of_another_width_are_noted_and_the_run_goes_on(self):
+    """With bfloat16 weights MaxText 0.2.4 saves adamw's mu in float32 for a while, where 0.2.5's model has bfloat16."""
+    settings = {"weight_dtype": "bfloat16", "learning_rate": 0.02}
+    uninterrupted = trainer.train(self.tmp / "linen", **trainer.LINEN, **settings)
+    source = trainer.checkpoints(self.tmp / "linen") / str(trainer.SAVED)
+    done = self.run_command(source=source, scan_layers=False, **settings)
+    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertRegex(done.stdout, r"MaxText will cast \d+ leaves when it loads them, .* is float32, not bfloat16")
+    resumed = trainer.train(self.tmp, "MAXTEXT_0_2_5_PYTHON", scan_layers=False, **settings)
+    self.assertEqual(sorted(resumed), [3, 4, 5])
+    for step, (loss, _) in resumed.items():
+      self.assertAlmostEqual(float(loss), float(uninterrupted[step][0]), delta=0.0021)
 
   def test_the_check_can_be_left_out(self):
     self.assertEqual(self.run_command("--nocheck_model", opt_type="muon").returncode, 0)

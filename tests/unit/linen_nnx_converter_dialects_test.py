@@ -94,7 +94,8 @@ class DialectsTest(util.CheckpointTestCase):
         convert(state)
 
   def test_the_outer_params_of_diloco(self):
-    conversion = converter.convert_checkpoint(self.save("in", DILOCO), self.tmp / "out", params_only=True)
+    options = {"direction": "linen_to_nnx", "params_only": True}
+    conversion = converter.convert_checkpoint(self.save("in", DILOCO), self.tmp / "out", **options)
     self.assert_tree(
         converter.load_checkpoint(self.tmp / "out"),
         {
@@ -107,7 +108,7 @@ class DialectsTest(util.CheckpointTestCase):
     dropped = {"/".join(path) for path in conversion.plan.dropped}
     self.assertIn("inner_state/params/params/decoder/decoder_norm/scale", dropped)
     self.assertIn("outer_opt_state/0/trace/decoder/decoder_norm/scale", dropped)
-    linen = converter.convert_checkpoint(self.tmp / "in", self.tmp / "same", direction="linen_to_linen", params_only=True)
+    linen = converter.convert_checkpoint(self.tmp / "in", self.tmp / "same", params_only=True)
     self.assert_tree(converter.load_checkpoint(linen.target), {"params": {"params": WEIGHTS}})
     self.assertEqual(str(linen.plan.target_layout), "Linen TrainState")
 

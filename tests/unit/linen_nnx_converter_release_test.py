@@ -17,6 +17,7 @@
 The trees are those of checkpoints that tiny runs of MaxText 0.2.3, 0.2.4 and 0.2.5 saved; `[]` marks the entry of a list.
 """
 
+import dataclasses
 import pathlib
 import re
 import shutil
@@ -33,8 +34,10 @@ from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
+from maxtext.checkpoint_conversion.linen_nnx_converter import families
 from maxtext.checkpoint_conversion.linen_nnx_converter import model_check
 from maxtext.checkpoint_conversion.linen_nnx_converter import releases
+from maxtext.common import common_types
 
 OPTIMIZERS = util.FIXTURES / "optimizers"
 NAMES = sorted(path.stem for path in (OPTIMIZERS / "0.2.5").glob("*.txt"))
@@ -113,6 +116,16 @@ class ReleaseTest(parameterized.TestCase):
   def test_the_params_alone_for_a_release(self, name):
     plan = util.plan_conversion(read(OPTIMIZERS / "0.2.4-linen" / f"{name}.txt"), release=(0, 2, 5), params_only=True)
     self.assertTrue(all(path[:2] == ("params", "params") for path in plan.target.leaves))
+
+  @parameterized.parameters("maxtext-0.2.4/linen_scan", "maxtext-0.2.5/nnx_scan", "maxtext-main-2026-05-14/nnx_scan")
+  def test_the_params_alone_are_what_every_release_loads(self, name):
+    source = abstract_state.abstract(abstract_state.flatten(converter.load_checkpoint(util.FIXTURES / name)))
+    plan = planner.plan_conversion(source, params_only=True)
+    self.assertTrue(all(path[:2] == ("params", "params") for path in plan.target.leaves))
+    self.assertEqual(plan.scan_layers, plan.source_scan_layers)
+    if name.endswith("linen_scan"):
+      nnx = planner.plan_conversion(source, params_only=True, nnx_values="boxed")
+      self.assertTrue(all(path[-1] == "value" for path in nnx.target.leaves))
 
   def test_integer_keys_of_0_2_3_become_names(self):
     source = util.FIXTURES / "maxtext-0.2.3" / "nnx_unscan"
@@ -230,6 +243,33 @@ class ConfigTest(parameterized.TestCase):
     moved = execute.apply(conversion.plan, source.leaves)
     np.testing.assert_array_equal(moved["nnx_aux", "model", "decoder", "moe_layers", "gate", "bias"], bias.T)
 
+  def test_notes_are_in_the_summary_and_on_record(self):
+    conversion = self.convert(util.FIXTURES / "maxtext-0.2.4" / "linen_scan", None)
+    noted = dataclasses.replace(conversion, plan=dataclasses.replace(conversion.plan, notes=("a note",)))
+    self.assertIn("; a note; digests of", noted.summary())
+    self.assertEqual(noted.record()["notes"], ["a note"])
+
+  @parameterized.parameters(
+      ("linen_scan", "new_block", "0.2.5", True, ""),
+      ("linen_scan", "new_block", "0.2.5", False, "found layers to unstack, of decoder_block=new_block"),
+      ("linen_scan", "envy", "0.2.3", False, "found layers to unstack, of decoder_block=envy"),
+      ("linen_unscan", "new_block", "0.2.5", False, ""),
+      ("linen_unscan", "new_block", "0.2.5", True, "found layers to stack, of decoder_block=new_block"),
+  )
+  def test_an_unknown_decoder_block_keeps_its_arrangement(self, name, block, release, scan_layers, message):
+    source = util.FIXTURES / "maxtext-main-2026-05-14" / name
+    config = self.config(decoder_block=block, scan_layers=scan_layers)
+    if not message:
+      self.assertEqual(self.convert(source, config, maxtext_release=release).plan.scan_layers, scan_layers)
+      return
+    with self.assertRaisesRegex(errors.ConfigError, message):
+      self.convert(source, config, maxtext_release=release)
+    self.assertFalse((self.tmp / "out").exists())
+
+  def test_every_decoder_block_of_the_installed_maxtext_is_known(self):
+    blocks = {block.value for block in common_types.DecoderBlockType}
+    self.assertEqual(blocks, set(families.DECODER_BLOCKS))
+
 
 class ModelCheckTest(absltest.TestCase):
 
@@ -242,6 +282,21 @@ class ModelCheckTest(absltest.TestCase):
       model_check.check(state(a=struct), state(a=struct, b=struct))
     with self.assertRaisesRegex(errors.ConfigError, r"^b/x: expected nothing there, .* found \(2,\) float32"):
       model_check.check(state(a=struct, b=struct), state(a=struct))
+
+  def test_floats_that_maxtext_casts_are_noted_and_other_dtypes_are_refused(self):
+    state = lambda dtype, *shape: abstract_state.AbstractState({("a", "x"): jax.ShapeDtypeStruct(shape, np.dtype(dtype))})
+    (note,) = model_check.check(state("float32", 2), state("bfloat16", 2))
+    self.assertEqual(
+        note, "MaxText will cast 1 leaves when it loads them, as the config says: a/x is float32, not bfloat16"
+    )
+    self.assertEmpty(model_check.check(state("float32", 2), state("float32", 2)))
+    for found, wanted in (
+        (("int32", 2), ("float32", 2)),
+        (("uint32", 2), ("int32", 2)),
+        (("float32", 3), ("bfloat16", 2)),
+    ):
+      with self.assertRaisesRegex(errors.ConfigError, "^a/x: expected .*1 leaves differ"):
+        model_check.check(state(*found), state(*wanted))
 
 
 if __name__ == "__main__":

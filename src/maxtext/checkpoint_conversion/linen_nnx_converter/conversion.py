@@ -81,6 +81,7 @@ class Conversion:
         "bytes": sum(self.nbytes.values()),
         "bytes_by_way": {way.name.lower(): nbytes for way, nbytes in self.nbytes.items()},
         "dropped": {"/".join(path): reason for path, reason in plan.dropped.items()},
+        "notes": list(plan.notes),
         "empty_nodes": [[list(path), leaf] for path, leaf in plan.empty_nodes.items()],
         "seconds": round(self.seconds, 3),
         "verified": self.verified,
@@ -98,7 +99,7 @@ class Conversion:
     )
     sizes = ", ".join(f"{_size(nbytes)} {way}" for way, nbytes in self.nbytes.items() if nbytes)
     done = f" in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}" if not self.dry_run else ""
-    more = "".join(f"; {clause}" for clause in (self.resumed, *self.notes) if clause)
+    more = "".join(f"; {clause}" for clause in (self.resumed, *self.notes, *plan.notes) if clause)
     return (
         f"{'would convert' if self.dry_run else 'converted'} {plan.source_layout} -> {plan.target_layout}{done}: "
         f"{len(plan.moves)} leaves ({moves}), {sizes}{dropped}{more}"

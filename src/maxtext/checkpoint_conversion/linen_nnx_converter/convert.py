@@ -287,7 +287,7 @@ def _plan(location, config, options, run) -> tuple[plan_lib.Plan, storage.Checkp
   if options.init_rngs:
     plan, source = rng_state.add(plan, source, config, options, run)
   if config is not None and options.check_model:
-    model_check.check_plan(plan, config, run.release)
+    plan = dataclasses.replace(plan, notes=plan.notes + model_check.check_plan(plan, config, run.release))
   execute.check_casts(plan, source.read)
   tunix.check_accumulation(plan, source.read)
   return plan, source

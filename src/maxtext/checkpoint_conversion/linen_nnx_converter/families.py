@@ -15,7 +15,7 @@
 """How each decoder family of MaxText writes its layers, by release and trainer.
 
 Seen in the abstract states of MaxText 0.2.3, 0.2.4 and 0.2.5; the order inside a block is that of its `…ScannableBlock`.
-A family whose scanned layers are one plain stack needs no row here.
+A family whose scanned layers are one plain stack needs no row here, but every family is in `DECODER_BLOCKS`.
 """
 
 from collections.abc import Iterator
@@ -28,6 +28,15 @@ LayerStack = schedules.LayerStack
 Release = tuple[int, ...]
 
 _LAYERS = ("decoder", "layers")
+
+
+# MaxText's `DecoderBlockType`s in 0.2.3, 0.2.4 and 0.2.5, each with the first release that is known to have it.
+DECODER_BLOCKS: dict[str, Release] = {
+    **dict.fromkeys(("default", "llama2", "mistral", "mixtral", "gpt3", "gpt_oss", "simple", "simple_mlp"), (0,)),
+    **dict.fromkeys(("deepseek", "gemma", "gemma2", "gemma3", "gemma4", "gemma4_small", "llama4", "olmo3"), (0,)),
+    **dict.fromkeys(("qwen2", "qwen3", "qwen3_moe", "qwen3_custom_moe", "qwen3_next", "qwen3_5"), (0,)),
+    **dict.fromkeys(("deepseek4", "envy"), (0, 2, 4)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +162,7 @@ def is_former_param(path: tuple[str, ...], decoder: Decoder | None, release: Rel
     if decoder is not None:
       is_former = decoder.model_name.startswith(former.model_names)
       if is_former and not decoder.known_order:
-        raise unknown_order(path, "a variable whose layer axis moves")
+        raise unknown_order(path, "a variable whose layer axis moves", decoder)
       return is_former
     if any(part.startswith(former.groups) for part in path[:2]):
       raise errors.ConfigError(
@@ -165,12 +174,18 @@ def is_former_param(path: tuple[str, ...], decoder: Decoder | None, release: Rel
   return False
 
 
-def unknown_order(path: tuple[str, ...], found: str) -> errors.ConfigError:
-  """The refusal of what a pipeline's, or engram's, config leaves open."""
+def for_release(decoder: Decoder, release: Release) -> Decoder:
+  """The decoder, whose order is unknown if the release has no such block or this table has not."""
+  is_known = DECODER_BLOCKS.get(decoder.block, release + (1,)) <= release
+  return dataclasses.replace(decoder, known_order=decoder.known_order and is_known)
+
+
+def unknown_order(path: tuple[str, ...], found: str, decoder: Decoder) -> errors.ConfigError:
+  """The refusal of what the config of a pipeline, of engram, or of an unknown decoder block leaves open."""
   return errors.ConfigError(
       path,
-      expected="the arrangement kept, since a config with a pipeline or engram does not tell the order of its layers",
-      found=found,
+      expected="the arrangement kept, since none is known for a pipeline, engram, or a decoder_block new to the release",
+      found=f"{found}, of decoder_block={decoder.block}",
       remedy="Give scan_layers as the checkpoint has it, and the release that wrote it.",
   )
 

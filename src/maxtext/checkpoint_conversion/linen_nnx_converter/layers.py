@@ -270,7 +270,7 @@ def refuse_blocks(arranged: Iterable[Arranged], paths: Mapping[roles.Role, Path]
         raise families.unknown_blocks(paths[item.move.sources[0]], mark)
 
 
-def refuse_new_arrangement(arranged: Iterable[Arranged], paths: Mapping[roles.Role, Path]):
+def refuse_new_arrangement(arranged: Iterable[Arranged], paths: Mapping[roles.Role, Path], decoder: families.Decoder):
   """Refuses to stack or unstack layers whose order the model's config does not tell.
 
   Raises:
@@ -278,6 +278,6 @@ def refuse_new_arrangement(arranged: Iterable[Arranged], paths: Mapping[roles.Ro
   """
   for item in arranged:
     if isinstance(item.move, plan.Stack):
-      raise families.unknown_order(paths[item.move.sources[0]], "layers to stack")
+      raise families.unknown_order(paths[item.move.sources[0]], "layers to stack", decoder)
     if isinstance(item.move, plan.Slice):
-      raise families.unknown_order(paths[item.move.source], "layers to unstack")
+      raise families.unknown_order(paths[item.move.source], "layers to unstack", decoder)

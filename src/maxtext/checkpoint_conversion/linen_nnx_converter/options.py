@@ -30,8 +30,9 @@ class PlanOptions:
   """What the target shall be.
 
   Attributes:
-    direction: from which framework to which; `auto` goes to the other one, from Tunix to what MaxText's NNX trainers
-      read, and with a release or a config to what that release reads.
+    direction: from which framework to which; `auto` goes to what the release reads, if there is one or a config; else to
+      Linen with `params_only`, unless `nnx_values` asks for NNX, from Tunix to what MaxText's NNX trainers read, and from
+      all others to the other framework.
     scan_layers: whether the target's layers are scanned; None is the config's, else True for `linen_to_nnx`, else what
       each stack of layers is.
     param_scan_axis: the layer axis of scanned Params, in the source and in the target; None is the config's, else 1.

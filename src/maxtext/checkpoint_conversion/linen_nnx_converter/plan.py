@@ -113,6 +113,7 @@ class Plan:
       They are kept on record, for the way back.
     scan_layers: what MaxText's `scan_layers` says of the target; None if it has no layer stack.
     source_scan_layers: what it says of the source.
+    notes: what the summary shall say besides.
   """
 
   source: abstract_state.AbstractState
@@ -124,6 +125,7 @@ class Plan:
   empty_nodes: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
   scan_layers: bool | None = None
   source_scan_layers: bool | None = None
+  notes: tuple[str, ...] = ()
 
   def parts(self) -> dict[Path, list[Part]]:
     """For every source leaf that the target gets, the parts that it gives."""

@@ -75,6 +75,8 @@ def plan_conversion(
   """
   direction, scan_layers, nnx_values = options.direction, options.scan_layers, options.nnx_values
   params_only, release, decoder = options.params_only, run.release, run.decoder
+  if decoder is not None and release is not None:
+    decoder = families.for_release(decoder, release)
   source_layout = layouts.detect(source)
   _refuse_apart(source_layout, params_only)
   reads = releases.find(release, run.trainer) if release else None
@@ -117,7 +119,7 @@ def plan_conversion(
   if decoder is None:
     layers.refuse_blocks(arranged, paths)
   elif not decoder.known_order:
-    layers.refuse_new_arrangement(arranged, paths)
+    layers.refuse_new_arrangement(arranged, paths, decoder)
   known_nodes = empty_nodes or {}
   nodes = None if keeps_form else known_nodes or _decay_mask(kept, run.adamw_mask)
   target, moves = target_state.build(source, source_layout, target_layout, roles, kept, arranged, nodes)
@@ -232,6 +234,8 @@ def _target_framework(direction, source_layout) -> str:
 
 def _target_layout(source_layout, direction, nnx_values, params_only) -> layouts.StateLayout:
   """The layout to write where no release asks for its own."""
+  if direction == "auto" and params_only and nnx_values is None:
+    return layouts.LINEN  # From which `load_parameters_path` takes weights in every release, with either trainer.
   if layouts.is_tunix(source_layout) and direction == "auto":
     return layouts.LINEN_OF_NNX
   if _target_framework(direction, source_layout) == "linen":
