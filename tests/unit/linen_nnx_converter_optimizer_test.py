@@ -232,9 +232,9 @@ class OptimizerTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             errors.MomentError, f"found that of {name}. Take the weights alone with --params_only"
         ):
-          planner.plan_conversion(source)
+          util.plan_conversion(source)
         self.assertEqual(
-            described(abstract_state.unflatten(planner.plan_conversion(source, params_only=True).target)),
+            described(abstract_state.unflatten(util.plan_conversion(source, params_only=True).target)),
             described(weights),
         )
 

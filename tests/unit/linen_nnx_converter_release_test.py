@@ -120,11 +120,11 @@ class ReleaseTest(parameterized.TestCase):
   @parameterized.parameters("maxtext-0.2.4/linen_scan", "maxtext-0.2.5/nnx_scan", "maxtext-main-2026-05-14/nnx_scan")
   def test_the_params_alone_are_what_every_release_loads(self, name):
     source = abstract_state.abstract(abstract_state.flatten(converter.load_checkpoint(util.FIXTURES / name)))
-    plan = planner.plan_conversion(source, params_only=True)
+    plan = util.plan_conversion(source, params_only=True)
     self.assertTrue(all(path[:2] == ("params", "params") for path in plan.target.leaves))
     self.assertEqual(plan.scan_layers, plan.source_scan_layers)
     if name.endswith("linen_scan"):
-      nnx = planner.plan_conversion(source, params_only=True, nnx_values="boxed")
+      nnx = util.plan_conversion(source, params_only=True, nnx_values="boxed")
       self.assertTrue(all(path[-1] == "value" for path in nnx.target.leaves))
 
   def test_integer_keys_of_0_2_3_become_names(self):

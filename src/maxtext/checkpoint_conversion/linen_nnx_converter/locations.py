@@ -69,7 +69,9 @@ class Location:
     """What tells that MaxText's training engine saved this inside a step; "" of all others."""
     if self.step_folder is None or not self.split:
       return ""
-    return training_engine.under_way({child.name for child in remote_files.children(self.step_folder)}, self.custom_metadata())
+    return training_engine.under_way(
+        {child.name for child in remote_files.children(self.step_folder)}, self.custom_metadata()
+    )
 
   @property
   def updates(self) -> int:

@@ -80,7 +80,9 @@ def clear_up(place: Place):
   """
   final, making = epath.Path(place.final), epath.Path(place.making)
   if not remote_files.is_remote(final):
-    clear(final)
+    if making.exists():
+      with _claimed(final) as staging:
+        _discard(staging)
   elif making.exists() and not (making == final and is_there(place)):
     remove(making)
   _remove_empty(list(final.parents)[: place.new_parents])
