@@ -38,7 +38,7 @@ from etils import epath
 from maxtext.checkpoint_conversion.linen_nnx_converter import staging, stopping, streams
 
 def work(announce):
-  with staging.staged(epath.Path(sys.argv[1]), overwrite=True, is_primary=True, announce=announce) as path:
+  with staging.staged(epath.Path(sys.argv[1]), check_free=lambda: None, is_primary=True, announce=announce) as path:
     path.mkdir()
     (path / "file").write_text("new")
     streams.show("making")
