@@ -116,7 +116,8 @@ def fork(function: Callable[[], int], log: pathlib.Path, prepare: Callable[[], N
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in signals:  # Even if the campaign runs in the background, where SIGINT is ignored.
+      signal.signal(number, signal.default_int_handler)
     prepare()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     code = function()

@@ -53,7 +53,9 @@ IN_A_BACKGROUND_JOB = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")  # As a shell
 
 
 def start(*command):
-  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  """Starts a command as from a terminal, even if the tests run in the background, where SIGINT is ignored."""
+  heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
 
 
 def child_of(process) -> int:
