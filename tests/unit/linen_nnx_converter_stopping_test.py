@@ -54,8 +54,11 @@ IN_A_BACKGROUND_JOB = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")  # As a shell
 
 def start(*command):
   """Starts a command as from a terminal, even if the tests run in the background, where SIGINT is ignored."""
-  heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+  handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  finally:
+    signal.signal(signal.SIGINT, handler)
 
 
 def child_of(process) -> int:
