@@ -223,12 +223,13 @@ class ByReferenceTest(util.CheckpointTestCase):
     params = large(4)
     source = self.save("source", util.linen(params))
     in_one_file(source)
-    done = converter.convert_checkpoint(source, self.tmp / "target", params_only=True, copy_mode=copy_mode)
+    options = {"direction": "linen_to_nnx", "params_only": True}
+    done = converter.convert_checkpoint(source, self.tmp / "target", copy_mode=copy_mode, **options)
     self.assertEqual(done.nbytes, {REFERENCE: 0, RAW: 8 * 2**17, STREAMED: 0})
     self.assertTrue(done.verified)
     self.assertLess(all_bytes(self.tmp / "target"), 1.1 * 8 * 2**17)
     self.assert_equal(self.tmp / "target", converter.convert_linen_to_nnx(util.linen(params), params_only=True))
-    done = converter.convert_checkpoint(source, self.tmp / "linked", params_only=True, copy_mode="link")
+    done = converter.convert_checkpoint(source, self.tmp / "linked", copy_mode="link", **options)
     self.assertEqual(done.nbytes[REFERENCE], 8 * 2**17)
 
   def test_a_deep_tree(self):
