@@ -28,13 +28,12 @@ from maxtext.checkpoint_conversion.linen_nnx_comparator import blocks
 from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import options
 
-OPTIONS = {"nnx_aux": "keep", "params_only": False, "param_scan_axis": 1}
 
-
-def tree(state, *, scan_layers=False, keys=(), **options):
+def tree(state, *, scan_layers=False, keys=(), **chosen):
   state = abstract_state.abstract(abstract_state.flatten(state))
-  return canonical.by_plan(state, dict(keys), scan_layers=scan_layers, **OPTIONS | options)
+  return canonical.by_plan(state, dict(keys), options.PlanOptions.of(**chosen), scan_layers=scan_layers)
 
 
 def params(layers):
