@@ -140,10 +140,13 @@ def _compare(values, paths, axes) -> int:
   except KeyboardInterrupt:
     _refuse("interrupted.")
     return 130
-  except Exception as e:  # A file that vanished, a full disk: one line as well.  pylint: disable=broad-except
+  except Exception as e:  # One line as well, and never the exit code of a difference.  pylint: disable=broad-except
     if values.traceback:
       raise
-    return _refuse(f"{type(e).__name__}: {errors.one_line(e, 500)}")
+    hint = (
+        "" if isinstance(e, (OSError, ValueError)) else " This is an error of the comparator's: --traceback shows where."
+    )
+    return _refuse(f"{type(e).__name__}: {errors.one_line(e, 500)}{hint}")
   return EQUAL if comparison.is_accepted else DIFFERENT
 
 

@@ -232,9 +232,11 @@ class _Reading:
       async with self._gate:
         store = await self._opened(read.side, read.source)
         return await store[read.region].read()
-    except Exception as e:  # Missing, truncated or corrupt data.  pylint: disable=broad-except
+    except ValueError as e:  # What TensorStore raises for missing, truncated or corrupt data.
+      place = f"{'AB'[read.side]}: {'/'.join(read.source)}"
+      errors.check_access(place, e)
       return errors.DamagedSourceError(
-          f"{'AB'[read.side]}: {'/'.join(read.source)}",
+          place,
           expected="chunks that can be read",
           found=errors.one_line(e),
           remedy="The checkpoint is damaged: use another step.",

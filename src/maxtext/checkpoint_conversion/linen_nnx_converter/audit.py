@@ -187,6 +187,8 @@ def _opened(items) -> storage.Checkpoint:
     checkpoint = storage.Checkpoint(items)
     key_values.file_lengths(checkpoint.directory, checkpoint.index)
     return checkpoint
+  except errors.AccessError:
+    raise
   except errors.ConversionError as e:  # It was readable when it was committed.
     raise errors.VerificationError(e.path, expected=e.expected, found=e.found, remedy=_REMEDY) from e
 
@@ -221,6 +223,7 @@ async def _difference(arrays, path, leaf, digest, memory_budget, progress) -> tu
     array = await arrays.open(path)
     found = await digests.take(array, digest.block, memory_budget=memory_budget, on_read=progress.advance)
   except ValueError as e:  # What TensorStore raises for a missing, truncated or corrupt chunk.
+    errors.check_access(path, e)
     return "chunks that can be read", errors.one_line(e)
   return None if found == digest else (f"the digest {digest.sha256[:16]}…", f"{found.sha256[:16]}…")
 

@@ -168,7 +168,8 @@ def read(folder: epath.Path) -> dict[str, Digest]:
         name: Digest(tuple(leaf["shape"]), leaf["dtype"], tuple(leaf["block"]), leaf["sha256"])
         for name, leaf in document["leaves"].items()
     }
-  except (KeyError, TypeError, ValueError, AttributeError) as e:
+  except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
+    errors.check_access(path, e)
     raise errors.VerificationError(
         path, expected="the digests that were written", found=f"{e}"[:200], remedy="The disk is not to be trusted."
     ) from e

@@ -19,6 +19,18 @@ Every message is one line: which path, what was expected there, what was found, 
 
 import functools
 
+# How TensorStore's ValueErrors begin that say nothing of the data. Others may be of damage.
+_NO_ACCESS = (
+    "ABORTED",
+    "CANCELLED",
+    "DEADLINE_EXCEEDED",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+)
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
 
 def one_line(e: BaseException, most: int = 300) -> str:
   """What an exception of a library says, in one line of at most so many characters."""
@@ -72,6 +84,10 @@ class DamagedSourceError(ConversionError):
   """An array of the source cannot be read."""
 
 
+class AccessError(ConversionError):
+  """A file or a store cannot be reached: no permission, no network. That says nothing of what is stored there."""
+
+
 class ForeignFileError(ConversionError):
   """The source holds a link, a pipe or a device, or refers to a file outside itself."""
 
@@ -122,3 +138,23 @@ class StepError(ConversionError):
 
 class VerificationError(ConversionError):
   """The target that was written differs from what the plan says."""
+
+
+def check_access(path, e: Exception):
+  """Tells what keeps a process from reading from what is wrong with the data.
+
+  Args:
+    path: what was read, as for a `ConversionError`.
+    e: what the system or TensorStore raised.
+
+  Raises:
+    AccessError: it says nothing of the data. That a file is absent does.
+  """
+  is_the_systems = isinstance(e, OSError) and not isinstance(e, _ABSENT)
+  if is_the_systems or (isinstance(e, ValueError) and str(e).startswith(_NO_ACCESS)):
+    raise AccessError(
+        getattr(e, "filename", None) or path,
+        expected="a path that can be read from here",
+        found=(getattr(e, "strerror", None) or one_line(e)).lower(),
+        remedy="Check its permissions, or the network and the credentials, and try again.",
+    ) from e

@@ -140,7 +140,10 @@ async def read_index(directory: epath.Path, *, use_ocdbt: bool, context: ts.Cont
 
 async def _read_tree(directory, base) -> Index:
   """Walks the B-tree of the newest version, level by level."""
-  root = (await ts.ocdbt.dump(base))["versions"][-1]
+  versions = (await ts.ocdbt.dump(base))["versions"]
+  if not versions:
+    raise ValueError("the manifest has no version")
+  root = versions[-1]
   values, files = {}, set()
   level = [(root["root"]["location"], b"")] if "location" in root["root"] else []
   for height in reversed(range(root["root_height"] + 1)):  # A damaged tree cannot lead round in a circle.

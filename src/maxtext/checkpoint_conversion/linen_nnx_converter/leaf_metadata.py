@@ -40,10 +40,24 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import source_files
 _MOST_BYTES, _MOST_CHUNKS, _MOST_CHUNK_BYTES = 2**50, 2**24, 2**40
 _FOREIGN = re.compile("[/\0\ud800-\udfff]")  # In UTF-8, surrogates are nothing.
 _FOREIGN_FOLDER = re.compile(rf"{_FOREIGN.pattern}|\\|\.__lock\Z")
+# What parsers raise on a document that is made of other things than theirs, besides ValueError.
+_NONSENSE = ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError
 _DOCUMENT_KEYS = {
     False: {"zarr_format", "shape", "chunks", "dtype", "order", "compressor", "fill_value", "filters"},
     True: {"zarr_format", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value"},
 }
+
+
+@contextlib.contextmanager
+def parsing() -> Iterator[None]:
+  """Makes a ValueError of whatever is raised when a parser finds a JSON document to be made of other things.
+
+  For the parsing alone: around more it would hide the errors of a program.
+  """
+  try:
+    yield
+  except _NONSENSE as e:
+    raise ValueError(f"{type(e).__name__}: {errors.one_line(e)}") from e
 
 
 def read_array_metadatas(directory: epath.Path) -> dict[str, Any]:
@@ -52,22 +66,29 @@ def read_array_metadatas(directory: epath.Path) -> dict[str, Any]:
   # Orbax's own `Store.read` takes the folder's path for a pattern: it finds nothing in `[a]`, and in `?` what is in `b`.
   paths = sorted(remote_files.children(folder)) if folder.exists() else []
   with futures.ThreadPoolExecutor() as threads:
-    lists = threads.map(_read_array_metadatas, [path for path in paths if path.name.startswith("process_")])
-    return {metadata.param_name: metadata for metadatas in lists for metadata in metadatas}
+    lists = list(threads.map(_read_array_metadatas, [path for path in paths if path.name.startswith("process_")]))
+  with parsing():
+    named = {metadata.param_name: metadata for metadatas in lists for metadata in metadatas}
+    for metadata in named.values():
+      tuple(map(int, metadata.write_shape))
+  return named
 
 
 def _read_array_metadatas(path) -> list[Any]:
   source_files.check_size(path)
-  return array_metadata_store.Serializer().deserialize(path.read_text())
+  text = path.read_text()
+  with parsing():
+    return array_metadata_store.Serializer().deserialize(text)
 
 
 def read_shardings(directory: epath.Path) -> dict[str, str]:
   """Orbax's JSON of each sharding, by name."""
   document = source_files.read_json(directory / "_sharding", {})
-  for sharding in set(document.values()):
-    sharding_metadata.ShardingTypes(json.loads(sharding)["sharding_type"])
-    with contextlib.suppress(NotImplementedError):  # A kind that Orbax writes and does not read.
-      sharding_metadata.from_serialized_string(sharding)
+  with parsing():
+    for sharding in set(document.values()):
+      sharding_metadata.ShardingTypes(json.loads(sharding)["sharding_type"])
+      with contextlib.suppress(NotImplementedError):  # A kind that Orbax writes and does not read.
+        sharding_metadata.from_serialized_string(sharding)
   return {base64.urlsafe_b64decode(name).decode(): sharding for name, sharding in document.items()}
 
 
@@ -113,6 +134,8 @@ def check_document(document: chunks.Document, use_zarr3: bool):
   Raises:
     ValueError: it is not.
   """
+  if not isinstance(document, dict):
+    raise ValueError("the zarr metadata are no JSON object")
   if missing := _DOCUMENT_KEYS[use_zarr3] - document.keys():
     raise ValueError(f"the zarr metadata lack {min(missing)}")
   driver = "zarr3" if use_zarr3 else "zarr"
@@ -131,4 +154,5 @@ def check_document(document: chunks.Document, use_zarr3: bool):
 def dtype(document: chunks.Document) -> np.dtype:
   """The dtype that a zarr metadata document names."""
   name = document["data_type"] if document["zarr_format"] == 3 else document["dtype"]
-  return np.dtype(name) if name[0] in "<>|" else ts.dtype(name).numpy_dtype
+  with parsing():
+    return np.dtype(name) if name[0] in "<>|" else ts.dtype(name).numpy_dtype

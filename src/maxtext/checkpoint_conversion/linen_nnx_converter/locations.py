@@ -102,7 +102,8 @@ class Location:
       if not isinstance(document.get("custom_metadata") or {}, dict):
         raise ValueError("its custom_metadata are no JSON object")
       return document
-    except (ValueError, RecursionError, OSError) as e:
+    except (ValueError, OSError) as e:
+      errors.check_access(path, e)
       raise errors.UnfinishedCheckpointError(
           path,
           expected="metadata that Orbax can read",
@@ -153,8 +154,10 @@ def find_source(path: str | os.PathLike[str]) -> Location:
     SourceNotFoundError: there is no such path.
     NotACheckpointError: it is no Orbax checkpoint of a pytree, or holds several.
     UnfinishedCheckpointError: it was never committed.
+    AccessError: it cannot be read from here.
   """
   path = absolute(path)
+  source_files.check_readable(path)  # What cannot be read does not exist, for epath.
   if not path.exists():
     raise errors.SourceNotFoundError(path, expected="a checkpoint", found="nothing", remedy="Check --source_path.")
   if _TEMPORARY in os.fspath(path):
@@ -173,6 +176,8 @@ def find_source(path: str | os.PathLike[str]) -> Location:
     return Location(_the_item(path, items), path)
   if steps := [child for child in children if is_step(child.name) and child.is_dir()]:
     return find_source(max(steps, key=lambda step: int(step.name)))
+  for child in children:
+    source_files.check_readable(child)
   if unfinished := next((p for p in children if _TEMPORARY in p.name or p.name in (ITEMS, "manifest.ocdbt", "d")), None):
     raise _unfinished(path, f"no {METADATA}, but {unfinished.name}")
   raise errors.NotACheckpointError(

@@ -14,11 +14,23 @@
 
 """Files in remote storage: which are, and what their store can do by itself."""
 
+from concurrent import futures
+import errno
+import functools
 import os
 import re
+import socket
+import threading
 from typing import Any
+from urllib import parse
+from urllib import request
 
 from etils import epath
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+
+# gcsfs looks for credentials and retries for a minute where there is no network, and TensorStore for longer.
+_SECONDS_TO_CONNECT = 10.0
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -29,6 +41,41 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def children(folder: epath.Path) -> list[epath.Path]:
   """What is in a folder. `iterdir` of etils leaves out local names that end in `~`."""
   return list(folder.iterdir()) if is_remote(folder) else [folder / name for name in os.listdir(folder)]
+
+
+def check_answers(path: str | os.PathLike[str]):
+  """Checks, before anything else, that the store of a URL takes connections.
+
+  Raises:
+    AccessError: it does not.
+  """
+  if "https" in request.getproxies():  # Then the proxy leads there, or nothing does.
+    return
+  endpoint = os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
+  url = parse.urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
+  try:
+    _connect(url.hostname, url.port or (443 if url.scheme == "https" else 80))
+  except OSError as e:
+    errors.check_access(path, OSError(e.errno, f"no connection to {url.hostname}, {e.strerror or e}"))
+
+
+@functools.cache
+def _connect(host: str, port: int) -> None:
+  """Connects once, in a thread that nothing waits for at the end: looking up a name has no time-out."""
+  connected: futures.Future[None] = futures.Future()
+
+  def connect():
+    try:
+      socket.create_connection((host, port), _SECONDS_TO_CONNECT).close()
+      connected.set_result(None)
+    except OSError as e:
+      connected.set_exception(e)
+
+  threading.Thread(target=connect, daemon=True).start()
+  try:
+    connected.result(_SECONDS_TO_CONNECT)
+  except futures.TimeoutError as e:
+    raise TimeoutError(errno.ETIMEDOUT, f"none within {_SECONDS_TO_CONNECT:.0f} s") from e
 
 
 def copy(source: epath.Path, target: epath.Path):

@@ -34,6 +34,7 @@ import tensorstore as ts
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
 from maxtext.checkpoint_conversion.linen_nnx_converter import coroutines
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
 from maxtext.checkpoint_conversion.linen_nnx_converter import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
@@ -160,7 +161,8 @@ def _take(target, plan, source, routes, memory_budget, progress) -> Resumption:
     try:
       leftover = coroutines.run(_open(directory, source))
       finished = coroutines.run(_finished(leftover, wanted)) if leftover else {}
-    except Exception:  # Whatever TensorStore raises on a damaged store.  pylint: disable=broad-except
+    except (OSError, ValueError) as e:  # What the system, TensorStore and Orbax raise of a damaged store.
+      errors.check_access(directory, e)
       unreadable.append(directory)
       continue
     if leftover is None:
@@ -252,7 +254,7 @@ async def _unequal(plan, source, leftover, paths, memory_budget, progress) -> se
         on_verified=progress.advance,
         on_failure=failed.__setitem__,
     )
-  except Exception:  # The source cannot be read: streaming it says so.  pylint: disable=broad-except
+  except (OSError, ValueError):  # The source cannot be read: streaming it says so.
     failed = dict.fromkeys(paths, None)
   progress.finish()
   return set(failed)

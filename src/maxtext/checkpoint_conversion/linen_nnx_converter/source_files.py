@@ -15,6 +15,7 @@
 """The files of a source: nothing but files and folders of its own, and the same ones at the end as at the beginning."""
 
 from collections.abc import Iterator, Mapping
+import errno
 import json
 import os
 import stat
@@ -40,10 +41,32 @@ def read_json(path: epath.Path, default: dict[str, Any] | None = None) -> dict[s
   if default is not None and not path.exists():
     return default
   check_size(path)
-  document = json.loads(path.read_text())
+  try:
+    document = json.loads(path.read_text())
+  except RecursionError as e:
+    raise ValueError(f"{path.name} is nested too deep") from e
   if not isinstance(document, dict):
     raise ValueError(f"{path.name} holds no JSON object")
   return document
+
+
+def check_readable(path: str | os.PathLike[str]):
+  """Checks that this process may read a file, or list and enter a folder, or that the store of a URL answers.
+
+  Raises:
+    AccessError: it may not, or it does not. Of what is absent nothing is said.
+  """
+  if remote_files.is_remote(path):
+    remote_files.check_answers(path)
+    return
+  try:
+    is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    if not os.access(path, os.R_OK | (os.X_OK if is_folder else 0)):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+  except PermissionError as e:
+    errors.check_access(path, e)
+  except (OSError, ValueError):
+    return
 
 
 def check_size(path: epath.Path):
@@ -61,6 +84,7 @@ def survey(folder: epath.Path) -> dict[str, Stamp]:
 
   Raises:
     ForeignFileError: there is a link, a pipe or a device, which would lead out of the checkpoint.
+    AccessError: one of them cannot be read. Without reading it could still be linked.
   """
   if remote_files.is_remote(folder):
     return {}
@@ -95,11 +119,14 @@ def _files(root: str) -> Iterator[os.DirEntry]:
   """Every file below a folder."""
   folders = [root]
   while folders:
-    with os.scandir(folders.pop()) as entries:
+    folder = folders.pop()
+    check_readable(folder)
+    with os.scandir(folder) as entries:
       for entry in entries:
         if entry.is_dir(follow_symlinks=False):
           folders.append(entry.path)
         elif entry.is_file(follow_symlinks=False):
+          check_readable(entry.path)
           yield entry
         else:
           raise _foreign(entry)

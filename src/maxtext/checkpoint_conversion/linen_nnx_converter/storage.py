@@ -123,19 +123,23 @@ class Checkpoint:
     self.use_ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(directory)
     self.context = key_values.new_context()
     try:
-      metadata = tree_metadata.InternalTreeMetadata.from_json(source_files.read_json(directory / "_METADATA"))
-      tree = abstract_state.flatten(metadata.as_nested_tree())
+      document = source_files.read_json(directory / "_METADATA")
+      with leaf_metadata.parsing():
+        metadata = tree_metadata.InternalTreeMetadata.from_json(document)
+        nested = metadata.as_nested_tree()
+      tree = abstract_state.flatten(nested)
       self._strings = source_files.read_json(directory / "_strings.json", {})
       self.index = coroutines.run(key_values.read_index(directory, use_ocdbt=self.use_ocdbt, context=self.context))
       array_metadatas = leaf_metadata.read_array_metadatas(directory)
       shardings = leaf_metadata.read_shardings(directory)
     except errors.ConversionError:
       raise
-    except Exception as e:  # Whatever Orbax, TensorStore or json raise on a damaged file.  pylint: disable=broad-except
+    except (OSError, ValueError) as e:  # What the system, json and TensorStore raise of a damaged file.
+      errors.check_access(directory, e)
       raise errors.UnfinishedCheckpointError(
           directory,
           expected="metadata that Orbax can read",
-          found=first_line(e),
+          found=errors.one_line(e),
           remedy="The checkpoint is damaged or was never committed: use another step.",
       ) from e
     if metadata.use_ocdbt and not self.use_ocdbt:
@@ -204,27 +208,35 @@ class Checkpoint:
     name = ".".join(path)
     key = f"{name}/{chunks.DOCUMENT_NAMES[3 if self.use_zarr3 else 2]}"
     try:
+      if key not in self.index.values:
+        raise ValueError("no such key")
       inline = self.index.values[key].inline
-      document = json.loads(coroutines.run(self.read_value(key)) if inline is None else inline)
+      text = coroutines.run(self.read_value(key)) if inline is None else inline
+      with leaf_metadata.parsing():
+        document = json.loads(text)
       leaf_metadata.check_document(document, self.use_zarr3)
       metadata = array_metadatas.get(name)
-      if metadata and len(metadata.write_shape) != len(document["shape"]):
-        raise ValueError(f"Orbax's array metadata say that it was written by {tuple(metadata.write_shape)}")
+      write_shape = metadata and tuple(metadata.write_shape)
+      if write_shape is not None and len(write_shape) != len(document["shape"]):
+        raise ValueError(f"Orbax's array metadata say that it was written by {write_shape}")
       return StoredLeaf(
           name,
           value_type,
           leaf_metadata.dtype(document),
           document,
-          metadata and tuple(metadata.write_shape),
+          write_shape,
           shardings.get(name),
           metadata and metadata.ext_metadata,
           {name: getattr(metadata, name) for name in _COMPRESSION if hasattr(metadata, name)},
       )
-    except Exception as e:  # pylint: disable=broad-except
+    except errors.ConversionError:
+      raise
+    except (OSError, ValueError) as e:
+      errors.check_access(path, e)
       raise errors.DamagedSourceError(
           path,
           expected=f"an array whose metadata is at {key}",
-          found="no such key" if isinstance(e, KeyError) and key not in self.index.values else first_line(e),
+          found=errors.one_line(e),
           remedy="The checkpoint is damaged: use another step.",
       ) from e
 
@@ -323,6 +335,7 @@ async def read_region(path: Path, array: ts.TensorStore, region: Any) -> np.ndar
   try:
     return await array[region].read()
   except ValueError as e:  # What TensorStore raises for these.
+    errors.check_access(path, e)
     raise errors.DamagedSourceError(
         path,
         expected="chunks that can be read",
@@ -370,7 +383,3 @@ def _key_data(array):
 def _key_metadata(array):
   """What Orbax keeps of a typed PRNG key besides its data."""
   return {array_metadata.RANDOM_KEY_IMPL: str(jax.random.key_impl(array))} if _is_key(array) else None
-
-
-def first_line(e: BaseException) -> str:
-  return f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'no message'}"[:300]

@@ -61,6 +61,8 @@ def find_target(path: str | os.PathLike[str], source: Location, *, for_release: 
     TargetError: the step has another item of the name that the target's has.
   """
   path = locations.absolute(path)
+  if remote_files.is_remote(path):
+    source_files.check_readable(path)
   if source.step_folder is None:
     return Location(path)
   item = locations.ITEMS if source.split or for_release else source.items.name

@@ -106,7 +106,7 @@ async def verify_arrays(
   async def verify_part(part, target, box, data):
     try:
       await _verify_part(part, target, box, data, on_equal)
-    except Exception as e:  # A value that differs, or a chunk that cannot be read.  pylint: disable=broad-except
+    except errors.VerificationError as e:  # A value that differs, or a chunk that cannot be read.
       if on_failure is None:
         raise
       on_failure(part.target, e)
@@ -181,6 +181,7 @@ async def _verify_part(part, target, box, data, on_equal):
   try:
     found = await target[as_slices(place)].read()
   except ValueError as e:  # What TensorStore raises for a chunk that cannot be read.
+    errors.check_access(part.target, e)
     raise _failure(part.target, "chunks that can be read", errors.one_line(e)) from e
   # The step is the only leaf whose dtype may differ; its value may not.
   _compare(part.target, found, expected.astype(found.dtype) if found.shape == () else expected, place)
