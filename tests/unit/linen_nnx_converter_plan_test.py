@@ -54,7 +54,7 @@ def plan_of(source, target, moves, dropped=()):
 
 
 def copied(path):
-  return plan_lib.Copy((path,))
+  return plan_lib.copy((path,))
 
 
 class PlanTest(parameterized.TestCase):
@@ -64,9 +64,9 @@ class PlanTest(parameterized.TestCase):
         {"a": struct(3), "b": struct(3), "c": struct(2, 3)},
         {"x": struct(3, 2), "y": struct(3), "z": struct(3)},
         {
-            ("x",): plan_lib.Stack((("a",), ("b",)), (1,), (2,)),
-            ("y",): plan_lib.Slice(("c",), (0,), (0,)),
-            ("z",): plan_lib.Slice(("c",), (0,), (1,)),
+            ("x",): util.stack([("a",), ("b",)], (1,), (2,)),
+            ("y",): util.slice_of(("c",), (0,), (0,)),
+            ("z",): util.slice_of(("c",), (0,), (1,)),
         },
     ).validate()
 
@@ -88,12 +88,12 @@ class PlanTest(parameterized.TestCase):
           "^a: ",
       ),
       ("dropped_and_used", {"a": struct(3)}, {"x": struct(3)}, {("x",): copied("a")}, [("a",)], "^a: .*and dropped"),
-      ("index_lost", {"a": struct(3)}, {"x": struct()}, {("x",): plan_lib.Slice(("a",), (0,), (1,))}, (), "^a: "),
+      ("index_lost", {"a": struct(3)}, {"x": struct()}, {("x",): util.slice_of(("a",), (0,), (1,))}, (), "^a: "),
       (
           "index_twice",
           {"a": struct(2)},
           {"x": struct(), "y": struct()},
-          {("x",): plan_lib.Slice(("a",), (0,), (1,)), ("y",): plan_lib.Slice(("a",), (0,), (1,))},
+          {("x",): util.slice_of(("a",), (0,), (1,)), ("y",): util.slice_of(("a",), (0,), (1,))},
           (),
           "^a: ",
       ),
@@ -132,7 +132,7 @@ class PlanTest(parameterized.TestCase):
     plan = plan_of(
         {"a": struct(2), f"{plan_lib.MADE}/b": struct(3)},
         {"c": struct(2), "b": struct(3)},
-        {("c",): copied("a"), ("b",): plan_lib.Copy(made)},
+        {("c",): copied("a"), ("b",): plan_lib.copy(made)},
     )
     plan.validate()
     self.assertEqual(plan.counts(), {"copy": 1, "stack": 0, "slice": 0, "transpose": 0, plan_lib.MADE: 1, "dropped": 0})

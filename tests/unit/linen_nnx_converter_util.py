@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import options
+from maxtext.checkpoint_conversion.linen_nnx_converter import plan
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -107,6 +108,16 @@ def unscanned_params(layers=3):
       },
       "token_embedder": {"embedding": array(7, 4)},
   }
+
+
+def stack(sources, axes, sizes):
+  """The move of whole leaves that are stacked."""
+  return plan.Move(tuple((source, ()) for source in sources), stacked=axes, sizes=sizes)
+
+
+def slice_of(source, axes, index):
+  """The move of a leaf at one index of some axes."""
+  return plan.Move(((source, index),), taken=axes)
 
 
 def plan_conversion(state, *, empty_nodes=None, **keywords):

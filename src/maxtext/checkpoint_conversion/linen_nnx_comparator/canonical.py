@@ -154,13 +154,12 @@ def as_it_stands(state: abstract_state.AbstractState, keys: Mapping[Path, str]) 
 
 def can_place(move: plan_lib.Move) -> bool:
   """Whether a leaf that `move` makes stands in one place of the source."""
-  return isinstance(move, (plan_lib.Copy, plan_lib.Slice))
+  return len(move.pieces) == 1 and not move.order
 
 
 def _place(move) -> Place:
-  if isinstance(move, plan_lib.Slice):
-    return Place(move.source, move.axes, move.index)
-  return Place(move.source)
+  ((source, index),) = move.pieces
+  return Place(source, move.taken, index)
 
 
 def _leaf(state, keys, place, part) -> Leaf:

@@ -53,9 +53,12 @@ def chunk_shape(document: Document) -> tuple[int, ...]:
   return tuple(document["chunks"])
 
 
-def grid(document: Document) -> Iterator[Index]:
-  """The places of all chunks, in C order."""
-  return itertools.product(*(range(-(-size // step)) for size, step in zip(shape(document), chunk_shape(document))))
+def grid(document: Document, fixed: Iterable[tuple[int, int]] = ()) -> Iterator[Index]:
+  """The places of all chunks, in C order; of those alone that have the `fixed` place along an axis."""
+  places: list[Iterable[int]] = [range(-(-n // step)) for n, step in zip(shape(document), chunk_shape(document))]
+  for axis, place in fixed:
+    places[axis] = (place,)
+  return itertools.product(*places)
 
 
 def count(document: Document) -> int:
@@ -82,22 +85,20 @@ def keeps_chunks(move: plan_lib.Move, documents: Sequence[Document]) -> bool:
     move: what makes the target leaf.
     documents: the documents of its source leaves.
   """
-  if isinstance(move, plan_lib.Copy):
+  if move.kind == "copy":
     return True
-  if isinstance(move, plan_lib.Transpose) or not _has_plain_chunks(documents[0]):
-    return False
-  if isinstance(move, plan_lib.Stack):
-    return all(document == documents[0] for document in documents[1:])
-  return all(chunk_shape(documents[0])[axis] == 1 for axis in move.axes)
+  is_one_index = all(chunk_shape(documents[0])[axis] == 1 for axis in move.taken)
+  is_alike = all(document == documents[0] for document in documents[1:])
+  return is_one_index and is_alike and not move.order and _has_plain_chunks(documents[0])
 
 
 def restated(document: Document, move: plan_lib.Move) -> Document:
   """The target's document, where `keeps_chunks`: another shape, and everything else as it is."""
-  if isinstance(move, plan_lib.Copy):
+  if move.kind == "copy":
     return document
   document = copy.deepcopy(document)
-  moved = plan_lib.moved(chunk_shape(document), move, itertools.repeat(1))
-  document["shape"] = list(plan_lib.result_shape(move, shape(document)))
+  moved = move.across(chunk_shape(document), itertools.repeat(1))
+  document["shape"] = list(move.shape(shape(document)))
   if document["zarr_format"] == 2:
     document["chunks"] = list(moved)
     return document
@@ -106,24 +107,6 @@ def restated(document: Document, move: plan_lib.Move) -> Document:
     if codec["name"] == "sharding_indexed":
       codec["configuration"]["chunk_shape"] = list(moved)
   return document
-
-
-def moved_index(move: plan_lib.Move, place: Index, index: Index) -> Index | None:
-  """Where a source chunk goes to in the target's grid.
-
-  Args:
-    move: the target leaf's move, which `keeps_chunks`.
-    place: the source's place in a `Stack`, the index that is taken by a `Slice`, as `plan.sources_of` gives it.
-    index: the chunk's place in the source's grid.
-
-  Returns:
-    Its place in the target's grid; None if the target does not get it.
-  """
-  if isinstance(move, plan_lib.Copy):
-    return index
-  if isinstance(move, plan_lib.Stack):
-    return plan_lib.insert(index, move.axes, place)
-  return plan_lib.remove(index, move.axes) if all(index[a] == at for a, at in zip(move.axes, place)) else None
 
 
 def renamed(
@@ -137,12 +120,12 @@ def renamed(
     names: their names.
     target_name: the target leaf's name.
   """
-  target = restated(documents[0], move)
-  for document, name, (_, place) in zip(documents, names, plan_lib.sources_of(move)):
-    for index in grid(document):
-      moved = moved_index(move, place, index)
-      if moved is not None:
-        yield f"{name}/{key(document, index)}", f"{target_name}/{key(target, moved)}"
+  target, of = restated(documents[0], move), dict(zip(move.sources, zip(documents, names)))
+  for number, (source, at) in enumerate(move.pieces):
+    document, name = of[source]
+    for index in grid(document, zip(move.taken, at)):
+      moved = move.across(index, move.place(number))
+      yield f"{name}/{key(document, index)}", f"{target_name}/{key(target, moved)}"
 
 
 def ranges(pairs: Iterable[tuple[str, str]], keys: Iterable[str]) -> list[tuple[str, str, bool]]:

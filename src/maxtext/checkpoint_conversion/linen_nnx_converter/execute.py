@@ -92,10 +92,11 @@ def check_casts(plan: plan_lib.Plan, read: Callable[[Path], Any]):
   """Checks, before anything is written, that the step fits the target's dtype."""
   for path, move in plan.moves.items():
     leaf = plan.target.leaves[path]
-    if not isinstance(move, plan_lib.Copy) or not abstract_state.is_array(leaf):
+    if move.kind != "copy" or not abstract_state.is_array(leaf):
       continue
-    if plan.source.leaves[move.source].dtype != leaf.dtype:
-      checked_cast(move.source, read(move.source), leaf.dtype)
+    (source,) = move.sources
+    if plan.source.leaves[source].dtype != leaf.dtype:
+      checked_cast(source, read(source), leaf.dtype)
 
 
 def blocks(
@@ -112,7 +113,8 @@ def blocks(
     shape = _block_shape(leaf.shape, chunk_shape_of(source), itemsize)
     for region in _regions(leaf.shape, shape):
       size = math.prod(part.stop - part.start for part in region) * itemsize
-      yield Block(source, region, size, tuple(part for part in wanted if _overlaps(part, region)))
+      inside = tuple(part for part in wanted if part.move.region(part.number, region) is not None)
+      yield Block(source, region, size, inside)
 
 
 async def stream(
@@ -203,7 +205,7 @@ async def _write_batch(batch, open_source, targets, new_transaction, on_written)
   sources = {source: await open_source(source) for source in dict.fromkeys(block.source for block in batch)}
   read = await settle(storage.read_region(block.source, sources[block.source], block.region) for block in batch)
   pieces = [(block, part, data) for block, data in zip(batch, read) for part in block.parts]
-  piece_bytes = lambda piece: _piece(piece[1], piece[0].region, piece[2])[1].nbytes
+  piece_bytes = lambda piece: piece[1].move.values(piece[1].number, piece[0].region, piece[2]).nbytes
   for some in _batches(pieces, piece_bytes, _BATCH_BYTES):
     transaction = new_transaction()
     await settle(_write_piece(block, part, data, targets, transaction) for block, part, data in some)
@@ -214,34 +216,12 @@ async def _write_batch(batch, open_source, targets, new_transaction, on_written)
 
 async def _write_piece(block, part, data, targets, transaction):
   target = targets[part.target].with_transaction(transaction)
-  region, values = _piece(part, block.region, data)
+  region = part.move.region(part.number, block.region)
+  values = part.move.values(part.number, block.region, data)
   if values.dtype != target.dtype.numpy_dtype:
     values = checked_cast(block.source, values, target.dtype.numpy_dtype)
   # Nobody changes `values`: TensorStore need not copy them before it encodes them.
   await target[region].write(values, can_reference_source_data_indefinitely=True)
-
-
-def _piece(part, region, data) -> tuple[tuple[Any, ...], Any]:
-  """The region of the target that `part` fills out of a block, with its values."""
-  move = part.move
-  if isinstance(move, plan_lib.Copy):
-    return region, data
-  if isinstance(move, plan_lib.Stack):
-    return plan_lib.insert(region, move.axes, part.index), data
-  if isinstance(move, plan_lib.Transpose):
-    return tuple(region[axis] for axis in move.axes), np.transpose(data, move.axes)
-  inside: list[Any] = [slice(None)] * len(region)
-  for axis, index in zip(move.axes, part.index):
-    inside[axis] = index - region[axis].start
-  return plan_lib.remove(region, move.axes), data[tuple(inside)]
-
-
-def _overlaps(part, region) -> bool:
-  """Whether a block of this region holds anything of `part`."""
-  if not isinstance(part.move, plan_lib.Slice):
-    return True
-  along = [region[axis] for axis in part.move.axes]
-  return all(part_of.start <= index < part_of.stop for part_of, index in zip(along, part.index))
 
 
 def _block_shape(shape, chunk_shape, itemsize) -> tuple[int, ...]:
@@ -277,36 +257,41 @@ def _batches(work, nbytes_of, limit) -> Iterator[list[Any]]:
 
 def _moved(move, leaves, target):
   """The target leaf as an array of the source's kind."""
-  sources = [leaves[source] for source, _ in plan_lib.sources_of(move)]
+  sources = [leaves[source] for source in move.sources]
   if any(isinstance(source, jax.ShapeDtypeStruct) for source in sources):
     return _moved_struct(move, sources, target)
-  if isinstance(move, plan_lib.Copy):
+  if move.kind == "copy":
     is_cast = abstract_state.is_array(target) and sources[0].dtype != target.dtype
-    return checked_cast(move.source, sources[0], target.dtype) if is_cast else sources[0]
-  if isinstance(move, plan_lib.Slice):
-    index = plan_lib.insert([slice(None)] * len(target.shape), move.axes, move.index)
-    return _on_bits(lambda arrays: arrays[0][index], sources)
-  if isinstance(move, plan_lib.Transpose):
-    return _on_bits(lambda arrays: arrays[0].transpose(move.axes), sources)
-  library: Any = jnp if any(isinstance(source, jax.Array) for source in sources) else np
+    return checked_cast(move.sources[0], sources[0], target.dtype) if is_cast else sources[0]
+  return _on_bits(lambda arrays: _made(move, dict(zip(move.sources, arrays))), sources)
 
-  def stack(arrays):
-    stacked = library.stack(arrays).reshape(*move.sizes, *arrays[0].shape)
-    return library.moveaxis(stacked, tuple(range(len(move.axes))), move.axes)
 
-  return _on_bits(stack, sources)
+def _made(move, arrays):
+  """The target leaf, of arrays that are all NumPy's or some JAX's."""
+  pieces = []
+  for source, index in move.pieces:
+    inside: list[Any] = [slice(None)] * arrays[source].ndim
+    for axis, at in zip(move.taken, index):
+      inside[axis] = at
+    piece = arrays[source][tuple(inside)] if move.taken else arrays[source]
+    pieces.append(piece.transpose(move.order) if move.order else piece)
+  if not move.stacked:
+    return pieces[0]
+  library: Any = jnp if any(isinstance(piece, jax.Array) for piece in pieces) else np
+  stacked = library.stack(pieces).reshape(*move.sizes, *pieces[0].shape)
+  return library.moveaxis(stacked, tuple(range(len(move.stacked))), move.stacked)
 
 
 def _moved_struct(move, sources, target) -> jax.ShapeDtypeStruct:
   """The target leaf: a copied one is the source's, others have its sharding as far as that is a matter of axes."""
-  if isinstance(move, plan_lib.Copy):
+  if move.kind == "copy":
     same = sources[0].dtype == target.dtype
     return sources[0] if same else jax.ShapeDtypeStruct((), target.dtype, sharding=sources[0].sharding)
   sharding = getattr(sources[0], "sharding", None)
   if not isinstance(sharding, jax.sharding.NamedSharding) or any(s.sharding != sharding for s in sources[1:]):
     return target
   along = (*sharding.spec, *(None,) * (len(sources[0].shape) - len(sharding.spec)))
-  spec = jax.sharding.PartitionSpec(*plan_lib.moved(along, move, (None,) * len(target.shape)))
+  spec = jax.sharding.PartitionSpec(*move.across(along, (None,) * len(target.shape)))
   sharding = jax.sharding.NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
   return jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=sharding)
 

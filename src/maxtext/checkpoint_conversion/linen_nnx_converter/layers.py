@@ -14,8 +14,9 @@
 
 """Arranging layers: from one schedule into another."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
+import itertools
 
 import jax
 
@@ -35,10 +36,7 @@ CollectionOf = Callable[[Variable], str]
 
 @dataclasses.dataclass(frozen=True)
 class Arranged:
-  """A variable of the target: what it is made of, and its leaf.
-
-  The sources of the move are variables, not yet their paths. The move of an empty node is None.
-  """
+  """A variable of the target, its leaf, and the move that makes it, of variables; None for an empty node."""
 
   variable: Variable
   move: plan.Move | None
@@ -46,20 +44,29 @@ class Arranged:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Piece:
-  """One layer's leaf: where it stands in the source.
+class _Held:
+  """A source variable that holds layers.
 
   Attributes:
-    variable: the source variable.
-    stack: the stack that it belongs to.
-    index: the layer's index along the layer axes.
+    variable: the variable.
+    leaf: its leaf.
+    stack: the stack of layers that it is of.
+    axes: the layer axes of its leaf.
+    shape: the shape of one layer.
   """
 
   variable: Variable
+  leaf: abstract_state.Leaf
   stack: LayerStack
-  index: tuple[int, ...]
+  axes: tuple[int, ...]
+  shape: tuple[int, ...]
+
+  def __str__(self) -> str:
+    return f"{self.shape} {self.leaf.dtype}" if abstract_state.is_array(self.leaf) else repr(self.leaf)
 
 
+# One layer's leaf: what holds it, and its index along the layer axes.
+_Piece = tuple[_Held, plan.Index]
 # What a layer's leaf is, apart from the layer: its collection, its optimizer subtree, its path inside the layer.
 _Key = tuple[str, Path | None, Path]
 
@@ -121,22 +128,22 @@ def arrange(
     collection_of: the collection of a variable in the target.
 
   Raises:
-    LayerStackError: layers to be stacked are not alike, or the way is too far for one conversion.
+    LayerStackError: layers to be stacked are not alike.
   """
   prefixes = {stack.prefix: stack for stack in source}
   arranged, layers = [], {}
   for variable, leaf in variables.items():
-    stack = _stack_of(variable, prefixes)
+    collection, stack = collection_of(variable), _stack_of(variable, prefixes)
     if stack is None:
-      moved = dataclasses.replace(variable, collection=collection_of(variable))
-      arranged.append(Arranged(moved, None if abstract_state.is_empty(leaf) else plan.Copy(variable), leaf))
+      move = None if abstract_state.is_empty(leaf) else plan.copy(variable)
+      arranged.append(Arranged(dataclasses.replace(variable, collection=collection), move, leaf))
       continue
-    key = collection_of(variable), variable.subtree, variable.path[len(stack.prefix) :]
+    held = _held(variable, leaf, stack, param_scan_axis)
     for index in stack.indices():
-      layers.setdefault((stack.group, stack.layer(index)), {})[key] = _Piece(variable, stack, index)
-  maker = _Maker(variables, layers, param_scan_axis, path_of)
+      key = collection, variable.subtree, variable.path[len(stack.prefix) :]
+      layers.setdefault((stack.group, stack.layer(index)), {})[key] = held, index
   for stack in target:
-    arranged += maker.leaves(stack)
+    arranged += _stack_leaves(stack, [layers[stack.group, n] for n in stack.layers()], param_scan_axis, path_of)
   return arranged
 
 
@@ -145,98 +152,87 @@ def _stack_of(variable: Variable, prefixes: Mapping[Path, LayerStack]) -> LayerS
   return prefixes.get(variable.path[:3]) or prefixes.get(variable.path[:2])
 
 
-class _Maker:
-  """Makes the target's leaves of the layers' leaves."""
+def _held(variable, leaf, stack, param_scan_axis) -> _Held:
+  shape = tuple(getattr(leaf, "shape", ()))
+  axes = stack.axes(variable, len(shape) - len(stack.sizes), param_scan_axis)
+  return _Held(variable, leaf, stack, axes, plan.remove(shape, axes))
 
-  def __init__(self, variables, layers, param_scan_axis, path_of):
-    self._variables, self._layers = variables, layers
-    self._param_scan_axis, self._path_of = param_scan_axis, path_of
 
-  def leaves(self, stack: LayerStack) -> Iterable[Arranged]:
-    """The leaves of one stack of the target: all that its layers have, which they must have alike."""
-    layers = [self._layers[stack.group, stack.layer(index)] for index in stack.indices()]
-    for key in dict.fromkeys(key for layer in layers for key in layer):
-      collection, subtree, rest = key
-      pieces = [self._piece(layer, layers, key, stack, index) for layer, index in zip(layers, stack.indices())]
-      variable = Variable(collection, (*stack.prefix, *rest), subtree)
-      if schedules.prefix_of(variable.path) != stack.prefix:
-        path, remedy = self._path_of(pieces[0].variable), "Keep the arrangement: leave out --scan_layers."
-        raise schedules.unlike(path, f"a name that {'/'.join(stack.prefix)} can have below it", "a layer's", remedy)
-      leaf = self._variables[pieces[0].variable]
-      if abstract_state.is_empty(leaf):
-        yield Arranged(variable, None, leaf)
-        continue
-      shape = self._layer_shape(pieces[0])
-      axes = stack.axes(variable, len(shape), self._param_scan_axis)
-      move = self._move(pieces, stack, axes)
-      if not isinstance(move, plan.Copy):
-        leaf = jax.ShapeDtypeStruct(plan.insert(shape, axes, stack.sizes), leaf.dtype)
-      yield Arranged(variable, move, leaf)
+def _stack_leaves(stack, layers: list[dict[_Key, _Piece]], param_scan_axis, path_of) -> Iterator[Arranged]:
+  """The leaves of one stack of the target: all that its layers have, which they must have alike."""
+  for key in dict.fromkeys(key for layer in layers for key in layer):
+    pieces = _alike(key, layers, path_of)
+    held, _ = pieces[0]
+    collection, subtree, rest = key
+    variable = Variable(collection, (*stack.prefix, *rest), subtree)
+    if schedules.prefix_of(variable.path) != stack.prefix:
+      path, remedy = path_of(held.variable), "Keep the arrangement: leave out --scan_layers."
+      raise schedules.unlike(path, f"a name that {'/'.join(stack.prefix)} can have below it", "a layer's", remedy)
+    if abstract_state.is_empty(held.leaf):
+      yield Arranged(variable, None, held.leaf)
+      continue
+    move = _move(pieces, stack.axes(variable, len(held.shape), param_scan_axis), stack.sizes)
+    is_as_it_was = move.kind == "copy"
+    shape = () if is_as_it_was else move.shape(held.leaf.shape)
+    yield Arranged(variable, move, held.leaf if is_as_it_was else jax.ShapeDtypeStruct(shape, held.leaf.dtype))
 
-  def _piece(self, layer, layers, key, stack, index) -> _Piece:
-    """A layer's leaf, which must be like the first one's."""
-    first = next(other[key] for other in layers if key in other)
+
+def _alike(key, layers, path_of) -> list[_Piece]:
+  """The pieces of one leaf of every layer, each of the first one's shape and dtype."""
+  first = next(layer[key][0] for layer in layers if key in layer)
+  like = "/".join(path_of(first.variable))
+  for layer in layers:
     if key not in layer:
-      self._refuse_missing(first, stack.layer(index), key)
-    piece = layer[key]
-    wanted, found = self._described(first), self._described(piece)
-    if wanted != found:
-      like = "/".join(self._path_of(first.variable))
-      raise schedules.unlike(self._path_of(piece.variable), f"{wanted}, as {like} has", found)
-    return piece
+      other = next(iter(layer.values()))[0]
+      path = path_of(dataclasses.replace(first.variable, path=(*other.stack.prefix, *key[2])))
+      shared = "NNX keeps a variable that layers share once: leave it out with --nnx_aux=drop."
+      remedy = shared if key[0] == roles.NNX_AUX else schedules.REMEDY
+      raise schedules.unlike(path, f"a leaf in every layer, as {like}", "none", remedy)
+    held = layer[key][0]
+    if str(held) != str(first):
+      raise schedules.unlike(path_of(held.variable), f"{first}, as {like} has", str(held))
+  return [layer[key] for layer in layers]
 
-  def _refuse_missing(self, first, number, key):
-    holder = next(iter(self._layers[first.stack.group, number].values()))
-    path = self._path_of(dataclasses.replace(first.variable, path=(*holder.stack.prefix, *key[2])))
-    shared = "NNX keeps a variable that layers share once: leave it out with --nnx_aux=drop."
-    remedy = shared if key[0] == roles.NNX_AUX else schedules.REMEDY
-    raise schedules.unlike(path, f"a leaf in every layer, as {'/'.join(self._path_of(first.variable))}", "none", remedy)
 
-  def _axes(self, piece) -> tuple[int, ...]:
-    """The layer axes of a piece's source leaf."""
-    rank = len(getattr(self._variables[piece.variable], "shape", ())) - len(piece.stack.sizes)
-    return piece.stack.axes(piece.variable, rank, self._param_scan_axis)
+def _move(pieces: list[_Piece], axes: tuple[int, ...], sizes: tuple[int, ...]) -> plan.Move:
+  """The move that puts pieces, in C order of their places, along the `axes` of a leaf; these have the given `sizes`.
 
-  def _layer_shape(self, piece) -> tuple[int, ...]:
-    return plan.remove(getattr(self._variables[piece.variable], "shape", ()), self._axes(piece))
+  A layer axis of the source that is a layer axis of the target as it stands goes along whole.
+  """
+  held, _ = pieces[0]
+  own, stacked, passing = list(held.axes), list(range(len(sizes))), {}
+  by_place = dict(zip(itertools.product(*map(range, sizes)), ((piece.variable, index) for piece, index in pieces)))
+  for at, (axis, size) in enumerate(zip(axes, sizes)):
+    for source_axis in list(own):
+      smaller = _without(by_place, stacked.index(at), own.index(source_axis))
+      if smaller is not None and held.leaf.shape[source_axis] == size:
+        by_place, passing[axis] = smaller, source_axis
+        stacked.remove(at)
+        own.remove(source_axis)
+        break
+  inner = iter(axis for axis in range(len(held.leaf.shape)) if axis not in held.axes) if held.axes else itertools.count()
+  rank = len(held.shape) + len(sizes)
+  new = {axes[at] for at in stacked}
+  order = [passing[axis] if axis in passing else next(inner) for axis in range(rank) if axis not in new]
+  kept = sorted(order)
+  order = tuple(kept.index(axis) for axis in order)
+  return plan.Move(
+      tuple(by_place.values()),
+      taken=tuple(own),
+      order=() if order == tuple(range(len(order))) else order,
+      stacked=tuple(sorted(new)),
+      sizes=tuple(sizes[at] for at in stacked),
+  )
 
-  def _described(self, piece) -> str:
-    leaf = self._variables[piece.variable]
-    return f"{self._layer_shape(piece)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
 
-  def _move(self, pieces, stack, axes) -> plan.Move:
-    """How the pieces, in C order, make a leaf of the stack."""
-    sources = list(dict.fromkeys(piece.variable for piece in pieces))
-    indices = [piece.index for piece in pieces]
-    own = self._axes(pieces[0])
-    if len(sources) == 1 and indices == list(pieces[0].stack.indices()) and (pieces[0].stack.sizes == stack.sizes):
-      rank = len(self._variables[sources[0]].shape) - len(axes)
-      order = plan.insert(plan.remove(range(rank + len(axes)), own), axes, own)
-      return plan.Copy(sources[0]) if own == axes else plan.Transpose(sources[0], order)
-    if not stack.sizes:
-      return plan.Slice(sources[0], own, indices[0])
-    if not any(indices):
-      return plan.Stack(tuple(sources), axes, stack.sizes)
-    return self._block_move(pieces, stack, axes, sources, indices, own)
-
-  def _block_move(self, pieces, stack, axes, sources, indices, own) -> plan.Move:
-    """Between blocks written by position and blocks whose local layers are one leaf: one axis is put in or taken out."""
-    if len(stack.sizes) == 2 and len(own) == 1:
-      by_position = [sources[j] for j in range(stack.sizes[1])] if len(sources) == stack.sizes[1] else []
-      if [p.variable for p in pieces] == by_position * stack.sizes[0] and indices == [
-          (b,) for b in range(stack.sizes[0]) for _ in by_position
-      ]:
-        return plan.Stack(tuple(by_position), axes[1:], stack.sizes[1:])
-    if len(stack.sizes) == 1 and len(own) == 2 and len(sources) == 1:
-      positions = {index[1] for index in indices}
-      if len(positions) == 1 and [index[0] for index in indices] == list(range(pieces[0].stack.sizes[0])):
-        return plan.Slice(sources[0], own[1:], (positions.pop(),))
-    raise schedules.unlike(
-        self._path_of(pieces[0].variable),
-        f"layers in an order that {'/'.join(stack.prefix)} can take over",
-        "another one",
-        "Convert with --scan_layers=False first, then stack the result.",
-    )
+def _without(by_place, at: int, own: int):
+  """The pieces without an axis of their places and one of their sources, along which they stand alike; else None."""
+  smaller = {}
+  for place, (variable, index) in by_place.items():
+    piece = variable, (*index[:own], *index[own + 1 :])
+    if place[at] != index[own] or smaller.setdefault((*place[:at], *place[at + 1 :]), piece) != piece:
+      return None
+  return smaller
 
 
 def check_one_role(variables: Iterable[Variable], schedule: Schedule, path_of: schedules.PathOf):
@@ -265,7 +261,7 @@ def refuse_blocks(arranged: Iterable[Arranged], paths: Mapping[roles.Role, Path]
     ConfigError: naming the first leaf that tells, by its path among `paths`.
   """
   for item in arranged:
-    if isinstance(item.move, plan.Stack) and item.variable.path[0] == "decoder":
+    if item.move is not None and item.move.stacked and item.variable.path[0] == "decoder":
       for mark in families.BLOCK_MARKS.keys() & set(item.variable.path):
         raise families.unknown_blocks(paths[item.move.sources[0]], mark)
 
@@ -277,7 +273,6 @@ def refuse_new_arrangement(arranged: Iterable[Arranged], paths: Mapping[roles.Ro
     ConfigError: naming the first leaf, by its path among `paths`, that would be.
   """
   for item in arranged:
-    if isinstance(item.move, plan.Stack):
-      raise families.unknown_order(paths[item.move.sources[0]], "layers to stack", decoder)
-    if isinstance(item.move, plan.Slice):
-      raise families.unknown_order(paths[item.move.source], "layers to unstack", decoder)
+    if item.move is not None and (item.move.stacked or item.move.taken):
+      what = "layers to stack" if item.move.stacked else "layers to unstack"
+      raise families.unknown_order(paths[item.move.sources[0]], what, decoder)

@@ -22,11 +22,15 @@ import dataclasses
 import itertools
 from typing import Any
 
+import numpy as np
+
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 
 Path = abstract_state.Path
+Index = tuple[int, ...]
+Region = tuple[slice, ...]  # A box of an array: a slice with a start and a stop for each axis.
 
 # The first key of a source leaf that no checkpoint has, for it is held in memory: where it is from.
 MADE, FROM_FOLDER = "made by MaxText's model", layouts.FOLDER_STEP[0]
@@ -35,66 +39,97 @@ STEP_DTYPES = frozenset({"int32", "uint32", "int64", "uint64"})
 
 
 @dataclasses.dataclass(frozen=True)
-class Copy:
-  """The target leaf is the source leaf."""
+class Move:
+  """What a target leaf is made of: whole source leaves or slices of them, one alone or stacked.
 
-  source: Any  # A path; while layers are being arranged, a variable. Likewise below.
-
-
-@dataclasses.dataclass(frozen=True)
-class Stack:
-  """The target leaf is the source leaves stacked along new axes.
+  A layer's leaf is copied, stacked with others, or sliced out of a stack; from one way of stacking to another it is both.
 
   Attributes:
-    sources: the source leaves, in C order of their place along the axes.
-    axes: the places of the axes in the target's shape, ascending.
-    sizes: their lengths.
+    pieces: in C order of their place along `stacked`, each a source leaf and its index along `taken`. A source is a
+      path; while layers are being arranged, a variable.
+    taken: the axes of the sources along which a piece is one index, ascending.
+    order: the order in which the target has the other axes, as `np.transpose` takes it; () keeps it.
+    stacked: the axes of the target along which the pieces lie, ascending.
+    sizes: the lengths of these.
   """
 
-  sources: tuple[Any, ...]
-  axes: tuple[int, ...]
-  sizes: tuple[int, ...]
+  pieces: tuple[tuple[Any, Index], ...]
+  taken: tuple[int, ...] = ()
+  order: tuple[int, ...] = ()
+  stacked: tuple[int, ...] = ()
+  sizes: tuple[int, ...] = ()
+
+  @property
+  def kind(self) -> str:
+    """`copy`, `stack`, `slice`, `restack` (slices, stacked) or `transpose`."""
+    if self.stacked:
+      return "restack" if self.taken else "stack"
+    return "slice" if self.taken else "transpose" if self.order else "copy"
+
+  @property
+  def sources(self) -> list[Any]:
+    """The source leaves, each once."""
+    return list(dict.fromkeys(source for source, _ in self.pieces))
+
+  def across[T](self, values: Sequence[T], new: Iterable[T]) -> tuple[T, ...]:
+    """What a source has for each axis, as the target has it; `new` for the axes along which the pieces lie."""
+    left = remove(values, self.taken)
+    return insert([left[axis] for axis in self.order] if self.order else left, self.stacked, new)
+
+  def shape(self, source_shape: Sequence[int]) -> tuple[int, ...]:
+    """The target's shape, of sources of this shape."""
+    return self.across(source_shape, self.sizes)
+
+  def place(self, number: int) -> Index:
+    """Where a piece lies along the `stacked` axes."""
+    return tuple(map(int, np.unravel_index(number, self.sizes))) if self.sizes else ()
+
+  def region(self, number: int, region: Region) -> Region | None:
+    """The region of the target that a region of a piece's source fills; None if it holds nothing of the piece."""
+    taken = zip(self.taken, self.pieces[number][1])
+    if not all(region[axis].start <= index < region[axis].stop for axis, index in taken):
+      return None
+    return self.across(region, (slice(at, at + 1) for at in self.place(number)))
+
+  def values(self, number: int, region: Region, data: Any) -> Any:
+    """What stands in that region of the target, of the `data` in the region of the source: a view, no copy."""
+    inside: list[Any] = [slice(None)] * len(region)
+    for axis, index in zip(self.taken, self.pieces[number][1]):
+      inside[axis] = index - region[axis].start
+    left = data[tuple(inside)]
+    return np.expand_dims(left.transpose(self.order) if self.order else left, self.stacked)
 
 
-@dataclasses.dataclass(frozen=True)
-class Slice:
-  """The target leaf is the source leaf at one index along each of some axes.
-
-  Attributes:
-    source: the source leaf.
-    axes: the places of the axes in the source's shape, ascending.
-    index: the index along each.
-  """
-
-  source: Any
-  axes: tuple[int, ...]
-  index: tuple[int, ...]
+def insert[T](values: Sequence[T], axes: Iterable[int], new: Iterable[T]) -> tuple[T, ...]:
+  """`values`, one for each axis, with `new` ones put in at the ascending places `axes`."""
+  result = list(values)
+  for axis, value in zip(axes, new):
+    result.insert(axis, value)
+  return tuple(result)
 
 
-@dataclasses.dataclass(frozen=True)
-class Transpose:
-  """The target leaf is the source leaf with its axes in another order: `np.transpose(source, axes)`."""
-
-  source: Any
-  axes: tuple[int, ...]
+def remove[T](values: Sequence[T], axes: Sequence[int]) -> tuple[T, ...]:
+  """`values`, one for each axis, without those at `axes`."""
+  return tuple(value for axis, value in enumerate(values) if axis not in axes)
 
 
-Move = Copy | Stack | Slice | Transpose
+def copy(source: Any) -> Move:
+  """The move of a leaf that is its source."""
+  return Move(((source, ()),))
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """What one source leaf gives to one target leaf.
-
-  Attributes:
-    target: the target leaf's path.
-    move: the target leaf's move.
-    index: for a `Stack`, the source's place in it; for a `Slice`, the index that is taken; () for a `Copy`.
-  """
+  """What one source leaf gives to one target leaf: a piece of its move, by number."""
 
   target: Path
   move: Move
-  index: tuple[int, ...]
+  number: int
+
+  @property
+  def index(self) -> Index:
+    """Its index along the axes of the source that are taken."""
+    return self.move.pieces[self.number][1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +166,8 @@ class Plan:
     """For every source leaf that the target gets, the parts that it gives."""
     by_source = {}
     for target, move in self.moves.items():
-      for source, index in sources_of(move):
-        by_source.setdefault(source, []).append(Part(target, move, index))
+      for number, (source, _) in enumerate(move.pieces):
+        by_source.setdefault(source, []).append(Part(target, move, number))
     return by_source
 
   def inverse(self) -> "Plan":
@@ -172,7 +207,7 @@ class Plan:
     """Checks that no byte is lost, made up or written twice.
 
     Raises:
-      UnaccountedLeafError: a source leaf, or an index along its sliced axis, is not consumed exactly once or dropped.
+      UnaccountedLeafError: a source leaf, or an index along its taken axes, is not consumed exactly once or dropped.
       PathCollisionError: a target leaf's path is also an inner node's.
       LayerStackError: a move does not yield the target leaf's shape and dtype.
     """
@@ -196,58 +231,21 @@ def described(leaf: abstract_state.Leaf) -> str:
   return f"{tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
 
 
-def insert[T](values: Sequence[T], axes: tuple[int, ...], new: Iterable[T]) -> tuple[T, ...]:
-  """`values`, one for each axis, with `new` ones put in at the ascending places `axes`."""
-  result = list(values)
-  for axis, value in zip(axes, new):
-    result.insert(axis, value)
-  return tuple(result)
-
-
-def remove[T](values: Sequence[T], axes: tuple[int, ...]) -> tuple[T, ...]:
-  """`values`, one for each axis, without those at `axes`."""
-  return tuple(value for axis, value in enumerate(values) if axis not in axes)
-
-
-def sources_of(move: Move) -> Iterator[tuple[Path, tuple[int, ...]]]:
-  """The source leaves of a move, each with its index along the layer axes."""
-  if isinstance(move, Stack):
-    yield from zip(move.sources, itertools.product(*map(range, move.sizes)))
-  else:
-    yield move.source, move.index if isinstance(move, Slice) else ()
-
-
-def result_shape(move: Move, source_shape: tuple[int, ...]) -> tuple[int, ...]:
-  """The shape that `move` makes of a source leaf of this shape; of each of its source leaves, for a `Stack`."""
-  return moved(source_shape, move, move.sizes if isinstance(move, Stack) else ())
-
-
-def moved[T](values: Sequence[T], move: Move, new: Iterable[T]) -> tuple[T, ...]:
-  """What a source leaf has for each axis, as the target leaf has it; `new` for the axes that a `Stack` puts in."""
-  if isinstance(move, Stack):
-    return insert(values, move.axes, new)
-  if isinstance(move, Slice):
-    return remove(values, move.axes)
-  if isinstance(move, Transpose):
-    return tuple(values[axis] for axis in move.axes)
-  return tuple(values)
-
-
 def _kind(move: Move) -> str:
-  """The name of the move; for a leaf held in memory, where it is from."""
-  source, _ = next(sources_of(move))
-  return source[0] if is_held(source) else type(move).__name__.lower()
+  """The kind of the move; for a leaf held in memory, where it is from."""
+  return move.sources[0][0] if is_held(move.sources[0]) else move.kind
 
 
 def _how(move: Move) -> str:
   """A move for a person."""
-  sources = ["/".join(source) for source, _ in sources_of(move) if not is_held(source)]
-  if not sources:
+  names = ["/".join(source) for source in move.sources]
+  if is_held(move.sources[0]):
     return _kind(move)
-  axes = "" if isinstance(move, Copy) else f" axis {_numbers(move.axes)}"
-  index = f" index {_numbers(move.index)}" if isinstance(move, Slice) else ""
-  origin = sources[0] if len(sources) == 1 else f"{sources[0]} … {sources[-1]} ({len(sources)})"
-  return f"{_kind(move)}{axes}{index} of {origin}"
+  axes = move.taken if move.kind == "slice" else move.stacked or move.order
+  where = f" axis {_numbers(axes)}" if axes else ""
+  index = f" index {_numbers(move.pieces[0][1])}" if move.kind == "slice" else ""
+  origin = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
+  return f"{move.kind}{where}{index} of {origin}"
 
 
 def _numbers(values: tuple[int, ...]) -> str:
@@ -256,23 +254,21 @@ def _numbers(values: tuple[int, ...]) -> str:
 
 def _inverted(parts: list[Part]) -> Move:
   """The move that rebuilds a source leaf from the parts that it gave."""
-  first = parts[0].move
-  if isinstance(first, Slice):
-    ordered = sorted(parts, key=lambda part: part.index)
-    sizes = tuple(last + 1 for last in ordered[-1].index)
-    return Stack(tuple(part.target for part in ordered), first.axes, sizes)
-  if isinstance(first, Stack):
-    return Slice(parts[0].target, first.axes, parts[0].index)
-  if isinstance(first, Transpose):
-    return Transpose(parts[0].target, tuple(first.axes.index(axis) for axis in range(len(first.axes))))
-  return Copy(parts[0].target)
+  first, ordered = parts[0].move, sorted(parts, key=lambda part: part.index)
+  return Move(
+      tuple((part.target, part.move.place(part.number)) for part in ordered),
+      taken=first.stacked,
+      order=tuple(map(int, np.argsort(first.order))),
+      stacked=first.taken,
+      sizes=tuple(last + 1 for last in ordered[-1].index),
+  )
 
 
 def _check_paths(paths, moves):
   inner = {path[:i] for path in paths for i in range(1, len(path))}
   for path in paths:
     if path in inner:
-      origin = next(sources_of(moves[path]))[0] if path in moves else path
+      origin = moves[path].sources[0] if path in moves else path
       raise errors.PathCollisionError(
           origin,
           expected="a path of its own in the target",
@@ -283,15 +279,12 @@ def _check_paths(paths, moves):
 
 def _check_consumed(path, leaf, parts, is_dropped):
   """A source leaf is wholly consumed, exactly once, or dropped."""
-  slices = sorted(part.index for part in parts if isinstance(part.move, Slice))
-  axes = {part.move.axes for part in parts if isinstance(part.move, Slice)}
-  if is_dropped:
-    complete = not parts
-  elif slices:
-    indices = list(itertools.product(*(range(leaf.shape[axis]) for axis in min(axes))))
-    complete = len(parts) == len(slices) and len(axes) == 1 and slices == indices
+  taken = {part.move.taken for part in parts}
+  if is_dropped or len(taken) != 1:
+    complete = is_dropped and not parts
   else:
-    complete = len(parts) == 1
+    indices = itertools.product(*(range(leaf.shape[axis]) for axis in min(taken)))
+    complete = sorted(part.index for part in parts) == list(indices)
   if not complete:
     raise errors.UnaccountedLeafError(
         path,
@@ -307,16 +300,16 @@ def _check_result(path, leaf, move, sources):
     raise errors.UnaccountedLeafError(
         path, expected="a source leaf", found="none", remedy="This is a defect of the converter: please report it."
     )
-  for source, _ in sources_of(move):
+  for source in move.sources:
     origin = sources[source]
     if not abstract_state.is_array(origin):
-      if not isinstance(move, Copy) or origin is not leaf:
-        raise _result_error(path, "a Python scalar copied as it is", f"{type(move).__name__} of {origin!r}")
+      if move.kind != "copy" or origin is not leaf:
+        raise _result_error(path, "a Python scalar copied as it is", f"{move.kind} of {origin!r}")
       continue
-    shape, dtype = result_shape(move, origin.shape), str(origin.dtype)
+    shape, dtype = move.shape(origin.shape), str(origin.dtype)
     if shape != tuple(leaf.shape):
       raise _result_error(path, f"shape {tuple(leaf.shape)}", f"{shape} made of {'/'.join(source)}")
-    is_step_cast = isinstance(move, Copy) and shape == () and {dtype, str(leaf.dtype)} <= STEP_DTYPES
+    is_step_cast = move.kind == "copy" and shape == () and {dtype, str(leaf.dtype)} <= STEP_DTYPES
     if dtype != str(leaf.dtype) and not is_step_cast:
       raise _result_error(path, f"dtype {leaf.dtype}", f"{dtype} of {'/'.join(source)}")
 

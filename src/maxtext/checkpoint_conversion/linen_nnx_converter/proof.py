@@ -77,13 +77,13 @@ async def _candidates(plan, source, written) -> dict[Path, list[tuple[str, str]]
   ours, theirs = await _documents(source, plan.source), await _documents(written, plan.target)
   candidates = {}
   for path, move in plan.moves.items():
-    origins = [origin for origin, _ in plan_lib.sources_of(move)]
-    if path not in theirs or not ours.keys() >= set(origins):
+    if path not in theirs or not ours.keys() >= set(move.sources):
       continue
-    target, documents = theirs[path], [ours[origin] for origin in origins]
-    if not _is_the_same_encoding(move, documents, target) or chunks.count(target) > len(source.places):
+    target, documents = theirs[path], {origin: ours[origin] for origin in move.sources}
+    if not _is_the_same_encoding(move, list(documents.values()), target) or chunks.count(target) > len(source.places):
       continue  # Some chunks were left out, if they are more than keys.
-    pairs = list(_chunk_pairs(move, [*map(source.name, origins)], documents, written.name(path), target))
+    names = {origin: source.name(origin) for origin in move.sources}
+    pairs = list(_chunk_pairs(move, names, documents, written.name(path), target))
     if all(old in source.places and new in written.places for old, new in pairs):
       candidates[path] = pairs
   return candidates
@@ -98,13 +98,13 @@ async def _documents(arrays, state) -> dict[Path, chunks.Document]:
 
 def _is_the_same_encoding(move, documents, target) -> bool:
   """Whether the zarr metadata agree in all but the layer axes, along which each chunk holds one index."""
-  if isinstance(move, plan_lib.Transpose):
+  if move.order:
     return False
-  if isinstance(move, plan_lib.Copy):
+  if not move.taken and not move.stacked:
     return documents == [target]
-  layered = [target] if isinstance(move, plan_lib.Stack) else documents
   return (
-      all(chunks.chunk_shape(document)[axis] == 1 for document in layered for axis in move.axes)
+      all(chunks.chunk_shape(document)[axis] == 1 for document in documents for axis in move.taken)
+      and all(chunks.chunk_shape(target)[axis] == 1 for axis in move.stacked)
       and all(_without_shapes(document) == _without_shapes(target) for document in documents)
       and all(_chunk_size(document) == _chunk_size(target) for document in documents)
       and target.get("order", "C") == "C"
@@ -127,14 +127,13 @@ def _chunk_pairs(move, names, documents, target_name, target) -> Iterator[tuple[
   """For each chunk of a target leaf, the key that it should have been in the source, and its key."""
   steps = zip(chunks.shape(target), chunks.chunk_shape(target))
   for place in np.ndindex(*(-(-size // step) for size, step in steps)):
-    number, inside = 0, list(place)
-    if isinstance(move, plan_lib.Stack):
-      number = int(np.ravel_multi_index([place[axis] for axis in move.axes], move.sizes))
-      inside = [index for axis, index in enumerate(place) if axis not in move.axes]
-    elif isinstance(move, plan_lib.Slice):
-      for axis, index in zip(move.axes, move.index):
-        inside.insert(axis, index)
-    yield f"{names[number]}/{chunks.key(documents[number], tuple(inside))}", f"{target_name}/{chunks.key(target, place)}"
+    along = [place[axis] for axis in move.stacked]
+    source, at = move.pieces[int(np.ravel_multi_index(along, move.sizes)) if along else 0]
+    inside = [index for axis, index in enumerate(place) if axis not in move.stacked]
+    for axis, index in zip(move.taken, at):
+      inside.insert(axis, index)
+    key = chunks.key(documents[source], tuple(inside))
+    yield f"{names[source]}/{key}", f"{target_name}/{chunks.key(target, place)}"
 
 
 async def _one_file(pairs: set[tuple[str, str]], ours: epath.Path, theirs: epath.Path) -> set[tuple[str, str]]:

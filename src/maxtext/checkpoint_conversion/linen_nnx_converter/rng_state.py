@@ -60,7 +60,7 @@ def add(plan: plan_lib.Plan, source: storage.Checkpoint, config: Any, options: o
       plan,
       source=dataclasses.replace(plan.source, leaves={**plan.source.leaves, **structs}),
       target=dataclasses.replace(plan.target, leaves={**plan.target.leaves, **added}),
-      moves={**plan.moves, **{path[1:]: plan_lib.Copy(path) for path in made}},
+      moves={**plan.moves, **{path[1:]: plan_lib.copy(path) for path in made}},
   )
   plan.validate()
   return plan, source

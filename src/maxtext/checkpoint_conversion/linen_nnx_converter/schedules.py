@@ -82,6 +82,10 @@ class LayerStack:
     """All indices along the layer axes, in C order."""
     return itertools.product(*map(range, self.sizes))
 
+  def layers(self) -> Iterator[int]:
+    """The numbers in the group of all its layers, in C order of their indices."""
+    return map(self.layer, self.indices())
+
   def axes(self, variable: Variable, rank: int, param_scan_axis: int) -> tuple[int, ...]:
     """The layer axes of a leaf whose layers have this rank.
 

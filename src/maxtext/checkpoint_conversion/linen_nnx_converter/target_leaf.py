@@ -87,17 +87,17 @@ def target_leaves(plan: plan_lib.Plan, source: storage.Checkpoint, routes: Mappi
   leaves = dict(plan.target.leaves)
   for path, route in routes.items():
     move = plan.moves[path]
-    origin = source.stored[next(plan_lib.sources_of(move))[0]]
+    origin = source.stored[move.sources[0]]
     written = (route.way != ways.Way.RESUMED and origin.write_shape) or origin.chunk_shape
     value_type = origin.value_type
-    if value_type == storage.SCALAR and not isinstance(move, plan_lib.Copy):
+    if value_type == storage.SCALAR and move.kind != "copy":
       value_type = storage.NUMPY_ARRAY
     leaves[path] = _LEAF_TYPES[value_type](
         path,
         shape=tuple(plan.target.leaves[path].shape),
         dtype=np.dtype(plan.target.leaves[path].dtype),
-        chunk_shape=plan_lib.moved(origin.chunk_shape, move, itertools.repeat(1)),
-        write_shape=plan_lib.moved(written, move, itertools.repeat(1)),
+        chunk_shape=move.across(origin.chunk_shape, itertools.repeat(1)),
+        write_shape=move.across(written, itertools.repeat(1)),
         sharding=origin.sharding and _moved_sharding(origin.sharding, move, len(origin.shape)),
         ext_metadata=origin.ext_metadata,
         compression=origin.compression,
@@ -109,8 +109,8 @@ def target_leaves(plan: plan_lib.Plan, source: storage.Checkpoint, routes: Mappi
 def _moved_sharding(text: str, move, rank) -> str:
   """Orbax's JSON of a sharding, with the layer axis, which is not sharded, put in or taken out."""
   document = json.loads(text)
-  if isinstance(move, plan_lib.Copy) or "partition_spec" not in document:
+  if move.kind == "copy" or "partition_spec" not in document:
     return text
   spec = document["partition_spec"]
-  document["partition_spec"] = plan_lib.moved([*spec, *[None] * (rank - len(spec))], move, itertools.repeat(None))
+  document["partition_spec"] = move.across([*spec, *[None] * (rank - len(spec))], itertools.repeat(None))
   return json.dumps(document)

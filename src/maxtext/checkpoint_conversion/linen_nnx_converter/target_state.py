@@ -70,7 +70,7 @@ def _target_leaves(source, target_layout, bare_subtrees, kept, arranged):
     leaf, path = source.leaves[source_path], roles_lib.write(role, target_layout)
     _put(leaves, path, _cast_step(source_path, leaf, target_layout) if isinstance(role, roles_lib.Step) else leaf)
     if not abstract_state.is_empty(leaf):
-      moves[path] = plan_lib.Copy(source_path)
+      moves[path] = plan_lib.copy(source_path)
   return leaves, moves
 
 
@@ -84,9 +84,7 @@ def _put(leaves, path, leaf):
 
 def _located(move, source_paths) -> plan_lib.Move:
   """The move with the paths of the source leaves in place of their roles."""
-  if isinstance(move, plan_lib.Stack):
-    return dataclasses.replace(move, sources=tuple(source_paths[source] for source in move.sources))
-  return dataclasses.replace(move, source=source_paths[move.source])
+  return dataclasses.replace(move, pieces=tuple((source_paths[source], index) for source, index in move.pieces))
 
 
 def _cast_step(path, leaf, layout):

@@ -161,23 +161,21 @@ async def _read_source(path, source, box) -> np.ndarray:
 
 async def _verify_part(part, target, box, data, on_equal):
   """Compares what `part` takes of this box of the source with what stands in the target."""
-  move = part.move
-  if isinstance(move, plan_lib.Copy):
-    place, expected = box, data
-  elif isinstance(move, plan_lib.Stack):
-    place = list(box)
-    for axis, index in zip(move.axes, part.index):
-      place.insert(axis, (index, index + 1))
-    expected = np.expand_dims(data, move.axes)
-  elif isinstance(move, plan_lib.Transpose):
-    place, expected = [box[axis] for axis in move.axes], data.transpose(move.axes)
-  else:
-    along = [(index, *box[axis]) for axis, index in zip(move.axes, part.index)]
-    if not all(start <= index < stop for index, start, stop in along):
+  move, place, expected = part.move, list(box), data
+  for axis, index in reversed(list(zip(move.taken, part.index))):
+    start, stop = place.pop(axis)
+    if not start <= index < stop:
       return
-    place, expected = [bounds for axis, bounds in enumerate(box) if axis not in move.axes], data
-    for axis, (index, start, _) in reversed(list(zip(move.axes, along))):
-      expected = expected[(slice(None),) * axis + (index - start,)]
+    expected = expected[(slice(None),) * axis + (index - start,)]
+  if move.order:
+    place, expected = [place[axis] for axis in move.order], expected.transpose(move.order)
+  number, at = part.number, []
+  for size in reversed(move.sizes):  # The last one varies fastest.
+    number, index = divmod(number, size)
+    at.insert(0, (index, index + 1))
+  for axis, bounds in zip(move.stacked, at):
+    place.insert(axis, bounds)
+  expected = np.expand_dims(expected, move.stacked)
   try:
     found = await target[as_slices(place)].read()
   except ValueError as e:  # What TensorStore raises for a chunk that cannot be read.

@@ -110,8 +110,7 @@ def data_files(routes: Mapping[Path, Route], index: key_values.Index) -> set[str
 def _route(path, move, plan, source) -> Route:
   if not source.is_uniform:
     return Route(Way.STREAMED)
-  sources = [origin for origin, _ in plan_lib.sources_of(move)]
-  stored = [source.stored[origin] for origin in sources]
+  stored = [source.stored[origin] for origin in move.sources]
   documents = [leaf.document for leaf in stored]
   if stored[0].dtype != plan.target.leaves[path].dtype or not chunks.keeps_chunks(move, documents):
     return Route(Way.STREAMED)
@@ -122,7 +121,7 @@ def _route(path, move, plan, source) -> Route:
       return Route(Way.STREAMED)
     renamed.append((old, new))
   document_name = chunks.DOCUMENT_NAMES[documents[0]["zarr_format"]]
-  if isinstance(move, plan_lib.Copy):
+  if move.kind == "copy":
     renamed.append((f"{stored[0].name}/{document_name}", f"{name}/{document_name}"))
     return Route(Way.REFERENCE, tuple(renamed))
   text = json.dumps(chunks.restated(documents[0], move), sort_keys=True, separators=(",", ":"))
