@@ -155,7 +155,7 @@ class OptimizerTest(parameterized.TestCase):
     plan = plan_of(tunix_tree(ADAMW["multi_steps_of_inject"], base=True), step=5)
     inner = "optimizer_state/opt_state/inner_opt_state"
     self.assertEqual(
-        {"/".join(path): "/".join(move.source) for path, move in plan.moves.items()},
+        {"/".join(path): "/".join(move.sources[0]) for path, move in plan.moves.items()},
         {
             "params/params/decoder/layers/kernel": "model_params/base/decoder/layers/kernel/value",
             "params/params/decoder/norm/scale": "model_params/base/decoder/norm/scale/value",

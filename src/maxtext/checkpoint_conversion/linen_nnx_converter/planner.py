@@ -12,22 +12,24 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Plans a conversion from the source's abstract state. Every refusal that metadata can decide happens here."""
+"""Plans a conversion from the source's abstract state. Every refusal that metadata can decide happens here.
 
-from collections.abc import Mapping
+The passes: `read` what the source is; `goal.set_goal`; `select` the leaves that go along; `arrange` their layers;
+`target_state.build` the target of them. Each takes the values of those before it.
+"""
+
+from collections.abc import Iterable, Mapping
 import dataclasses
 from typing import Any
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
-from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import families
+from maxtext.checkpoint_conversion.linen_nnx_converter import goal as goal_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import layers
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import moments
-from maxtext.checkpoint_conversion.linen_nnx_converter import optimizer
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
-from maxtext.checkpoint_conversion.linen_nnx_converter import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles as roles_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import schedules
 from maxtext.checkpoint_conversion.linen_nnx_converter import target_state
@@ -36,28 +38,14 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import variable_kinds
 
 Path = abstract_state.Path
 Variable = roles_lib.Variable
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """The run that shall go on from the target, as far as it is known.
-
-  Attributes:
-    release: its MaxText release; with it, `auto` goes to what that release reads.
-    trainer: which of the release's trainers, `linen` or `nnx`; None takes the Linen trainer as long as there is one.
-    decoder: the decoder of the model's config, which says how its layers are scanned.
-    adamw_mask: whether the optimizer is adamw with a mask of its weight decay, which does not show in NNX. What is known
-      from an earlier conversion counts more.
-  """
-
-  release: releases.Version | None = None
-  trainer: str | None = None
-  decoder: families.Decoder | None = None
-  adamw_mask: bool = False
+Goal = goal_lib.Goal
+Run = goal_lib.Run
+Source = target_state.Source
+Selected = target_state.Selected
 
 
 def plan_conversion(
-    source: abstract_state.AbstractState,
+    state: abstract_state.AbstractState,
     options: options_lib.PlanOptions,
     run: Run,
     empty_nodes: Mapping[Path, Any] | None = None,
@@ -65,7 +53,7 @@ def plan_conversion(
   """The validated plan of a conversion.
 
   Args:
-    source: the abstract state of the source.
+    state: the abstract state of the source.
     options: what the target shall be.
     run: the run that shall go on from it.
     empty_nodes: empty optimizer nodes known from an earlier conversion, by Linen path below `opt_state`.
@@ -73,100 +61,102 @@ def plan_conversion(
   Raises:
     ConversionError: one of its subclasses, naming the path that stands in the way.
   """
-  direction, scan_layers, nnx_values = options.direction, options.scan_layers, options.nnx_values
-  params_only, release, decoder = options.params_only, run.release, run.decoder
-  if decoder is not None and release is not None:
-    decoder = families.for_release(decoder, release)
-  source_layout = layouts.detect(source)
-  _refuse_apart(source_layout, params_only)
-  reads = releases.find(release, run.trainer) if release else None
-  takes_release_form = reads is not None and direction == "auto"
-  target_layout = (
-      reads.layout if takes_release_form else _target_layout(source_layout, direction, nnx_values, params_only)
-  )
-  if scan_layers is None and (source_layout.framework, target_layout.framework) == ("linen", "nnx"):
-    scan_layers = True
-  # What is not asked for stays as it is: within Linen, the form that a trainer gave to a nested optimizer.
-  keeps_form = source_layout.framework == target_layout.framework and not takes_release_form
-  roles = roles_lib.read(source, source_layout)
-  if not params_only:
-    moments.check(roles, source.leaves, source_layout)
-  unwrapped = {}
-  if layouts.is_tunix(source_layout):
-    roles, unwrapped = tunix.unwrap(roles, source.leaves, params_only)
-  is_trained = any(isinstance(role, Variable) and role.subtree is not None for role in roles.by_path.values())
-  former_params = frozenset()
-
-  def collection_of(variable):
-    if variable.path in former_params:
-      return layouts.NNX_AUX
-    return variable.collection if keeps_form else _target_collection(variable, target_layout, is_trained)
-
-  kept, dropped = _select(roles, source.leaves, collection_of, options.nnx_aux == "keep", params_only)
-  dropped |= unwrapped
-  if takes_release_form and release is not None:
-    former_params = _former_params(source.leaves, kept, dropped, decoder, release, collection_of)
-  paths = {role: path for path, role in kept.items()}
-  arranged, before, after = _arrange(
-      {role: source.leaves[path] for path, role in kept.items() if isinstance(role, Variable)},
-      lambda variable: paths.get(variable) or roles_lib.write(variable, source_layout, roles.bare_subtrees),
-      scan_layers,
-      options.layer_naming or _layer_naming(target_layout, reads),
-      1 if options.param_scan_axis is None else options.param_scan_axis,
-      _model_schedule(decoder, scan_layers, release, reads),
-      collection_of,
-  )
-  if decoder is None:
-    layers.refuse_blocks(arranged, paths)
-  elif not decoder.known_order:
-    layers.refuse_new_arrangement(arranged, paths, decoder)
-  known_nodes = empty_nodes or {}
-  nodes = None if keeps_form else known_nodes or _decay_mask(kept, run.adamw_mask)
-  target, moves = target_state.build(source, source_layout, target_layout, roles, kept, arranged, nodes)
-  target_state.refuse_ambiguous(target, target_layout)
-  if source_layout.framework == "linen":
-    known_nodes = target_state.empty_optimizer_nodes(source, kept)
+  layout = layouts.detect(state)
+  goal = goal_lib.set_goal(layout, options, run)
+  source = read(state, layout, params_only=goal.params_only)
+  selected = select(source, goal)
+  arranged, before, after = arrange(source, selected, goal)
+  target, moves, nodes = target_state.build(source, selected, goal, arranged, empty_nodes or {})
+  paths = [item.variable.path for item in arranged]
   plan = plan_lib.Plan(
-      source,
+      state,
       target,
       moves,
-      dropped,
-      source_layout=source_layout,
-      target_layout=target_layout,
-      empty_nodes=known_nodes,
-      scan_layers=schedules.is_scanned(after, (item.variable.path for item in arranged)),
-      source_scan_layers=schedules.is_scanned(before, (item.variable.path for item in arranged)),
+      selected.dropped,
+      source_layout=layout,
+      target_layout=goal.layout,
+      empty_nodes=nodes,
+      scan_layers=schedules.is_scanned(after, paths),
+      source_scan_layers=schedules.is_scanned(before, paths),
   )
   plan.validate()
   return plan
 
 
-def _refuse_apart(source_layout, params_only):
-  """Refuses what belongs to no single train state, unless the params alone are asked for."""
-  if source_layout.apart and not params_only:
-    raise errors.LayoutError(
-        (min(source_layout.apart),),
-        expected="one train state",
-        found=f"a {source_layout}: a train state for each replica, and an outer optimizer",
-        remedy="Convert its outer params with --params_only: no other layout has a place for the rest.",
-    )
+def read(state: abstract_state.AbstractState, layout: layouts.StateLayout, *, params_only: bool) -> Source:
+  """The source, with the role of each of its leaves; out of Tunix's wrappers, if it is Tunix's."""
+  roles = roles_lib.read(state, layout)
+  if not params_only:
+    moments.check(roles, state.leaves, layout)
+  dropped = {}
+  if layouts.is_tunix(layout):
+    roles, dropped = tunix.unwrap(roles, state.leaves, params_only)
+  return Source(state, layout, roles, dropped)
 
 
-def _layer_naming(target_layout, reads) -> str:
-  """How layers that are not scanned are written where nothing else is asked for."""
-  if reads is not None:
-    return reads.layer_naming
-  return schedules.FLAT if target_layout.framework == "linen" else schedules.NESTED
+def select(source: Source, goal: Goal) -> Selected:
+  """The leaves that go along, each variable's collection in the target, and what is left out, with the reason."""
+  variables = [role for role in source.roles.by_path.values() if isinstance(role, Variable)]
+  is_trained = any(variable.subtree is not None for variable in variables)
+  collections = {
+      variable: variable.collection if goal.keeps_form else _collection(variable, goal.layout, is_trained)
+      for variable in variables
+  }
+  reasons = {path: _reason(role, collections, goal) for path, role in source.roles.by_path.items()}
+  kept = {role: path for path, role in source.roles.by_path.items() if not reasons[path]}
+  if goal.release is not None:
+    former = _former_params(kept, goal.decoder, goal.release)
+    collections |= {variable: layouts.NNX_AUX for variable in variables if variable.path in former}
+    lost = {role for role in kept if isinstance(role, Variable) and _is_lost(role, collections)}
+    release = ".".join(map(str, goal.release))
+    reasons |= {kept[role]: f"MaxText {release} trains no {'/'.join(role.path[-2:])}" for role in lost}
+    kept = {role: path for role, path in kept.items() if role not in lost}
+  filled = lambda path: not abstract_state.is_empty(source.state.leaves[path])
+  dropped = {path: reason for path, reason in reasons.items() if reason and filled(path)}
+  return Selected(kept, collections, {**dropped, **source.dropped})
 
 
-def _model_schedule(decoder, scan_layers, release, reads) -> schedules.Schedule | None:
-  """The schedule of the config's decoder, if there is one and it is asked for."""
-  if decoder is None or not decoder.known_order or scan_layers is None or release is None or reads is None:
-    return None
-  return families.schedule(decoder, scan_layers, reads.trainer, release)
+def arrange(
+    source: Source, selected: Selected, goal: Goal
+) -> tuple[list[layers.Arranged], schedules.Schedule, schedules.Schedule]:
+  """The variables of the target, arranged; the schedule of the source; the schedule that they follow."""
+  leaves, paths = source.state.leaves, selected.paths
+  variables = {role: leaves[path] for role, path in paths.items() if isinstance(role, Variable)}
+  path_of = lambda it: paths.get(it) or roles_lib.write(it, source.layout, source.roles.bare_subtrees)
+  before = schedules.find(variables, goal.param_scan_axis, path_of)
+  after = layers.target_schedule(before, goal.scan_layers, goal.layer_naming, goal.schedule)
+  layers.check_one_role(variables, before, path_of)
+  if goal.scan_layers is False:
+    schedules.refuse_unknown_order(variables, path_of)
+  arranged = layers.arrange(
+      variables,
+      before,
+      after,
+      param_scan_axis=goal.param_scan_axis,
+      path_of=path_of,
+      collection_of=selected.collections.__getitem__,
+  )
+  if goal.decoder is None:
+    layers.refuse_blocks(arranged, paths)
+  elif not goal.decoder.known_order:
+    layers.refuse_new_arrangement(arranged, paths, goal.decoder)
+  return arranged, before, after
 
 
-def _target_collection(variable, layout, is_trained) -> str:
+def _is_lost(variable, collections) -> bool:
+  """Whether this is a moment of what is no Param in the target."""
+  return variable.subtree is not None and collections[dataclasses.replace(variable, subtree=None)] == layouts.NNX_AUX
+
+
+def _reason(role, collections, goal) -> str:
+  """Why a leaf is left out on request; "" if it is not."""
+  if not goal.keeps_nnx_aux and collections.get(role) == layouts.NNX_AUX:
+    return "--nnx_aux=drop"
+  is_param = isinstance(role, Variable) and role == Variable(layouts.PARAMS, role.path)
+  return "--params_only" if goal.params_only and not is_param else ""
+
+
+def _collection(variable, layout, is_trained) -> str:
   """The collection of a variable in the target's layout."""
   collection, path = variable.collection, variable.path
   if variable.subtree is not None:
@@ -177,92 +167,11 @@ def _target_collection(variable, layout, is_trained) -> str:
   return collection if collection != layouts.NNX_AUX else variable_kinds.linen_collection(path) or collection
 
 
-def _former_params(leaves, kept, dropped, decoder, release, collection_of) -> frozenset[Path]:
-  """The paths of Params that are none in the release.
-
-  Their moments have no place there, nor have those of any variable that an NNX trainer has for no Param: they move to
-  `dropped`.
-  """
-  is_model_param = lambda role: isinstance(role, Variable) and role == Variable(layouts.PARAMS, role.path)
-  paths = {role.path for role in kept.values() if is_model_param(role)}
-  for role in kept.values():
-    if isinstance(role, Variable) and role.collection == layouts.NNX_AUX:
-      families.refuse_later_variable(role.path, release)
-  former = frozenset(path for path in paths if families.is_former_param(path, decoder, release))
-  for source_path, role in list(kept.items()):
-    if not isinstance(role, Variable) or role.subtree is None:
-      continue
-    if role.path in former or collection_of(dataclasses.replace(role, subtree=None)) == layouts.NNX_AUX:
-      del kept[source_path]
-      if abstract_state.is_empty(leaves[source_path]):
-        continue
-      dropped[source_path] = f"MaxText {'.'.join(map(str, release))} trains no {'/'.join(role.path[-2:])}"
-  return former
-
-
-def _arrange(variables, path_of, scan_layers, naming, param_scan_axis, model, collection_of):
-  """The variables of the target, arranged, the schedule of the source, and the one that they follow."""
-  before = schedules.find(variables, param_scan_axis, path_of)
-  after = layers.target_schedule(before, scan_layers, naming, model)
-  layers.check_one_role(variables, before, path_of)
-  if scan_layers is False:
-    schedules.refuse_unknown_order(variables, path_of)
-  options = {"param_scan_axis": param_scan_axis, "path_of": path_of, "collection_of": collection_of}
-  return layers.arrange(variables, before, after, **options), before, after
-
-
-def _decay_mask(kept, adamw_mask) -> dict[Path, Any]:
-  """The empty nodes that a mask of adamw's weight decay gives to Linen."""
-  subtrees = {role.subtree for role in kept.values() if isinstance(role, Variable) and role.subtree is not None}
-  return optimizer.decay_mask(subtrees) if adamw_mask else {}
-
-
-def _target_framework(direction, source_layout) -> str:
-  """The framework to convert to; refuses a direction that starts from the other one."""
-  if direction == "auto":
-    return "nnx" if source_layout.framework == "linen" else "linen"
-  begin, end = direction.split("_to_")
-  if begin != source_layout.framework:
-    raise errors.DirectionError(
-        f"--direction={direction}",
-        expected=f"a source of {begin.replace('nnx', 'NNX').replace('linen', 'Linen')}",
-        found=f"the layout {source_layout}",
-        remedy="Leave out --direction, or give the one that starts from this layout.",
-    )
-  return end
-
-
-def _target_layout(source_layout, direction, nnx_values, params_only) -> layouts.StateLayout:
-  """The layout to write where no release asks for its own."""
-  if direction == "auto" and params_only and nnx_values is None:
-    return layouts.LINEN  # From which `load_parameters_path` takes weights in every release, with either trainer.
-  if layouts.is_tunix(source_layout) and direction == "auto":
-    return layouts.LINEN_OF_NNX
-  if _target_framework(direction, source_layout) == "linen":
-    return source_layout if source_layout.framework == "linen" and not source_layout.apart else layouts.LINEN
-  boxes = {"plain": (False, False), "boxed": (True, False), "all_boxed": (True, True)}.get(nnx_values)
-  within_nnx = source_layout.framework == "nnx"
-  if boxes is None:
-    boxes = (source_layout.boxed_variables, source_layout.boxed_optimizer) if within_nnx else (True, False)
-  if params_only or (within_nnx and source_layout.opt_state is None):
-    keeps = within_nnx and source_layout.opt_state is None and not layouts.is_tunix(source_layout)
-    layout = source_layout if keeps else layouts.NNX_PARAMS_ONLY
-  else:
-    layout = layouts.NNX_PLAIN
-  return layouts.with_boxes(layout, *boxes)
-
-
-def _select(
-    roles, leaves, collection_of, keep_nnx_aux, params_only
-) -> tuple[dict[Path, roles_lib.Role], dict[Path, str]]:
-  """The leaves that go along, and those that are left out on request, with the reason."""
-  kept, dropped = {}, {}
-  for path, role in roles.by_path.items():
-    is_aux = isinstance(role, Variable) and collection_of(role) == layouts.NNX_AUX
-    is_param = isinstance(role, Variable) and role == Variable(layouts.PARAMS, role.path)
-    if (params_only and not is_param) or (is_aux and not keep_nnx_aux):
-      if not abstract_state.is_empty(leaves[path]):
-        dropped[path] = "--nnx_aux=drop" if is_aux and not keep_nnx_aux else "--params_only"
-    else:
-      kept[path] = role
-  return kept, dropped
+def _former_params(kept: Iterable[roles_lib.Role], decoder, release) -> frozenset[Path]:
+  """The paths of Params that are none in the release, where their moments have no place."""
+  variables = [role for role in kept if isinstance(role, Variable) and role.subtree is None]
+  for variable in variables:
+    if variable.collection == layouts.NNX_AUX:
+      families.refuse_later_variable(variable.path, release)
+  params = (variable.path for variable in variables if variable.collection == layouts.PARAMS)
+  return frozenset(path for path in params if families.is_former_param(path, decoder, release))

@@ -14,6 +14,7 @@
 
 """The state that a plan writes: where its leaves go, its lists and its empty nodes."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -22,6 +23,8 @@ import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import goal as goal_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import layers
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter import optimizer
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
@@ -32,42 +35,101 @@ Path = abstract_state.Path
 Variable = roles_lib.Variable
 
 
-def build(source, source_layout, target_layout, roles, kept, arranged, empty_nodes):
-  """The target's state and moves. `empty_nodes` is None where the optimizer keeps its form."""
-  if empty_nodes is None:
-    bare_subtrees = roles.bare_subtrees if source_layout.framework == "linen" else frozenset()
-    leaves, moves = _target_leaves(source, target_layout, bare_subtrees, kept, arranged)
-    lists = _with_children(source.lists, leaves) if source_layout.framework == "linen" else frozenset()
-    return abstract_state.AbstractState(leaves, lists), moves
-  subtrees = {role.subtree for role in kept.values() if isinstance(role, Variable) and role.subtree is not None}
-  bare_subtrees = _bare_subtrees(subtrees, target_layout, arranged)
-  leaves, moves = _target_leaves(source, target_layout, bare_subtrees, kept, arranged)
-  return _structured(leaves, source, target_layout, subtrees, bare_subtrees, roles, kept, empty_nodes), moves
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What the source is.
+
+  Attributes:
+    state: its abstract state.
+    layout: its layout.
+    roles: the role of each leaf.
+    dropped: the leaves that have none, each with the reason.
+  """
+
+  state: abstract_state.AbstractState
+  layout: layouts.StateLayout
+  roles: roles_lib.Roles
+  dropped: Mapping[Path, str]
 
 
-def _bare_subtrees(subtrees, layout, arranged) -> frozenset[Path]:
+@dataclasses.dataclass(frozen=True)
+class Selected:
+  """What goes along.
+
+  Attributes:
+    paths: where the leaf of each role stands in the source.
+    collections: the collection of each variable in the target.
+    dropped: the leaves that do not go along, each with the reason.
+  """
+
+  paths: Mapping[roles_lib.Role, Path]
+  collections: Mapping[Variable, str]
+  dropped: Mapping[Path, str]
+
+  @property
+  def subtrees(self) -> frozenset[Path]:
+    """The optimizer's params-like subtrees."""
+    of = (role.subtree for role in self.paths if isinstance(role, Variable))
+    return frozenset(subtree for subtree in of if subtree is not None)
+
+
+def build(
+    source: Source,
+    selected: Selected,
+    goal: goal_lib.Goal,
+    arranged: Sequence[layers.Arranged],
+    known_nodes: Mapping[Path, Any],
+) -> tuple[abstract_state.AbstractState, dict[Path, plan_lib.Move], Mapping[Path, Any]]:
+  """The target's abstract state, its moves, and the empty optimizer nodes to keep on record.
+
+  Args:
+    source: the source.
+    selected: the leaves of it that go along.
+    goal: the goal.
+    arranged: the target's variables.
+    known_nodes: the optimizer's empty nodes known from an earlier conversion, by Linen path below `opt_state`.
+
+  Raises:
+    PathCollisionError: two leaves would land on one path.
+    LayoutError: a leaf would be taken for a box.
+    StepError: the step is no integer scalar.
+  """
+  is_linen, bare_subtrees = source.layout.framework == "linen", _bare_subtrees(source, selected, goal, arranged)
+  leaves, moves = _target_leaves(source.state, goal.layout, bare_subtrees, selected.paths, arranged)
+  if goal.keeps_form:
+    lists = _with_children(source.state.lists, leaves) if is_linen else frozenset()
+    target = abstract_state.AbstractState(leaves, lists)
+  else:
+    nodes = known_nodes or (optimizer.decay_mask(selected.subtrees) if goal.adamw_mask else {})
+    target = _structured(leaves, source, selected, goal.layout, bare_subtrees, nodes)
+  _refuse_ambiguous(target, goal.layout)
+  return target, moves, _empty_optimizer_nodes(source, selected) if is_linen else known_nodes
+
+
+def _bare_subtrees(source, selected, goal, arranged) -> frozenset[Path]:
   """The params-like subtrees that the target has without a collection level."""
-  if layout.nnx_optimizer:
-    return optimizer.bare_subtrees(subtrees)
+  if goal.keeps_form:
+    return source.roles.bare_subtrees if source.layout.framework == "linen" else frozenset()
+  if goal.layout.nnx_optimizer:
+    return optimizer.bare_subtrees(selected.subtrees)
   # Where there is fp8 state, Flax's `TrainState.create` hands optax the params collection itself, and no other.
   fp8 = [item.variable for item in arranged if variable_kinds.linen_collection(item.variable.path) == variable_kinds.FP8]
   is_bare = fp8 and all(variable.collection == variable_kinds.FP8 and variable.subtree is None for variable in fp8)
-  return frozenset(subtrees) if is_bare else frozenset()
+  return selected.subtrees if is_bare else frozenset()
 
 
-def _target_leaves(source, target_layout, bare_subtrees, kept, arranged):
+def _target_leaves(state, target_layout, bare_subtrees, source_paths, arranged):
   """The target's leaves and moves, before its empty nodes are put right."""
   leaves, moves = {}, {}
-  source_paths = {role: path for path, role in kept.items()}
   for item in arranged:
     path = roles_lib.write(item.variable, target_layout, bare_subtrees)
     _put(leaves, path, item.leaf)
     if item.move is not None:
       moves[path] = _located(item.move, source_paths)
-  for source_path, role in kept.items():
+  for role, source_path in source_paths.items():
     if isinstance(role, Variable):
       continue
-    leaf, path = source.leaves[source_path], roles_lib.write(role, target_layout)
+    leaf, path = state.leaves[source_path], roles_lib.write(role, target_layout)
     _put(leaves, path, _cast_step(source_path, leaf, target_layout) if isinstance(role, roles_lib.Step) else leaf)
     if not abstract_state.is_empty(leaf):
       moves[path] = plan_lib.copy(source_path)
@@ -103,7 +165,7 @@ def _cast_step(path, leaf, layout):
   )
 
 
-def refuse_ambiguous(target: abstract_state.AbstractState, layout: layouts.StateLayout):
+def _refuse_ambiguous(target: abstract_state.AbstractState, layout: layouts.StateLayout):
   """Refuses plain leaves that look boxed: whoever reads `gate/value` takes it for the box of `gate`.
 
   Raises:
@@ -121,19 +183,20 @@ def refuse_ambiguous(target: abstract_state.AbstractState, layout: layouts.State
     )
 
 
-def empty_optimizer_nodes(source, kept) -> dict[Path, Any]:
+def _empty_optimizer_nodes(source, selected) -> dict[Path, Any]:
   """The optimizer's empty nodes outside params-like subtrees, by their path below `opt_state`."""
-  roles = {path: role for path, role in kept.items() if isinstance(role, roles_lib.OptimizerLeaf)}
-  return {role.path: source.leaves[path] for path, role in roles.items() if abstract_state.is_empty(source.leaves[path])}
+  of = {role.path: path for role, path in selected.paths.items() if isinstance(role, roles_lib.OptimizerLeaf)}
+  leaves = {opt_path: source.state.leaves[path] for opt_path, path in of.items()}
+  return {opt_path: leaf for opt_path, leaf in leaves.items() if abstract_state.is_empty(leaf)}
 
 
-def _structured(leaves, source, target_layout, subtrees, bare_subtrees, roles, kept, empty_nodes):
+def _structured(leaves, source, selected, target_layout, bare_subtrees, empty_nodes):
   """The target state, with the lists and the empty nodes that its layout has."""
   if target_layout.opt_state is None:
     return abstract_state.AbstractState(leaves)
   if target_layout.framework == "nnx" or target_layout.nnx_optimizer:
     # All but an opt_state that is empty as a whole, which MaxText writes into checkpoints for decoding.
-    nodes = filter(None, empty_optimizer_nodes(source, kept))
+    nodes = filter(None, _empty_optimizer_nodes(source, selected))
     absent = {roles_lib.write(roles_lib.OptimizerLeaf(path), target_layout) for path in nodes}
     leaves = {path: leaf for path, leaf in leaves.items() if path not in absent}
   prefix = target_layout.opt_state
@@ -141,14 +204,14 @@ def _structured(leaves, source, target_layout, subtrees, bare_subtrees, roles, k
   parents = {(*prefix, *path[:i]) for path in empty_nodes for i in range(len(path))}
   leaves = {path: leaf for path, leaf in leaves.items() if path not in parents or not abstract_state.is_empty(leaf)}
   opt_paths = {path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix}
-  has_optimizer = any(isinstance(role, (roles_lib.OptimizerLeaf, roles_lib.Step)) for role in kept.values())
+  has_optimizer = any(isinstance(role, (roles_lib.OptimizerLeaf, roles_lib.Step)) for role in selected.paths)
   if target_layout.framework == "nnx" or not has_optimizer:
     return abstract_state.AbstractState(leaves)
   if target_layout.nnx_optimizer:
     empties, lists = optimizer.nnx_trainer_structure(opt_paths)
   else:
-    empties, lists = optimizer.linen_structure(opt_paths, subtrees, empty_nodes)
-  holes = _mask_holes(leaves, target_layout, roles.masked_subtrees, bare_subtrees)
+    empties, lists = optimizer.linen_structure(opt_paths, selected.subtrees, empty_nodes)
+  holes = _mask_holes(leaves, target_layout, source.roles.masked_subtrees, bare_subtrees)
   leaves = leaves | holes | {(*prefix, *path): leaf for path, leaf in empties.items()}
   return abstract_state.AbstractState(leaves, frozenset((*prefix, *path) for path in lists))
 
