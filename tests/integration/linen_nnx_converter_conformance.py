@@ -141,7 +141,7 @@ def trace(model: str, trainer: str, scan_layers: bool) -> Traced:
   try:
     state = maxtext_config.nnx_state(config)
   except Exception as e:  # As saved_state does.  pylint: disable=broad-except
-    raise errors.ConfigError(model, expected="a model that MaxText can trace", found=str(e), remedy="") from e
+    raise errors.ConfigError(model, "a model that MaxText can trace", str(e), "") from e
   kinds = {tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
   params = frozenset(path for path, v in kinds.items() if path[0] == "optimizer" or isinstance(v, nnx.Param))
   return Traced(config, _flatten(train_state_nnx.to_checkpoint_dict(state)), _flatten(state.to_pure_dict()), params)

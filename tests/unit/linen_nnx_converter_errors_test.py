@@ -31,7 +31,7 @@ class CopiesTest(parameterized.TestCase):
 
   @parameterized.product(cls=CLASSES, path=(("params", "w"), "/tmp/a\nb"))
   def test_pickled_and_copied(self, cls, path):
-    error = cls(path, expected="a", found="b", remedy="Do c.")
+    error = cls(path, "a", "b", "Do c.")
     error.add_note("a note")
     pickled = [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     for copied in (*pickled, copy.copy(error), copy.deepcopy(error)):

@@ -74,15 +74,16 @@ def rows_of(call: ast.Call) -> list[Row]:
     cls, expected, remedy = HELPERS[name]
     remedies = texts(call.args[remedy]) if len(call.args) > remedy else [schedules.REMEDY]
     return [(cls, e, r) for e in texts(call.args[expected]) for r in remedies]
-  if not (isinstance(getattr(errors, name, None), type) and call.keywords):
+  cls = getattr(errors, name, None)
+  if not isinstance(cls, type) or len(call.args) < 3:
     return []
-  given = {keyword.arg: texts(keyword.value) for keyword in call.keywords}
-  return [(name, e, r) for e in given["expected"] for r in given["remedy"]]
+  remedies = texts(call.args[3]) if len(call.args) > 3 else [cls.REMEDY]
+  return [(name, e, r) for e in texts(call.args[1]) for r in remedies]
 
 
 def rows_of_code() -> set[Row]:
   calls = (
-      node for path in CODE.glob("*.py") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+      node for path in CODE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
   )
   rows = {(cls, e.strip(), r.strip()) for call in calls for cls, e, r in rows_of(call)}
   return {row for row in rows if row[1:] != ("…", "…")}  # Of the helpers themselves.

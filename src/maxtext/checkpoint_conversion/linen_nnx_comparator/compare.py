@@ -154,7 +154,7 @@ def _of_side[T](side: str, function: Callable[..., T], *args) -> T:
     return function(*args)
   except errors.ConversionError as e:
     remedy = e.remedy.replace("--source_path", side)
-    raise type(e)(f"{side}: {e.path}", expected=e.expected, found=e.found, remedy=remedy) from e
+    raise type(e)(f"{side}: {e.path}", e.expected, e.found, remedy) from e
 
 
 def _outcome(item: align.Aligned, reading: "_Reading") -> result.Outcome:
@@ -235,12 +235,7 @@ class _Reading:
     except ValueError as e:  # What TensorStore raises for missing, truncated or corrupt data.
       place = f"{'AB'[read.side]}: {'/'.join(read.source)}"
       errors.check_access(place, e)
-      return errors.DamagedSourceError(
-          place,
-          expected="chunks that can be read",
-          found=errors.one_line(e),
-          remedy="The checkpoint is damaged: use another step.",
-      )
+      return errors.DamagedSourceError(place, "chunks that can be read", errors.one_line(e))
 
   async def _opened(self, side, source):
     if (side, source) not in self._open:

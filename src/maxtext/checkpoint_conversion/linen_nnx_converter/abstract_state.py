@@ -69,9 +69,7 @@ def flatten(tree: Any) -> AbstractState:
   for keypath, leaf in _with_paths(tree):
     path = tuple(jax.tree_util.keystr((key,), simple=True) for key in keypath)
     if path in leaves:
-      raise errors.PathCollisionError(
-          path, expected="one leaf of this path", found="two", remedy="Rename one of the keys in the source."
-      )
+      raise errors.PathCollisionError(path, "one leaf of this path", "two", "Rename one of the keys in the source.")
     leaves[path] = _empty_node(leaf) if is_empty(leaf) else leaf
     lists.update(path[:i] for i, key in enumerate(keypath) if isinstance(key, jax.tree_util.SequenceKey))
   return AbstractState(leaves, frozenset(lists))
@@ -111,9 +109,9 @@ def _with_paths(tree):
   except ValueError as e:  # JAX sorts the keys.
     raise errors.LayoutError(
         "top level",
-        expected="keys of one kind in each dict",
-        found="some that cannot be sorted",
-        remedy="Give strings for keys, as in a checkpoint.",
+        "keys of one kind in each dict",
+        "some that cannot be sorted",
+        "Give strings for keys, as in a checkpoint.",
     ) from e
 
 
@@ -125,9 +123,9 @@ def _check_depth(tree):
     if depth > _MOST_LEVELS:
       raise errors.LayoutError(
           "top level",
-          expected=f"a tree of at most {_MOST_LEVELS} levels",
-          found="a deeper one",
-          remedy="This is no train state: give the folder that holds one.",
+          f"a tree of at most {_MOST_LEVELS} levels",
+          "a deeper one",
+          "This is no train state: give the folder that holds one.",
       )
     if isinstance(node, (dict, list, tuple)):
       nodes += [(child, depth + 1) for child in (node.values() if isinstance(node, dict) else node)]

@@ -102,15 +102,15 @@ def verify_checkpoint(
   if not expected:
     raise errors.NotACheckpointError(
         items,
-        expected="digests",
-        found=f"none of its {len(checkpoint.stored)} leaves with one",
-        remedy="Nothing was verified: convert anew with --verify=full.",
+        "digests",
+        f"none of its {len(checkpoint.stored)} leaves with one",
+        "Nothing was verified: convert anew with --verify=full.",
     )
   found = coroutines.run(_differences(checkpoint, expected, budget, progress or progress_lib.Silent()))
   if found:
     first, difference = next(iter(found.items()))
     others = f", and {len(found) - 1} more leaves that differ: {_names(list(found)[1:])}" if len(found) > 1 else ""
-    raise errors.VerificationError(first, expected=difference[0], found=difference[1] + others, remedy=_REMEDY)
+    raise errors.VerificationError(first, difference[0], difference[1] + others, _REMEDY)
   verified = tuple(path for path, leaf in checkpoint.stored.items() if leaf.name in expected)
   without = tuple(path for path, leaf in checkpoint.stored.items() if leaf.name not in expected)
   nbytes = sum(checkpoint.stored[path].nbytes for path in verified)
@@ -190,7 +190,7 @@ def _opened(items) -> storage.Checkpoint:
   except errors.AccessError:
     raise
   except errors.ConversionError as e:  # It was readable when it was committed.
-    raise errors.VerificationError(e.path, expected=e.expected, found=e.found, remedy=_REMEDY) from e
+    raise errors.VerificationError(e.path, e.expected, e.found, _REMEDY) from e
 
 
 async def _differences(checkpoint, expected: Mapping[str, digests.Digest], memory_budget, progress):

@@ -272,7 +272,7 @@ def _settings(source_path, target_path, config, options) -> tuple[PathLike, Path
     options, run = maxtext_config.with_config(options, config), maxtext_config.run(config, release)
   for name, path in (("--source_path", source_path), ("--target_path", target_path)):
     if not path:
-      raise errors.TargetError(name, expected="a path", found="none", remedy=f"Give {name}.")
+      raise errors.TargetError(name, "a path", "none", f"Give {name}.")
   return source_path, target_path, options, run
 
 
@@ -303,9 +303,9 @@ def _check_scan_flag(plan, location, custom_metadata):
   if isinstance(flag, bool) and plan.source_scan_layers is not None and flag != plan.source_scan_layers:
     raise errors.ConfigError(
         location.final / "_CHECKPOINT_METADATA",
-        expected=f"scan_layers={plan.source_scan_layers}, as the layers in the checkpoint are written",
-        found=f"scan_layers={flag}",
-        remedy="Check which run wrote the checkpoint, and correct the flag; without a config it is left aside.",
+        f"scan_layers={plan.source_scan_layers}, as the layers in the checkpoint are written",
+        f"scan_layers={flag}",
+        "Check which run wrote the checkpoint, and correct the flag; without a config it is left aside.",
     )
 
 
@@ -341,8 +341,5 @@ def _recorded_empty_nodes(custom_metadata) -> dict[Path, Any]:
   except (AttributeError, TypeError, ValueError) as e:
     found = str(e)
   raise errors.DamagedSourceError(
-      f"custom_metadata/{RECORD}",
-      expected="empty_nodes as an earlier conversion recorded them",
-      found=found,
-      remedy="The checkpoint is damaged: use another step.",
+      f"custom_metadata/{RECORD}", "empty_nodes as an earlier conversion recorded them", found
   )

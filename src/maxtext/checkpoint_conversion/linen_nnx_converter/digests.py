@@ -156,9 +156,9 @@ def read(folder: epath.Path) -> dict[str, Digest]:
   if not path.exists():
     raise errors.NotACheckpointError(
         folder,
-        expected=f"{FILE}, the digests that the converter keeps with a target that it verifies",
-        found="none",
-        remedy="Nothing was verified: compare it with its source, or convert anew with --verify=full.",
+        f"{FILE}, the digests that the converter keeps with a target that it verifies",
+        "none",
+        "Nothing was verified: compare it with its source, or convert anew with --verify=full.",
     )
   try:
     document = json.loads(path.read_text())
@@ -171,7 +171,7 @@ def read(folder: epath.Path) -> dict[str, Digest]:
   except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
     errors.check_access(path, e)
     raise errors.VerificationError(
-        path, expected="the digests that were written", found=f"{e}"[:200], remedy="The disk is not to be trusted."
+        path, "the digests that were written", f"{e}"[:200], "The disk is not to be trusted."
     ) from e
 
 

@@ -17,8 +17,6 @@
 Every message is one line: which path, what was expected there, what was found, and what to do.
 """
 
-import functools
-
 # How TensorStore's ValueErrors begin that say nothing of the data. Others may be of damage.
 _NO_ACCESS = (
     "ABORTED",
@@ -43,29 +41,38 @@ def escaped(text: str) -> str:
 
 
 class ConversionError(ValueError):
-  """A conversion that cannot be done without guessing, or whose input is damaged."""
+  """A conversion that cannot be done without guessing, or whose input is damaged.
 
-  def __init__(self, path, *, expected: str, found: str, remedy: str):
+  Attributes:
+    path, expected, found, remedy: the parts of the message, as they were given.
+    REMEDY: what the user can do where nothing else is said.
+  """
+
+  REMEDY = ""
+
+  def __init__(self, path, expected: str, found: str, remedy: str | None = None):
     """Builds the one-line message.
 
     Args:
       path: a leaf path (a tuple of strings), or the path of a file or folder.
       expected: what the converter needs at `path`.
       found: what is there.
-      remedy: what the user can do about it.
+      remedy: what the user can do about it; None is the class's own.
     """
     self.path = "/".join(path) if isinstance(path, tuple) else str(path)
-    self.expected, self.found, self.remedy = expected, found, remedy
-    super().__init__(escaped(f"{self.path}: expected {expected}, found {found}. {remedy}"))
+    self.expected, self.found = expected, found
+    self.remedy = self.REMEDY if remedy is None else remedy
+    super().__init__(escaped(f"{self.path}: expected {expected}, found {found}. {self.remedy}"))
 
   def __reduce__(self):
     # Copies and pickles are made of an exception's `args`, which hold the message alone.
-    fields = {"expected": self.expected, "found": self.found, "remedy": self.remedy}
-    return functools.partial(type(self), self.path, **fields), (), self.__dict__
+    return type(self), (self.path, self.expected, self.found, self.remedy), self.__dict__
 
 
 class OptionError(ConversionError):
   """An option that there is not, or a value that it cannot have."""
+
+  REMEDY = "Give one of these values."
 
 
 class SourceNotFoundError(ConversionError):
@@ -79,9 +86,13 @@ class NotACheckpointError(ConversionError):
 class UnfinishedCheckpointError(ConversionError):
   """The source was never committed, or lacks a file that its metadata names."""
 
+  REMEDY = "The checkpoint is damaged or was never committed: use another step."
+
 
 class DamagedSourceError(ConversionError):
   """An array of the source cannot be read."""
+
+  REMEDY = "The checkpoint is damaged: use another step."
 
 
 class AccessError(ConversionError):
@@ -98,6 +109,8 @@ class SourceChangedError(ConversionError):
 
 class TargetError(ConversionError):
   """The target exists, overlaps the source, or cannot be written."""
+
+  REMEDY = "Choose another --target_path."
 
 
 class PathNameError(ConversionError):
@@ -118,6 +131,8 @@ class ConfigError(ConversionError):
 
 class UnaccountedLeafError(ConversionError):
   """A leaf that no rule of the layout accounts for."""
+
+  REMEDY = "This is a defect of the converter: please report it."
 
 
 class LayerStackError(ConversionError):
@@ -154,7 +169,7 @@ def check_access(path, e: Exception):
   if is_the_systems or (isinstance(e, ValueError) and str(e).startswith(_NO_ACCESS)):
     raise AccessError(
         getattr(e, "filename", None) or path,
-        expected="a path that can be read from here",
-        found=(getattr(e, "strerror", None) or one_line(e)).lower(),
-        remedy="Check its permissions, or the network and the credentials, and try again.",
+        "a path that can be read from here",
+        (getattr(e, "strerror", None) or one_line(e)).lower(),
+        "Check its permissions, or the network and the credentials, and try again.",
     ) from e

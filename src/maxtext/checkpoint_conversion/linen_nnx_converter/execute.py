@@ -81,9 +81,9 @@ def checked_cast(path: Path, value: Any, dtype: np.dtype) -> Any:
   if not limits.min <= int(value) <= limits.max:
     raise errors.StepError(
         path,
-        expected=f"a step from {limits.min} to {limits.max}, the range of {np.dtype(dtype)}",
-        found=f"{int(value)}",
-        remedy="The checkpoint is damaged, or its step is of an unknown kind.",
+        f"a step from {limits.min} to {limits.max}, the range of {np.dtype(dtype)}",
+        f"{int(value)}",
+        "The checkpoint is damaged, or its step is of an unknown kind.",
     )
   return value.astype(dtype)
 

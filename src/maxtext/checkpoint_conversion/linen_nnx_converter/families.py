@@ -167,9 +167,9 @@ def is_former_param(path: tuple[str, ...], decoder: Decoder | None, release: Rel
     if any(part.startswith(former.groups) for part in path[:2]):
       raise errors.ConfigError(
           path,
-          expected="the model's name, which decides whether this is a Param",
-          found="no config",
-          remedy="Give the model's config: base.yml model_name=…",
+          "the model's name, which decides whether this is a Param",
+          "no config",
+          "Give the model's config: base.yml model_name=…",
       )
   return False
 
@@ -184,9 +184,9 @@ def unknown_order(path: tuple[str, ...], found: str, decoder: Decoder) -> errors
   """The refusal of what the config of a pipeline, of engram, or of an unknown decoder block leaves open."""
   return errors.ConfigError(
       path,
-      expected="the arrangement kept, since none is known for a pipeline, engram, or a decoder_block new to the release",
-      found=f"{found}, of decoder_block={decoder.block}",
-      remedy="Give scan_layers as the checkpoint has it, and the release that wrote it.",
+      "the arrangement kept, since none is known for a pipeline, engram, or a decoder_block new to the release",
+      f"{found}, of decoder_block={decoder.block}",
+      "Give scan_layers as the checkpoint has it, and the release that wrote it.",
   )
 
 
@@ -194,9 +194,9 @@ def unknown_blocks(path: tuple[str, ...], mark: str) -> errors.ConfigError:
   """The refusal to stack layers that MaxText scans in blocks, whose length only a config tells."""
   return errors.ConfigError(
       path,
-      expected=f"the model's config, for layers with {mark} are scanned in blocks ({', '.join(BLOCK_MARKS[mark])})",
-      found="none",
-      remedy="Give it, base.yml model_name=…, or pass --scan_layers=False.",
+      f"the model's config, for layers with {mark} are scanned in blocks ({', '.join(BLOCK_MARKS[mark])})",
+      "none",
+      "Give it, base.yml model_name=…, or pass --scan_layers=False.",
   )
 
 
@@ -211,9 +211,9 @@ def refuse_later_variable(path: tuple[str, ...], release: Release):
     if is_one and release < former.since:
       raise errors.ConfigError(
           path,
-          expected=f"a Param with moments, as MaxText {'.'.join(map(str, release))} keeps it",
-          found="a variable that is no Param and has none",
-          remedy=f"Convert for {'.'.join(map(str, former.since))} or later.",
+          f"a Param with moments, as MaxText {'.'.join(map(str, release))} keeps it",
+          "a variable that is no Param and has none",
+          f"Convert for {'.'.join(map(str, former.since))} or later.",
       )
 
 
@@ -270,9 +270,9 @@ def _in_blocks(decoder, blocks) -> Iterator[LayerStack]:
   if left and blocks.remainder is None:
     raise errors.LayerStackError(
         ("decoder", blocks.module),
-        expected=f"a number of layers that blocks of {period} can hold, as {decoder.block} is scanned",
-        found=f"{decoder.num_layers - before}",
-        remedy="MaxText would silently lose the rest: keep --scan_layers=False.",
+        f"a number of layers that blocks of {period} can hold, as {decoder.block} is scanned",
+        f"{decoder.num_layers - before}",
+        "MaxText would silently lose the rest: keep --scan_layers=False.",
     )
   yield from schedules.unscanned(_LAYERS, before, schedules.FLAT)
   module = ("decoder", blocks.module)

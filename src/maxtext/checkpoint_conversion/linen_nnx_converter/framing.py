@@ -68,9 +68,9 @@ def check_target(folder: epath.Path, *, use_ocdbt: bool):
   if "**" in os.fspath(folder) or (use_ocdbt and not all(fnmatch.fnmatchcase(name, name) for name in folder.parts)):
     raise errors.PathNameError(
         folder,
-        expected="a path without ** and [...]: Orbax takes it for a pattern, and would not find what it has written",
-        found=repr(os.fspath(folder)),
-        remedy="Choose another --target_path.",
+        "a path without ** and [...]: Orbax takes it for a pattern, and would not find what it has written",
+        repr(os.fspath(folder)),
+        "Choose another --target_path.",
     )
 
 

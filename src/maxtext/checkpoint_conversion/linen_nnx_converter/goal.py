@@ -113,9 +113,9 @@ def _refuse_apart(source, params_only):
   if source.apart and not params_only:
     raise errors.LayoutError(
         (min(source.apart),),
-        expected="one train state",
-        found=f"a {source}: a train state for each replica, and an outer optimizer",
-        remedy="Convert its outer params with --params_only: no other layout has a place for the rest.",
+        "one train state",
+        f"a {source}: a train state for each replica, and an outer optimizer",
+        "Convert its outer params with --params_only: no other layout has a place for the rest.",
     )
 
 
@@ -151,8 +151,8 @@ def _framework(source, direction) -> str:
   if begin != source.framework:
     raise errors.DirectionError(
         f"--direction={direction}",
-        expected=f"a source of {begin.replace('nnx', 'NNX').replace('linen', 'Linen')}",
-        found=f"the layout {source}",
-        remedy="Leave out --direction, or give the one that starts from this layout.",
+        f"a source of {begin.replace('nnx', 'NNX').replace('linen', 'Linen')}",
+        f"the layout {source}",
+        "Leave out --direction, or give the one that starts from this layout.",
     )
   return end

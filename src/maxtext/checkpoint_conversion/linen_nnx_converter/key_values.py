@@ -112,9 +112,9 @@ def check_place(directory: epath.Path):
   if not is_taken:
     raise errors.PathNameError(
         directory,
-        expected="a path of UTF-8 without backslashes, in which no name ends in .__lock: TensorStore takes no others",
-        found=repr(os.fspath(directory)),
-        remedy="Rename the folder, or give another one.",
+        "a path of UTF-8 without backslashes, in which no name ends in .__lock: TensorStore takes no others",
+        repr(os.fspath(directory)),
+        "Rename the folder, or give another one.",
     )
 
 
@@ -175,12 +175,7 @@ def read_range(file: epath.Path, offset: int, nbytes: int) -> bytes:
   except FileNotFoundError:
     found = b""
   if len(found) != nbytes:
-    raise errors.DamagedSourceError(
-        file,
-        expected=f"{nbytes} bytes from {offset} on",
-        found=f"{len(found)}",
-        remedy="The checkpoint is damaged: use another step.",
-    )
+    raise errors.DamagedSourceError(file, f"{nbytes} bytes from {offset} on", f"{len(found)}")
   return found
 
 
@@ -201,9 +196,8 @@ def file_lengths(directory: epath.Path, index: Index) -> dict[str, int]:
     if length is None or length < end:
       raise errors.DamagedSourceError(
           key,
-          expected=f"its value in {path}, which should have at least {end} bytes",
-          found="no such file" if length is None else f"{length} bytes",
-          remedy="The checkpoint is damaged: use another step.",
+          f"its value in {path}, which should have at least {end} bytes",
+          "no such file" if length is None else f"{length} bytes",
       )
     lengths[file] = length
   return lengths
@@ -222,9 +216,9 @@ def _place(directory, location: str) -> Value:
   if file.startswith("/") or ".." in file.split("/"):
     raise errors.ForeignFileError(
         directory,
-        expected="data files inside the checkpoint",
-        found=f"one at {file}",
-        remedy="This is no checkpoint that a trainer wrote: do not use it.",
+        "data files inside the checkpoint",
+        f"one at {file}",
+        "This is no checkpoint that a trainer wrote: do not use it.",
     )
   return Value(file, int(offset), int(nbytes))
 

@@ -91,9 +91,9 @@ def target_schedule(source: Schedule, scan_layers: bool | None, naming: str, mod
     if counts.get(group, 0) != wanted.get(group, 0):
       raise errors.LayerStackError(
           group,
-          expected=f"{wanted.get(group, 0)} layers, as the config says",
-          found=f"{counts.get(group, 0)} in the checkpoint",
-          remedy="Give the config of the model that this is a checkpoint of.",
+          f"{wanted.get(group, 0)} layers, as the config says",
+          f"{counts.get(group, 0)} in the checkpoint",
+          "Give the config of the model that this is a checkpoint of.",
       )
   target = list(model or ())
   for group, count in counts.items():

@@ -146,17 +146,14 @@ def _refuse_partial(leaves):
     if ("qrhs", "frozen") in itertools.pairwise(path):
       raise errors.LayoutError(
           path,
-          expected="weights as they are trained",
-          found="a weight that AQT has quantized for serving",
-          remedy="Convert the checkpoint that it was made of, then quantize anew (maxtext.utils.layerwise_quantization).",
+          "weights as they are trained",
+          "a weight that AQT has quantized for serving",
+          "Convert the checkpoint that it was made of, then quantize anew (maxtext.utils.layerwise_quantization).",
       )
   weights = [path for path in leaves if path and path[0] not in ("opt_state", "optimizer", "step")]
   if weights and all(any("_lora_" in key for key in path[-2:]) for path in weights):
     raise errors.LayoutError(
-        weights[0],
-        expected="the weights of a model",
-        found="LoRA adapters alone",
-        remedy=_ADAPTERS_REMEDY[0].upper() + _ADAPTERS_REMEDY[1:],
+        weights[0], "the weights of a model", "LoRA adapters alone", _ADAPTERS_REMEDY[0].upper() + _ADAPTERS_REMEDY[1:]
     )
 
 
@@ -172,9 +169,9 @@ def _detect_params(leaves, top):
     if both := collections & modules:
       raise errors.LayoutError(
           ("params", min(both)),
-          expected=f"{min(both)} either as a collection or as a module",
-          found="both params/ and params/params/ holding it",
-          remedy="Remove the one that does not belong.",
+          f"{min(both)} either as a collection or as a module",
+          "both params/ and params/params/ holding it",
+          "Remove the one that does not belong.",
       )
     is_0_2_3 = any(variable_kinds.is_misplaced(path) for path in leaves if path[:2] == (PARAMS, PARAMS))
     return LINEN_OF_NNX_0_2_3 if is_0_2_3 else LINEN
@@ -182,9 +179,9 @@ def _detect_params(leaves, top):
     return with_boxes(OLD_NNX, True, _all_boxed(leaves, ("opt_state",)))
   raise errors.LayoutError(
       ("params",),
-      expected="params/params (Linen) or boxed leaves …/value (NNX)",
-      found=f"{_listed(collections)}, not boxed",
-      remedy="Save the weights under params/params.",
+      "params/params (Linen) or boxed leaves …/value (NNX)",
+      f"{_listed(collections)}, not boxed",
+      "Save the weights under params/params.",
   )
 
 
@@ -197,9 +194,9 @@ def _detect_tunix(leaves, top):
   if not parts(variables) & _MODEL_PARTS:
     raise errors.LayoutError(
         variables,
-        expected="a model of MaxText's: decoder, token_embedder",
-        found=_listed(parts(variables)),
-        remedy="Tunix's own models have other weights than MaxText's.",
+        "a model of MaxText's: decoder, token_embedder",
+        _listed(parts(variables)),
+        "Tunix's own models have other weights than MaxText's.",
     )
   layout = dataclasses.replace(TUNIX, variables=variables)
   if optimizer not in top:
@@ -231,9 +228,9 @@ def refuse_mixture(boxed: Sequence[Path], plain: Sequence[Path]):
   if boxed and plain:
     raise errors.LayoutError(
         plain[0],
-        expected="all leaves boxed ({value: …}) or none",
-        found=f"this one plain, {'/'.join(boxed[0])} boxed",
-        remedy="Save all of them alike.",
+        "all leaves boxed ({value: …}) or none",
+        f"this one plain, {'/'.join(boxed[0])} boxed",
+        "Save all of them alike.",
     )
 
 
@@ -259,14 +256,14 @@ def _refuse_unknown(top, known):
   if unknown := top - known:
     raise errors.LayoutError(
         (min(unknown),),
-        expected=f"only {_listed(known)} at the top",
-        found=f"{_listed(unknown)}",
-        remedy="Remove it from the checkpoint, or report the layout.",
+        f"only {_listed(known)} at the top",
+        f"{_listed(unknown)}",
+        "Remove it from the checkpoint, or report the layout.",
     )
 
 
 def _layout_error(top, expected, remedy) -> errors.LayoutError:
-  return errors.LayoutError("top level", expected=expected, found=_listed(top), remedy=remedy)
+  return errors.LayoutError("top level", expected, _listed(top), remedy)
 
 
 def _listed(keys: Iterable[str]) -> str:

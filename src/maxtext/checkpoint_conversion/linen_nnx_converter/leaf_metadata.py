@@ -102,22 +102,14 @@ def check_names(paths: Iterable[abstract_state.Path], *, use_ocdbt: bool):
     name = ".".join(path)
     if name in ("", ".", "..") or foreign.search(name):
       raise errors.LayoutError(
-          repr(path),
-          expected="keys that can be names of files",
-          found=f"the name {name!r}",
-          remedy="Rename the key in the source.",
+          repr(path), "keys that can be names of files", f"the name {name!r}", "Rename the key in the source."
       )
 
 
 def check_all_named(names: Iterable[str], paths: Iterable[abstract_state.Path], where: str):
   """Checks that each name is a leaf's: an array that the tree does not name would be lost."""
   if unknown := set(names) - {".".join(path) for path in paths}:
-    raise errors.DamagedSourceError(
-        min(unknown),
-        expected=f"a leaf in _METADATA, for {where} there is this name",
-        found="none",
-        remedy="The checkpoint is damaged: use another step.",
-    )
+    raise errors.DamagedSourceError(min(unknown), f"a leaf in _METADATA, for {where} there is this name", "none")
 
 
 def array_names(index: key_values.Index) -> Iterator[str]:

@@ -105,10 +105,7 @@ class Location:
     except (ValueError, OSError) as e:
       errors.check_access(path, e)
       raise errors.UnfinishedCheckpointError(
-          path,
-          expected="metadata that Orbax can read",
-          found=f"{type(e).__name__}: {e}"[:300],
-          remedy="The checkpoint is damaged or was never committed: use another step.",
+          path, "metadata that Orbax can read", f"{type(e).__name__}: {e}"[:300]
       ) from e
 
   def custom_metadata(self) -> dict[str, Any]:
@@ -136,9 +133,9 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
   if remote_files.is_remote(text) and not text.startswith("gs://"):
     raise errors.TargetError(
         text,
-        expected="a local path or gs://",
-        found=f"{text.split('://')[0]}://, which Orbax neither reads nor writes",
-        remedy="Give a path without it, or copy the checkpoint to local storage or to gs:// first.",
+        "a local path or gs://",
+        f"{text.split('://')[0]}://, which Orbax neither reads nor writes",
+        "Give a path without it, or copy the checkpoint to local storage or to gs:// first.",
     )
   if remote_files.is_remote(text):
     return epath.Path(text)
@@ -159,7 +156,7 @@ def find_source(path: str | os.PathLike[str]) -> Location:
   path = absolute(path)
   source_files.check_readable(path)  # What cannot be read does not exist, for epath.
   if not path.exists():
-    raise errors.SourceNotFoundError(path, expected="a checkpoint", found="nothing", remedy="Check --source_path.")
+    raise errors.SourceNotFoundError(path, "a checkpoint", "nothing", "Check --source_path.")
   if _TEMPORARY in os.fspath(path):
     raise _unfinished(path, "one of Orbax's temporary folders")
   for folder in (path, path.parent):
@@ -182,9 +179,9 @@ def find_source(path: str | os.PathLike[str]) -> Location:
     raise _unfinished(path, f"no {METADATA}, but {unfinished.name}")
   raise errors.NotACheckpointError(
       path,
-      expected=f"an Orbax checkpoint of a pytree (a folder with {METADATA})",
-      found=", ".join(child.name for child in children[:5]) or ("an empty folder" if path.is_dir() else "a file"),
-      remedy="Give --source_path=…/checkpoints, …/checkpoints/<step> or …/checkpoints/<step>/items.",
+      f"an Orbax checkpoint of a pytree (a folder with {METADATA})",
+      ", ".join(child.name for child in children[:5]) or ("an empty folder" if path.is_dir() else "a file"),
+      "Give --source_path=…/checkpoints, …/checkpoints/<step> or …/checkpoints/<step>/items.",
   )
 
 
@@ -203,9 +200,9 @@ def _refuse_local(folder):
   if (folder / _PROCESS_METADATA).exists():
     raise errors.NotACheckpointError(
         folder,
-        expected="a whole checkpoint",
-        found=f"{_PROCESS_METADATA}, so one host's local part of an emergency checkpoint",
-        remedy="Convert a step of the run's persistent checkpoints.",
+        "a whole checkpoint",
+        f"{_PROCESS_METADATA}, so one host's local part of an emergency checkpoint",
+        "Convert a step of the run's persistent checkpoints.",
     )
 
 
@@ -238,13 +235,13 @@ def _the_item(path, items) -> epath.Path:
       return named[0]
   raise errors.NotACheckpointError(
       path,
-      expected=f"one pytree, or one named {ITEMS}, or else one of {', '.join(STATE_ITEMS)}",
-      found=", ".join(item.name for item in named),
-      remedy="Give the path of one of them.",
+      f"one pytree, or one named {ITEMS}, or else one of {', '.join(STATE_ITEMS)}",
+      ", ".join(item.name for item in named),
+      "Give the path of one of them.",
   )
 
 
 def _unfinished(path, found) -> errors.UnfinishedCheckpointError:
   return errors.UnfinishedCheckpointError(
-      path, expected="a finished checkpoint", found=found, remedy="It was never committed: use another step."
+      path, "a finished checkpoint", found, "It was never committed: use another step."
   )

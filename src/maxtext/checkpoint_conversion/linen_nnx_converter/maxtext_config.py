@@ -54,9 +54,9 @@ def load(arguments: Sequence[str]) -> Any:
   ) as e:  # Whatever a config, or a MaxText that lacks its dependencies, raises.  pylint: disable=broad-except
     raise errors.ConfigError(
         " ".join(arguments),
-        expected="a config that the installed MaxText can read",
-        found=f"{type(e).__name__}: {errors.one_line(e)}",
-        remedy="Run in MaxText's environment, and check the config and its settings.",
+        "a config that the installed MaxText can read",
+        f"{type(e).__name__}: {errors.one_line(e)}",
+        "Run in MaxText's environment, and check the config and its settings.",
     ) from e
 
 
@@ -110,9 +110,9 @@ def with_config(options: options_lib.Options, config: Any) -> options_lib.Option
     if getattr(options, name) not in (None, value):
       raise errors.ConfigError(
           f"--{name}={getattr(options, name)}",
-          expected=f"{name}={value}, as the config says",
-          found=f"{getattr(options, name)}",
-          remedy="Give it once, to the config.",
+          f"{name}={value}, as the config says",
+          f"{getattr(options, name)}",
+          "Give it once, to the config.",
       )
   return dataclasses.replace(options, **wanted)
 
@@ -179,9 +179,9 @@ def _rng_state(config) -> dict[abstract_state.Path, Any]:
 def _untraceable(config, e, remedy) -> errors.ConfigError:
   return errors.ConfigError(
       f"model_name={config.model_name}",
-      expected="a model that the installed MaxText can trace",
-      found=f"{type(e).__name__}: {errors.one_line(e)}",
-      remedy=remedy,
+      "a model that the installed MaxText can trace",
+      f"{type(e).__name__}: {errors.one_line(e)}",
+      remedy,
   )
 
 

@@ -76,9 +76,9 @@ def _unlike(differing, found, wanted) -> errors.ConfigError:
   lines = [f"{'/'.join(p)}: {text(found, p, 'missing')}, not {text(wanted, p, 'there')}" for p in differing[:_SHOWN]]
   return errors.ConfigError(
       differing[0],
-      expected=text(wanted, differing[0], "nothing there, as the model of the config has no such leaf"),
-      found=f"{text(found, differing[0], 'nothing')} ({len(differing)} leaves differ: {'; '.join(lines)})",
-      remedy="Give the config of the run that wrote the checkpoint, its optimizer too, or pass --nocheck_model.",
+      text(wanted, differing[0], "nothing there, as the model of the config has no such leaf"),
+      f"{text(found, differing[0], 'nothing')} ({len(differing)} leaves differ: {'; '.join(lines)})",
+      "Give the config of the run that wrote the checkpoint, its optimizer too, or pass --nocheck_model.",
   )
 
 

@@ -66,9 +66,9 @@ def _check_shape(path, weight_path, leaf, weight, refuse_known):
     refuse_known(path)
     raise errors.MomentError(
         path,
-        expected=f"the shape of its weight {'/'.join(weight_path)}, {tuple(weight.shape)}",
-        found=f"{tuple(leaf.shape)}",
-        remedy="The checkpoint is damaged, or its optimizer is of an unknown kind: take the weights with --params_only.",
+        f"the shape of its weight {'/'.join(weight_path)}, {tuple(weight.shape)}",
+        f"{tuple(leaf.shape)}",
+        "The checkpoint is damaged, or its optimizer is of an unknown kind: take the weights with --params_only.",
     )
 
 
@@ -82,15 +82,15 @@ def _check_other(path, opt_path, subtrees, roots, refuse_known):
   if subtree is not None:
     raise errors.MomentError(
         path,
-        expected=f"the path of a weight below {'/'.join(subtree)}",
-        found="a leaf that no weight has",
-        remedy="The checkpoint is damaged, or its optimizer belongs to another model.",
+        f"the path of a weight below {'/'.join(subtree)}",
+        "a leaf that no weight has",
+        "The checkpoint is damaged, or its optimizer belongs to another model.",
     )
   raise errors.MomentError(
       path,
-      expected="below a params-like optimizer subtree, the paths of weights",
-      found=f"{min(found)}/… matching no weight",
-      remedy="The checkpoint is damaged, or its optimizer is of an unknown kind: take the weights with --params_only.",
+      "below a params-like optimizer subtree, the paths of weights",
+      f"{min(found)}/… matching no weight",
+      "The checkpoint is damaged, or its optimizer is of an unknown kind: take the weights with --params_only.",
   )
 
 
@@ -106,9 +106,9 @@ def _check_coverage(roles, layout):
     if node not in roles.masked_subtrees and (missing := weights - paths):
       raise errors.MomentError(
           roles_lib.write(Variable(roles_lib.PARAMS, min(missing), node), layout),
-          expected=f"an optimizer leaf for the weight {'/'.join(min(missing))}",
-          found="none",
-          remedy="The checkpoint is damaged: the optimizer has lost it.",
+          f"an optimizer leaf for the weight {'/'.join(min(missing))}",
+          "none",
+          "The checkpoint is damaged: the optimizer has lost it.",
       )
 
 
@@ -122,7 +122,7 @@ def _refuse_known(path, leaves, layout):
   if name := optimizer.without_weights_shapes(opt_path(path), opt_leaves):
     raise errors.MomentError(
         path,
-        expected="optimizer state in the shapes of the weights, as all of MaxText's optimizers have it",
-        found=f"that of {name}",
-        remedy="Take the weights alone with --params_only.",
+        "optimizer state in the shapes of the weights, as all of MaxText's optimizers have it",
+        f"that of {name}",
+        "Take the weights alone with --params_only.",
     )

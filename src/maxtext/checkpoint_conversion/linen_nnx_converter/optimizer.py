@@ -186,8 +186,8 @@ def _length(path, names) -> int:
   if last >= _MOST_PLACES:
     raise errors.LayoutError(
         ("opt_state", *path, str(last)),
-        expected=f"at most {_MOST_PLACES} transformations in a chain",
-        found=f"one at {last}",
-        remedy="The checkpoint is damaged: use another step.",
+        f"at most {_MOST_PLACES} transformations in a chain",
+        f"one at {last}",
+        "The checkpoint is damaged: use another step.",
     )
   return last + 1

@@ -73,9 +73,7 @@ class PlanOptions:
     """
     names = [field.name for field in dataclasses.fields(cls)]
     for name in values.keys() - set(names):
-      raise errors.OptionError(
-          f"--{name}", expected=f"one of {', '.join(names)}", found="no such option", remedy="Check its spelling."
-      )
+      raise errors.OptionError(f"--{name}", f"one of {', '.join(names)}", "no such option", "Check its spelling.")
     return cls(**values)
 
 
@@ -129,7 +127,7 @@ def _check(name: str, value: Any, hint: Any):
 
 
 def _error(name, value, expected) -> errors.OptionError:
-  return errors.OptionError(f"--{name}", expected=expected, found=repr(value), remedy="Give one of these values.")
+  return errors.OptionError(f"--{name}", expected, repr(value))
 
 
 def _members(hint) -> tuple[Any, ...]:

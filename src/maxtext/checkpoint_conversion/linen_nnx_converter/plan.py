@@ -179,10 +179,7 @@ class Plan:
     if self.dropped:
       path, reason = next(iter(self.dropped.items()))
       raise errors.UnaccountedLeafError(
-          path,
-          expected="a plan that drops nothing",
-          found=f"a leaf dropped: {reason}",
-          remedy="Keep it to invert the plan.",
+          path, "a plan that drops nothing", f"a leaf dropped: {reason}", "Keep it to invert the plan."
       )
     moves = {source: _inverted(parts) for source, parts in self.parts().items() if not is_held(source)}
     made = {part.target: source[0] for source, parts in self.parts().items() if is_held(source) for part in parts}
@@ -271,9 +268,9 @@ def _check_paths(paths, moves):
       origin = moves[path].sources[0] if path in moves else path
       raise errors.PathCollisionError(
           origin,
-          expected="a path of its own in the target",
-          found=f"{'/'.join(path)}, below which there are leaves too",
-          remedy="Rename one of them in the source.",
+          "a path of its own in the target",
+          f"{'/'.join(path)}, below which there are leaves too",
+          "Rename one of them in the source.",
       )
 
 
@@ -288,18 +285,15 @@ def _check_consumed(path, leaf, parts, is_dropped):
   if not complete:
     raise errors.UnaccountedLeafError(
         path,
-        expected="to be consumed exactly once",
-        found=f"{len(parts)} target leaves made of it" + (", and dropped" if is_dropped else ""),
-        remedy="This is a defect of the converter: please report it.",
+        "to be consumed exactly once",
+        f"{len(parts)} target leaves made of it" + (", and dropped" if is_dropped else ""),
     )
 
 
 def _check_result(path, leaf, move, sources):
   """A move yields the shape and dtype of its target leaf."""
   if move is None:
-    raise errors.UnaccountedLeafError(
-        path, expected="a source leaf", found="none", remedy="This is a defect of the converter: please report it."
-    )
+    raise errors.UnaccountedLeafError(path, "a source leaf", "none")
   for source in move.sources:
     origin = sources[source]
     if not abstract_state.is_array(origin):
@@ -316,8 +310,5 @@ def _check_result(path, leaf, move, sources):
 
 def _result_error(path, expected, found) -> errors.LayerStackError:
   return errors.LayerStackError(
-      path,
-      expected=expected,
-      found=found,
-      remedy="Layers that differ cannot be stacked: convert with --scan_layers=False.",
+      path, expected, found, "Layers that differ cannot be stacked: convert with --scan_layers=False."
   )

@@ -57,9 +57,7 @@ def parse(text: str) -> Version:
   """
   if match := re.match(r"(\d+)\.(\d+)\.(\d+)", text):
     return tuple(map(int, match.groups()))
-  raise errors.DirectionError(
-      f"--maxtext_release={text}", expected="a version such as 0.2.5", found=text, remedy="Give MaxText's version."
-  )
+  raise errors.DirectionError(f"--maxtext_release={text}", "a version such as 0.2.5", text, "Give MaxText's version.")
 
 
 def find(version: Version, trainer: str | None = None) -> Release:
@@ -77,8 +75,8 @@ def find(version: Version, trainer: str | None = None) -> Release:
   if not rows or (trainer == "linen" and version > LINEN_UNTIL):
     raise errors.DirectionError(
         "--maxtext_release",
-        expected=f"a release with a trainer of {trainer}",
-        found=".".join(map(str, version)),
-        remedy="Linen trainers exist up to 0.2.4, NNX trainers that read this layout from 0.2.3.",
+        f"a release with a trainer of {trainer}",
+        ".".join(map(str, version)),
+        "Linen trainers exist up to 0.2.4, NNX trainers that read this layout from 0.2.3.",
     )
   return max(rows, key=lambda row: row.since)

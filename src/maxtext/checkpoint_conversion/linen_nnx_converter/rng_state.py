@@ -88,4 +88,4 @@ def _check(plan, config, options, run):
 
 
 def _error(expected, found, remedy) -> errors.ConfigError:
-  return errors.ConfigError("--init_rngs", expected=expected, found=found, remedy=remedy)
+  return errors.ConfigError("--init_rngs", expected, found, remedy)

@@ -258,8 +258,5 @@ def _separate_aux(by_path, leaves, masked) -> dict[Path, Role]:
 
 def _unaccounted(path, layout) -> errors.UnaccountedLeafError:
   return errors.UnaccountedLeafError(
-      path,
-      expected=f"a place in the layout {layout}",
-      found="none",
-      remedy="Remove the leaf from the checkpoint, or report the layout.",
+      path, f"a place in the layout {layout}", "none", "Remove the leaf from the checkpoint, or report the layout."
   )

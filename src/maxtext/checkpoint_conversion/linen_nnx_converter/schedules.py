@@ -175,9 +175,9 @@ def check(schedule: Schedule, path_of: Callable[[Path], Path]):
         some = next(stack for stack in schedule if stack.group == group)
         raise errors.LayerStackError(
             path_of((*some.prefix[:-1], re.sub(r"\d+$", str(n), some.prefix[-1]))),
-            expected=f"the layers 0 to {count - 1} of {'/'.join(group)}",
-            found=f"no layer {n}",
-            remedy="The checkpoint is damaged, or its layers are numbered in a way that needs the model's config.",
+            f"the layers 0 to {count - 1} of {'/'.join(group)}",
+            f"no layer {n}",
+            "The checkpoint is damaged, or its layers are numbered in a way that needs the model's config.",
         )
 
 
@@ -196,9 +196,9 @@ def refuse_unknown_order(variables: Iterable[Variable], path_of: PathOf):
     if _has_unknown_order(variable.path):
       raise errors.LayerStackError(
           path_of(variable),
-          expected="layers whose order is known",
-          found="those of a pipeline, or of engram's chunks",
-          remedy="Keep the arrangement: leave out --scan_layers.",
+          "layers whose order is known",
+          "those of a pipeline, or of engram's chunks",
+          "Keep the arrangement: leave out --scan_layers.",
       )
 
 
@@ -324,10 +324,7 @@ def _period(blocks) -> int:
 
 def _two_ways(path, group) -> errors.PathCollisionError:
   return errors.PathCollisionError(
-      path,
-      expected=f"the layers of {'/'.join(group)} written in one way",
-      found="a second one",
-      remedy="Remove the leaves that do not belong.",
+      path, f"the layers of {'/'.join(group)} written in one way", "a second one", "Remove the leaves that do not belong."
   )
 
 
@@ -336,4 +333,4 @@ REMEDY = "Layers that differ cannot be stacked or unstacked: check the checkpoin
 
 def unlike(path, expected, found, remedy=REMEDY) -> errors.LayerStackError:
   """The refusal of layers that are not alike."""
-  return errors.LayerStackError(path, expected=expected, found=found, remedy=remedy)
+  return errors.LayerStackError(path, expected, found, remedy)

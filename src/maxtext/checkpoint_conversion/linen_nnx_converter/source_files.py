@@ -109,9 +109,9 @@ def check_unchanged(folder: epath.Path, stamps: Mapping[str, Stamp]):
     if found != stamp:
       raise errors.SourceChangedError(
           path,
-          expected="the file that stood there when the conversion began",
-          found=reason,
-          remedy="Convert again when nothing writes to the source.",
+          "the file that stood there when the conversion began",
+          reason,
+          "Convert again when nothing writes to the source.",
       )
 
 
@@ -136,9 +136,9 @@ def _foreign(entry) -> errors.ForeignFileError:
   is_link = entry.is_symlink()
   return errors.ForeignFileError(
       entry.path,
-      expected="a file or folder of the checkpoint's own",
-      found=f"a symbolic link to {os.readlink(entry.path)}" if is_link else _kind(entry.stat().st_mode),
-      remedy="Copy the checkpoint with `cp -rL` and convert the copy." if is_link else "Remove it from the checkpoint.",
+      "a file or folder of the checkpoint's own",
+      f"a symbolic link to {os.readlink(entry.path)}" if is_link else _kind(entry.stat().st_mode),
+      "Copy the checkpoint with `cp -rL` and convert the copy." if is_link else "Remove it from the checkpoint.",
   )
 
 

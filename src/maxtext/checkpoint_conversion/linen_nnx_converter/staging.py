@@ -140,9 +140,8 @@ def check_name(final: epath.Path):
     if e.errno == errno.ENAMETOOLONG:
       raise errors.TargetError(
           final,
-          expected=f"a name that leaves room for {SUFFIX}, in a path that can be long enough",
-          found=os.strerror(errno.ENAMETOOLONG),
-          remedy="Choose another --target_path.",
+          f"a name that leaves room for {SUFFIX}, in a path that can be long enough",
+          os.strerror(errno.ENAMETOOLONG),
       ) from e
 
 
@@ -198,7 +197,7 @@ def remove(folder: epath.Path):
     except OSError:  # A file appeared while the folder was being emptied.
       pass
     time.sleep(_SECONDS_BETWEEN_REMOVALS)
-  raise errors.TargetError(folder, expected="to be removed", found="files that come back", remedy="Remove it by hand.")
+  raise errors.TargetError(folder, "to be removed", "files that come back", "Remove it by hand.")
 
 
 def _staging(final) -> epath.Path:
@@ -270,9 +269,9 @@ def _claimed(final) -> Iterator[epath.Path]:
 def _under_way(final) -> errors.TargetError:
   return errors.TargetError(
       final,
-      expected="no other conversion to it",
-      found=f"one under way in {_staging(final)}",
-      remedy="Wait for it; if it is certain that there is none, remove that folder.",
+      "no other conversion to it",
+      f"one under way in {_staging(final)}",
+      "Wait for it; if it is certain that there is none, remove that folder.",
   )
 
 
@@ -321,12 +320,7 @@ def _make_parents(path) -> list[epath.Path]:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
   except OSError as e:
-    raise errors.TargetError(
-        path,
-        expected="a place that can be written",
-        found=f"{type(e).__name__}: {e}",
-        remedy="Choose another --target_path.",
-    ) from e
+    raise errors.TargetError(path, "a place that can be written", f"{type(e).__name__}: {e}") from e
   return missing
 
 
@@ -342,7 +336,7 @@ def _put(new, final, check_free):
     os.rename(new, final)
   except OSError as e:  # Something has come there in the meantime.
     raise errors.TargetError(
-        final, expected="nothing there yet", found=str(e), remedy="Choose another --target_path or pass --overwrite."
+        final, "nothing there yet", str(e), "Choose another --target_path or pass --overwrite."
     ) from e
 
 

@@ -136,19 +136,9 @@ class Checkpoint:
       raise
     except (OSError, ValueError) as e:  # What the system, json and TensorStore raise of a damaged file.
       errors.check_access(directory, e)
-      raise errors.UnfinishedCheckpointError(
-          directory,
-          expected="metadata that Orbax can read",
-          found=errors.one_line(e),
-          remedy="The checkpoint is damaged or was never committed: use another step.",
-      ) from e
+      raise errors.UnfinishedCheckpointError(directory, "metadata that Orbax can read", errors.one_line(e)) from e
     if metadata.use_ocdbt and not self.use_ocdbt:
-      raise errors.UnfinishedCheckpointError(
-          directory,
-          expected="an OCDBT store, as its metadata says",
-          found="no manifest.ocdbt",
-          remedy="The checkpoint is damaged or was never committed: use another step.",
-      )
+      raise errors.UnfinishedCheckpointError(directory, "an OCDBT store, as its metadata says", "no manifest.ocdbt")
     self.use_zarr3 = bool(metadata.use_zarr3)
     self.has_all_chunks = bool(metadata.store_array_data_equal_to_fill_value)
     self._arrays = {}
@@ -199,9 +189,7 @@ class Checkpoint:
       self._store = await ts.KvStore.open(key_values.spec(self.directory, use_ocdbt=True), context=self.context)
     result = await self._store.read(key)
     if result.state != "value":
-      raise errors.DamagedSourceError(
-          key, expected="a value", found=f"{result.state} key", remedy="The checkpoint is damaged: use another step."
-      )
+      raise errors.DamagedSourceError(key, "a value", f"{result.state} key")
     return result.value
 
   def _stored_leaf(self, path, value_type, array_metadatas, shardings) -> StoredLeaf:
@@ -233,12 +221,7 @@ class Checkpoint:
       raise
     except (OSError, ValueError) as e:
       errors.check_access(path, e)
-      raise errors.DamagedSourceError(
-          path,
-          expected=f"an array whose metadata is at {key}",
-          found=errors.one_line(e),
-          remedy="The checkpoint is damaged: use another step.",
-      ) from e
+      raise errors.DamagedSourceError(path, f"an array whose metadata is at {key}", errors.one_line(e)) from e
 
   def with_arrays(self, arrays: Mapping[Path, Any]) -> "Checkpoint":
     """The same view with more leaves, held in memory. Typed PRNG keys become their raw data, as Orbax keeps them."""
@@ -269,9 +252,9 @@ class Checkpoint:
       return text
     raise errors.LayoutError(
         path,
-        expected="an array, a scalar, a string or an empty node",
-        found=f"Orbax's value type {value_type}{', and no text' if value_type == _STRING else ''}",
-        remedy="Save the train state without it.",
+        "an array, a scalar, a string or an empty node",
+        f"Orbax's value type {value_type}{', and no text' if value_type == _STRING else ''}",
+        "Save the train state without it.",
     )
 
 
@@ -336,12 +319,7 @@ async def read_region(path: Path, array: ts.TensorStore, region: Any) -> np.ndar
     return await array[region].read()
   except ValueError as e:  # What TensorStore raises for these.
     errors.check_access(path, e)
-    raise errors.DamagedSourceError(
-        path,
-        expected="chunks that can be read",
-        found=errors.one_line(e),
-        remedy="The checkpoint is damaged: use another step.",
-    ) from e
+    raise errors.DamagedSourceError(path, "chunks that can be read", errors.one_line(e)) from e
 
 
 def restore(directory: epath.Path) -> Any:

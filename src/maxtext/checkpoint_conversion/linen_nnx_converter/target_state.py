@@ -138,9 +138,7 @@ def _target_leaves(state, target_layout, bare_subtrees, source_paths, arranged):
 
 def _put(leaves, path, leaf):
   if path in leaves:
-    raise errors.PathCollisionError(
-        path, expected="one leaf to land here", found="two", remedy="Remove one of them from the source."
-    )
+    raise errors.PathCollisionError(path, "one leaf to land here", "two", "Remove one of them from the source.")
   leaves[path] = leaf
 
 
@@ -158,10 +156,7 @@ def _cast_step(path, leaf, layout):
     return jax.ShapeDtypeStruct((), np.dtype(layout.step_dtype))
   found = f"shape {tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
   raise errors.StepError(
-      path,
-      expected="an integer scalar",
-      found=found,
-      remedy="The checkpoint is damaged, or its step is of an unknown kind.",
+      path, "an integer scalar", found, "The checkpoint is damaged, or its step is of an unknown kind."
   )
 
 
@@ -177,9 +172,9 @@ def _refuse_ambiguous(target: abstract_state.AbstractState, layout: layouts.Stat
   for path in sorted(layouts.boxes({path: leaf for path, leaf in target.leaves.items() if is_plain(path)})):
     raise errors.LayoutError(
         path,
-        expected="boxes around all leaves, in a state that has a leaf whose own name is value",
-        found=f"the layout {layout}, in which it would be taken for a box",
-        remedy="Pass --nnx_values=all_boxed.",
+        "boxes around all leaves, in a state that has a leaf whose own name is value",
+        f"the layout {layout}, in which it would be taken for a box",
+        "Pass --nnx_values=all_boxed.",
     )
 
 

@@ -75,9 +75,9 @@ def find_target(path: str | os.PathLike[str], source: Location, *, for_release: 
   if item in {sibling.name for sibling in source.siblings()}:
     raise errors.TargetError(
         source.final / item,
-        expected=f"no other item of the name that {source.items.name} gets in the target",
-        found="one",
-        remedy=f"Convert {item}, or give neither a config nor a release.",
+        f"no other item of the name that {source.items.name} gets in the target",
+        "one",
+        f"Convert {item}, or give neither a config nor a release.",
     )
   return Location(step_folder / item, step_folder)
 
@@ -94,10 +94,7 @@ def step_name(source: Location) -> str:
     return name
   if source.updates < 1:
     raise errors.StepError(
-        source.final,
-        expected="a step of Tunix, at least 1",
-        found=str(source.updates),
-        remedy="Use another step of this run.",
+        source.final, "a step of Tunix, at least 1", str(source.updates), "Use another step of this run."
     )
   return str(source.updates - 1).zfill(len(name) if name.startswith("0") else 0)
 
@@ -123,10 +120,7 @@ def check_apart(source_path, source: Location, target_path, target: Location):
   for inner, outer in ((wanted, given), (given, wanted), (target.final, source.final)):
     if inner == outer or outer in inner.parents:
       raise errors.TargetError(
-          wanted,
-          expected="a target apart from the source",
-          found=f"{inner} inside {outer}" if inner != outer else "the source itself",
-          remedy="Choose another --target_path.",
+          wanted, "a target apart from the source", f"{inner} inside {outer}" if inner != outer else "the source itself"
       )
 
 
@@ -145,17 +139,14 @@ def check_free(target: Location, *, overwrite: bool, carried: Collection[str] = 
   if not _is_free(final):
     if not overwrite:
       raise errors.TargetError(
-          final,
-          expected="nothing there yet",
-          found="an existing path",
-          remedy="Choose another --target_path or pass --overwrite.",
+          final, "nothing there yet", "an existing path", "Choose another --target_path or pass --overwrite."
       )
     if found := _in_the_way(target, carried):
       raise errors.TargetError(
           final,
-          expected=f"one checkpoint to replace, a {'pytree' if target.step_folder is None else 'step'}, and nothing else",
-          found=found,
-          remedy="Choose another --target_path, or move away by hand what stands there.",
+          f"one checkpoint to replace, a {'pytree' if target.step_folder is None else 'step'}, and nothing else",
+          found,
+          "Choose another --target_path, or move away by hand what stands there.",
       )
   if not remote_files.is_remote(final):
     _check_writable(final)
@@ -164,12 +155,7 @@ def check_free(target: Location, *, overwrite: bool, carried: Collection[str] = 
 def _check_writable(final):
   ancestor = next(parent for parent in final.parents if parent.exists())
   if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-    raise errors.TargetError(
-        final,
-        expected="a place that can be written",
-        found=f"{ancestor}, which is no writable folder",
-        remedy="Choose another --target_path.",
-    )
+    raise errors.TargetError(final, "a place that can be written", f"{ancestor}, which is no writable folder")
 
 
 def _is_free(final) -> bool:

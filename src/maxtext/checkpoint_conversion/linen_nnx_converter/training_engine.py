@@ -60,7 +60,7 @@ def check(location, params_only: bool) -> tuple[str, ...]:
     return (f"weights after {location.updates} updates, from inside a step, whose {location.under_way} are left out",)
   raise errors.StepError(
       location.final,
-      expected="a complete step",
-      found=f"{location.under_way}: MaxText's training engine saved it between the micro-batches of a step",
-      remedy="Use a step that the engine has completed, or take the weights alone with --params_only.",
+      "a complete step",
+      f"{location.under_way}: MaxText's training engine saved it between the micro-batches of a step",
+      "Use a step that the engine has completed, or take the weights alone with --params_only.",
   )

@@ -178,7 +178,7 @@ def _bring_file(source: epath.Path, target: epath.Path, copy_mode: str):
 def _no_link(source, target, found) -> errors.TargetError:
   return errors.TargetError(
       target,
-      expected=f"a file system on which {source} can be linked",
-      found=found,
-      remedy="Choose a --target_path beside the source, or pass --copy_mode=auto.",
+      f"a file system on which {source} can be linked",
+      found,
+      "Choose a --target_path beside the source, or pass --copy_mode=auto.",
   )

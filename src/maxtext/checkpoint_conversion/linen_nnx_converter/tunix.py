@@ -98,9 +98,9 @@ def check_accumulation(plan: plan_lib.Plan, read: Callable[[Path], Any]):
     if reason == _MULTI_STEPS[_MINI_STEP] and (waiting := int(read(path))):
       raise errors.StepError(
           path,
-          expected="0, a step at which all micro-batches are applied",
-          found=f"{waiting}, whose gradients would be lost",
-          remedy="Save at such a step, or take the weights alone with --params_only.",
+          "0, a step at which all micro-batches are applied",
+          f"{waiting}, whose gradients would be lost",
+          "Save at such a step, or take the weights alone with --params_only.",
       )
 
 
@@ -110,9 +110,9 @@ def _refuse_adapters(roles):
     if isinstance(role, roles_lib.Variable) and role.path[-1].endswith(("_lora_a", "_lora_b")):
       raise errors.LayoutError(
           path,
-          expected="whole weights",
-          found="a LoRA adapter, which is all that Tunix saves of such a run",
-          remedy="Merge the adapters into the model they were trained on, save that, and convert it.",
+          "whole weights",
+          "a LoRA adapter, which is all that Tunix saves of such a run",
+          "Merge the adapters into the model they were trained on, save that, and convert it.",
       )
 
 
@@ -178,17 +178,14 @@ def _check_steps(nodes, roles):
   """Checks that there is the optimizer's own step, and one that the folder's name tells."""
   if _STEP not in nodes:
     raise errors.StepError(
-        (layouts.TUNIX_ITEMS[1], *_STEP),
-        expected="the optimizer's step",
-        found="none",
-        remedy="The checkpoint is damaged: use another step.",
+        (layouts.TUNIX_ITEMS[1], *_STEP), "the optimizer's step", "none", "The checkpoint is damaged: use another step."
     )
   if roles_lib.Step() not in roles.by_path.values():
     raise errors.StepError(
         _STEP,
-        expected="the step as the name of the source's folder, as Tunix writes it",
-        found="none",
-        remedy="Give the step's folder under its own name, or --params_only.",
+        "the step as the name of the source's folder, as Tunix writes it",
+        "none",
+        "Give the step's folder under its own name, or --params_only.",
     )
 
 
@@ -273,7 +270,7 @@ def _unknown(nodes) -> errors.LayoutError:
   found = ["/".join(node[len(_ROOT) :]) for node in sorted(nodes - {_STEP})]
   return errors.LayoutError(
       (layouts.TUNIX_ITEMS[1], *_ROOT),
-      expected="an optimizer that MaxText has, with a schedule of the learning rate: adamw, adam_pax, sgd, muon",
-      found=", ".join(found[:8]) or "no state",
-      remedy="MaxText cannot go on with it: take the weights alone with --params_only.",
+      "an optimizer that MaxText has, with a schedule of the learning rate: adamw, adam_pax, sgd, muon",
+      ", ".join(found[:8]) or "no state",
+      "MaxText cannot go on with it: take the weights alone with --params_only.",
   )

@@ -151,12 +151,7 @@ async def _read_source(path, source, box) -> np.ndarray:
   try:
     return await source[as_slices(box)].read()
   except ValueError as e:  # What TensorStore raises for a chunk that is missing, truncated or corrupt.
-    raise errors.DamagedSourceError(
-        path,
-        expected="chunks that can be read",
-        found=errors.one_line(e),
-        remedy="The checkpoint is damaged: use another step.",
-    ) from e
+    raise errors.DamagedSourceError(path, "chunks that can be read", errors.one_line(e)) from e
 
 
 async def _verify_part(part, target, box, data, on_equal):
@@ -220,6 +215,4 @@ def _compare(path, found, expected, place):
 
 
 def _failure(path, expected, found) -> errors.VerificationError:
-  return errors.VerificationError(
-      path, expected=expected, found=found, remedy="Nothing was committed. Check the disk and convert again."
-  )
+  return errors.VerificationError(path, expected, found, "Nothing was committed. Check the disk and convert again.")

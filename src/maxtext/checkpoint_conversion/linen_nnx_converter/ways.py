@@ -153,12 +153,7 @@ def _check_chunks(plan, source):
     for index in chunks.grid(document):
       key = f"{name}/{chunks.key(document, index)}"
       if key not in source.index.values:
-        raise errors.DamagedSourceError(
-            path,
-            expected=f"its chunk at {key}",
-            found="no such key",
-            remedy="The checkpoint is damaged: use another step.",
-        )
+        raise errors.DamagedSourceError(path, f"its chunk at {key}", "no such key")
 
 
 def _check_names(plan, source):
@@ -169,15 +164,15 @@ def _check_names(plan, source):
     if not source.use_ocdbt and len(name.encode()) > _LONGEST_FILE_NAME:
       raise errors.TargetError(
           path,
-          expected=f"a name of at most {_LONGEST_FILE_NAME} bytes, for without OCDBT it is a folder's",
-          found=f"{len(name.encode())} bytes",
-          remedy="Save the source with OCDBT.",
+          f"a name of at most {_LONGEST_FILE_NAME} bytes, for without OCDBT it is a folder's",
+          f"{len(name.encode())} bytes",
+          "Save the source with OCDBT.",
       )
     other = names.setdefault(name, path)
     if other != path:
       raise errors.PathCollisionError(
           path,
-          expected="a name of its own in storage",
-          found=f"{name}, which is {'/'.join(other)}'s too",
-          remedy="Rename one of them in the source.",
+          "a name of its own in storage",
+          f"{name}, which is {'/'.join(other)}'s too",
+          "Rename one of them in the source.",
       )
