@@ -27,7 +27,7 @@ import numpy as np
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
-from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
 
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 
@@ -116,9 +116,9 @@ class ChunksTest(parameterized.TestCase):
     move = util.stack(tuple((name,) for name in names), axes, sizes)
     self.assertTrue(chunks.keeps_chunks(move, documents))
     move_chunks(store, move, documents, names, "stacked")
-    expected = np.zeros(plan_lib.insert(shape, axes, sizes), np.int32)
+    expected = np.zeros(leaf_moves.insert(shape, axes, sizes), np.int32)
     for place, layer in zip(places, layers):
-      expected[plan_lib.insert([slice(None)] * len(shape), axes, place)] = layer
+      expected[leaf_moves.insert([slice(None)] * len(shape), axes, place)] = layer
     np.testing.assert_array_equal(store.read("stacked", driver), expected)
     stacked = chunks.restated(documents[0], move)
     for place, name, layer in zip(places, names, layers):
@@ -141,7 +141,7 @@ class ChunksTest(parameterized.TestCase):
           util.stack(("a",), (0,), (1,)),
           [zarr3([4, 4], codecs=[{"name": "transpose", "configuration": {"order": [1, 0]}}, LITTLE])],
       ),
-      ("transposed", plan_lib.Move((("a", ()),), order=(1, 0)), [zarr3([4, 4])]),
+      ("transposed", leaf_moves.Move((("a", ()),), order=(1, 0)), [zarr3([4, 4])]),
   )
   def test_chunks_that_change(self, move, specs):
     store = Store()

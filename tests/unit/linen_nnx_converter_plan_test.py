@@ -29,6 +29,7 @@ from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import execute
+from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 
 DTYPES = ("float32", "bfloat16", "int8", "uint32", "float8_e4m3fn")
@@ -54,7 +55,7 @@ def plan_of(source, target, moves, dropped=()):
 
 
 def copied(path):
-  return plan_lib.copy((path,))
+  return leaf_moves.copy((path,))
 
 
 class PlanTest(parameterized.TestCase):
@@ -132,7 +133,7 @@ class PlanTest(parameterized.TestCase):
     plan = plan_of(
         {"a": struct(2), f"{plan_lib.MADE}/b": struct(3)},
         {"c": struct(2), "b": struct(3)},
-        {("c",): copied("a"), ("b",): plan_lib.copy(made)},
+        {("c",): copied("a"), ("b",): leaf_moves.copy(made)},
     )
     plan.validate()
     self.assertEqual(plan.counts(), {"copy": 1, "stack": 0, "slice": 0, "transpose": 0, plan_lib.MADE: 1, "dropped": 0})

@@ -25,8 +25,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
 from maxtext.checkpoint_conversion.linen_nnx_converter import options
-from maxtext.checkpoint_conversion.linen_nnx_converter import plan
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -112,12 +112,12 @@ def unscanned_params(layers=3):
 
 def stack(sources, axes, sizes):
   """The move of whole leaves that are stacked."""
-  return plan.Move(tuple((source, ()) for source in sources), stacked=axes, sizes=sizes)
+  return leaf_moves.Move(tuple((source, ()) for source in sources), stacked=axes, sizes=sizes)
 
 
 def slice_of(source, axes, index):
   """The move of a leaf at one index of some axes."""
-  return plan.Move(((source, index),), taken=axes)
+  return leaf_moves.Move(((source, index),), taken=axes)
 
 
 def plan_conversion(state, *, empty_nodes=None, **keywords):

@@ -25,7 +25,7 @@ import math
 
 from maxtext.checkpoint_conversion.linen_nnx_comparator import align
 from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
-from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
 
 Path = canonical.Path
 Region = tuple[slice, ...]
@@ -89,7 +89,7 @@ def blocks(batch: align.Batch, chunk_shape_of: ChunkShapeOf, most_bytes: int) ->
   chunk = chunk_shape_of(batch.side, batch.source)
   numbers = [item.places[batch.side].index for item in batch.leaves]
   sizes = tuple(max(index[axis] for index in numbers) + 1 for axis in range(len(lead.axes)))
-  shape = plan_lib.insert(leaf.shape, lead.axes, sizes)
+  shape = leaf_moves.insert(leaf.shape, lead.axes, sizes)
   if 0 in shape:
     return
   other = batch.leaves[0].places[1 - batch.side]
@@ -108,13 +108,13 @@ def _block(batch, axes, region) -> Block | None:
   held = [item for item in batch.leaves if _holds(region, item.places[batch.side])]
   if not held:  # Layers that only one side has.
     return None
-  inner = plan_lib.remove(region, axes)  # The part of each canonical leaf.
+  inner = leaf_moves.remove(region, axes)  # The part of each canonical leaf.
   reads = [Read(batch.side, batch.source, region)]
   number_of = {}
   for source in dict.fromkeys(item.places[1 - batch.side].source for item in held):
     places = [place for item in held if (place := item.places[1 - batch.side]).source == source]
     number_of[source] = len(reads)
-    reads.append(Read(1 - batch.side, source, plan_lib.insert(inner, places[0].axes, _spans(places))))
+    reads.append(Read(1 - batch.side, source, leaf_moves.insert(inner, places[0].axes, _spans(places))))
   cells = []
   for item in held:
     number = number_of[item.places[1 - batch.side].source]
@@ -147,7 +147,7 @@ def _seen_from(lead: canonical.Place, chunk, other: canonical.Place, other_chunk
   layers = [other_chunk[axis] for axis in other.axes]
   if len(layers) != len(lead.axes):  # The layers are apart there, or in other blocks.
     layers = [chunk[axis] for axis in lead.axes]
-  return plan_lib.insert(plan_lib.remove(other_chunk, other.axes), lead.axes, layers)
+  return leaf_moves.insert(leaf_moves.remove(other_chunk, other.axes), lead.axes, layers)
 
 
 def _common(one, other, shape) -> tuple[int, ...]:

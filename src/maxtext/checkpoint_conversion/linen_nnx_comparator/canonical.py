@@ -28,8 +28,8 @@ import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
-from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles
 
@@ -152,7 +152,7 @@ def as_it_stands(state: abstract_state.AbstractState, keys: Mapping[Path, str]) 
   return Tree(leaves, str(layouts.detect(state)))
 
 
-def can_place(move: plan_lib.Move) -> bool:
+def can_place(move: leaf_moves.Move) -> bool:
   """Whether a leaf that `move` makes stands in one place of the source."""
   return len(move.pieces) == 1 and not move.order
 

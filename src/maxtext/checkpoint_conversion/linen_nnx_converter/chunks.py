@@ -29,7 +29,7 @@ import math
 import re
 from typing import Any
 
-from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
 
 Document = dict[str, Any]  # A zarr metadata document.
 Index = tuple[int, ...]  # The place of a chunk in the grid.
@@ -78,7 +78,7 @@ def key(document: Document, index: Index) -> str:
   return separator.join(map(str, index)) or "0"
 
 
-def keeps_chunks(move: plan_lib.Move, documents: Sequence[Document]) -> bool:
+def keeps_chunks(move: leaf_moves.Move, documents: Sequence[Document]) -> bool:
   """Whether the target's chunks are the source's, byte for byte.
 
   Args:
@@ -92,7 +92,7 @@ def keeps_chunks(move: plan_lib.Move, documents: Sequence[Document]) -> bool:
   return is_one_index and is_alike and not move.order and _has_plain_chunks(documents[0])
 
 
-def restated(document: Document, move: plan_lib.Move) -> Document:
+def restated(document: Document, move: leaf_moves.Move) -> Document:
   """The target's document, where `keeps_chunks`: another shape, and everything else as it is."""
   if move.kind == "copy":
     return document
@@ -110,7 +110,7 @@ def restated(document: Document, move: plan_lib.Move) -> Document:
 
 
 def renamed(
-    move: plan_lib.Move, documents: Sequence[Document], names: Sequence[str], target_name: str
+    move: leaf_moves.Move, documents: Sequence[Document], names: Sequence[str], target_name: str
 ) -> Iterator[tuple[str, str]]:
   """The keys of all chunks of a target leaf: where each is in the source, and where it goes.
 

@@ -23,7 +23,7 @@ import jax
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import families
-from maxtext.checkpoint_conversion.linen_nnx_converter import plan
+from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles
 from maxtext.checkpoint_conversion.linen_nnx_converter import schedules
 
@@ -39,7 +39,7 @@ class Arranged:
   """A variable of the target, its leaf, and the move that makes it, of variables; None for an empty node."""
 
   variable: Variable
-  move: plan.Move | None
+  move: leaf_moves.Move | None
   leaf: abstract_state.Leaf
 
 
@@ -66,7 +66,7 @@ class _Held:
 
 
 # One layer's leaf: what holds it, and its index along the layer axes.
-_Piece = tuple[_Held, plan.Index]
+_Piece = tuple[_Held, leaf_moves.Index]
 # What a layer's leaf is, apart from the layer: its collection, its optimizer subtree, its path inside the layer.
 _Key = tuple[str, Path | None, Path]
 
@@ -135,7 +135,7 @@ def arrange(
   for variable, leaf in variables.items():
     collection, stack = collection_of(variable), _stack_of(variable, prefixes)
     if stack is None:
-      move = None if abstract_state.is_empty(leaf) else plan.copy(variable)
+      move = None if abstract_state.is_empty(leaf) else leaf_moves.copy(variable)
       arranged.append(Arranged(dataclasses.replace(variable, collection=collection), move, leaf))
       continue
     held = _held(variable, leaf, stack, param_scan_axis)
@@ -155,7 +155,7 @@ def _stack_of(variable: Variable, prefixes: Mapping[Path, LayerStack]) -> LayerS
 def _held(variable, leaf, stack, param_scan_axis) -> _Held:
   shape = tuple(getattr(leaf, "shape", ()))
   axes = stack.axes(variable, len(shape) - len(stack.sizes), param_scan_axis)
-  return _Held(variable, leaf, stack, axes, plan.remove(shape, axes))
+  return _Held(variable, leaf, stack, axes, leaf_moves.remove(shape, axes))
 
 
 def _stack_leaves(stack, layers: list[dict[_Key, _Piece]], param_scan_axis, path_of) -> Iterator[Arranged]:
@@ -194,7 +194,7 @@ def _alike(key, layers, path_of) -> list[_Piece]:
   return [layer[key] for layer in layers]
 
 
-def _move(pieces: list[_Piece], axes: tuple[int, ...], sizes: tuple[int, ...]) -> plan.Move:
+def _move(pieces: list[_Piece], axes: tuple[int, ...], sizes: tuple[int, ...]) -> leaf_moves.Move:
   """The move that puts pieces, in C order of their places, along the `axes` of a leaf; these have the given `sizes`.
 
   A layer axis of the source that is a layer axis of the target as it stands goes along whole.
@@ -216,7 +216,7 @@ def _move(pieces: list[_Piece], axes: tuple[int, ...], sizes: tuple[int, ...]) -
   order = [passing[axis] if axis in passing else next(inner) for axis in range(rank) if axis not in new]
   kept = sorted(order)
   order = tuple(kept.index(axis) for axis in order)
-  return plan.Move(
+  return leaf_moves.Move(
       tuple(by_place.values()),
       taken=tuple(own),
       order=() if order == tuple(range(len(order))) else order,

@@ -17,7 +17,7 @@
 A plan is made from two abstract states and can be printed, checked, inverted and costed before a byte moves.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import dataclasses
 import itertools
 from typing import Any
@@ -27,11 +27,9 @@ import numpy as np
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
 
 Path = abstract_state.Path
-Index = tuple[int, ...]
-Region = tuple[slice, ...]  # A box of an array: a slice with a start and a stop for each axis.
-
 # The first key of a source leaf that no checkpoint has, for it is held in memory: where it is from.
 MADE, FROM_FOLDER = "made by MaxText's model", layouts.FOLDER_STEP[0]
 # The only leaf that changes its dtype is the step, and only among these.
@@ -39,95 +37,15 @@ STEP_DTYPES = frozenset({"int32", "uint32", "int64", "uint64"})
 
 
 @dataclasses.dataclass(frozen=True)
-class Move:
-  """What a target leaf is made of: whole source leaves or slices of them, one alone or stacked.
-
-  A layer's leaf is copied, stacked with others, or sliced out of a stack; from one way of stacking to another it is both.
-
-  Attributes:
-    pieces: in C order of their place along `stacked`, each a source leaf and its index along `taken`. A source is a
-      path; while layers are being arranged, a variable.
-    taken: the axes of the sources along which a piece is one index, ascending.
-    order: the order in which the target has the other axes, as `np.transpose` takes it; () keeps it.
-    stacked: the axes of the target along which the pieces lie, ascending.
-    sizes: the lengths of these.
-  """
-
-  pieces: tuple[tuple[Any, Index], ...]
-  taken: tuple[int, ...] = ()
-  order: tuple[int, ...] = ()
-  stacked: tuple[int, ...] = ()
-  sizes: tuple[int, ...] = ()
-
-  @property
-  def kind(self) -> str:
-    """`copy`, `stack`, `slice`, `restack` (slices, stacked) or `transpose`."""
-    if self.stacked:
-      return "restack" if self.taken else "stack"
-    return "slice" if self.taken else "transpose" if self.order else "copy"
-
-  @property
-  def sources(self) -> list[Any]:
-    """The source leaves, each once."""
-    return list(dict.fromkeys(source for source, _ in self.pieces))
-
-  def across[T](self, values: Sequence[T], new: Iterable[T]) -> tuple[T, ...]:
-    """What a source has for each axis, as the target has it; `new` for the axes along which the pieces lie."""
-    left = remove(values, self.taken)
-    return insert([left[axis] for axis in self.order] if self.order else left, self.stacked, new)
-
-  def shape(self, source_shape: Sequence[int]) -> tuple[int, ...]:
-    """The target's shape, of sources of this shape."""
-    return self.across(source_shape, self.sizes)
-
-  def place(self, number: int) -> Index:
-    """Where a piece lies along the `stacked` axes."""
-    return tuple(map(int, np.unravel_index(number, self.sizes))) if self.sizes else ()
-
-  def region(self, number: int, region: Region) -> Region | None:
-    """The region of the target that a region of a piece's source fills; None if it holds nothing of the piece."""
-    taken = zip(self.taken, self.pieces[number][1])
-    if not all(region[axis].start <= index < region[axis].stop for axis, index in taken):
-      return None
-    return self.across(region, (slice(at, at + 1) for at in self.place(number)))
-
-  def values(self, number: int, region: Region, data: Any) -> Any:
-    """What stands in that region of the target, of the `data` in the region of the source: a view, no copy."""
-    inside: list[Any] = [slice(None)] * len(region)
-    for axis, index in zip(self.taken, self.pieces[number][1]):
-      inside[axis] = index - region[axis].start
-    left = data[tuple(inside)]
-    return np.expand_dims(left.transpose(self.order) if self.order else left, self.stacked)
-
-
-def insert[T](values: Sequence[T], axes: Iterable[int], new: Iterable[T]) -> tuple[T, ...]:
-  """`values`, one for each axis, with `new` ones put in at the ascending places `axes`."""
-  result = list(values)
-  for axis, value in zip(axes, new):
-    result.insert(axis, value)
-  return tuple(result)
-
-
-def remove[T](values: Sequence[T], axes: Sequence[int]) -> tuple[T, ...]:
-  """`values`, one for each axis, without those at `axes`."""
-  return tuple(value for axis, value in enumerate(values) if axis not in axes)
-
-
-def copy(source: Any) -> Move:
-  """The move of a leaf that is its source."""
-  return Move(((source, ()),))
-
-
-@dataclasses.dataclass(frozen=True)
 class Part:
   """What one source leaf gives to one target leaf: a piece of its move, by number."""
 
   target: Path
-  move: Move
+  move: leaf_moves.Move
   number: int
 
   @property
-  def index(self) -> Index:
+  def index(self) -> leaf_moves.Index:
     """Its index along the axes of the source that are taken."""
     return self.move.pieces[self.number][1]
 
@@ -153,7 +71,7 @@ class Plan:
 
   source: abstract_state.AbstractState
   target: abstract_state.AbstractState
-  moves: Mapping[Path, Move]
+  moves: Mapping[Path, leaf_moves.Move]
   dropped: Mapping[Path, str]
   source_layout: layouts.StateLayout
   target_layout: layouts.StateLayout
@@ -228,12 +146,12 @@ def described(leaf: abstract_state.Leaf) -> str:
   return f"{tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
 
 
-def _kind(move: Move) -> str:
+def _kind(move: leaf_moves.Move) -> str:
   """The kind of the move; for a leaf held in memory, where it is from."""
   return move.sources[0][0] if is_held(move.sources[0]) else move.kind
 
 
-def _how(move: Move) -> str:
+def _how(move: leaf_moves.Move) -> str:
   """A move for a person."""
   names = ["/".join(source) for source in move.sources]
   if is_held(move.sources[0]):
@@ -249,10 +167,10 @@ def _numbers(values: tuple[int, ...]) -> str:
   return ", ".join(map(str, values))
 
 
-def _inverted(parts: list[Part]) -> Move:
+def _inverted(parts: list[Part]) -> leaf_moves.Move:
   """The move that rebuilds a source leaf from the parts that it gave."""
   first, ordered = parts[0].move, sorted(parts, key=lambda part: part.index)
-  return Move(
+  return leaf_moves.Move(
       tuple((part.target, part.move.place(part.number)) for part in ordered),
       taken=first.stacked,
       order=tuple(map(int, np.argsort(first.order))),

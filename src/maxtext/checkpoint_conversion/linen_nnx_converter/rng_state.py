@@ -20,6 +20,7 @@ from typing import Any
 from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
 from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
@@ -60,7 +61,7 @@ def add(plan: plan_lib.Plan, source: storage.Checkpoint, config: Any, options: o
       plan,
       source=dataclasses.replace(plan.source, leaves={**plan.source.leaves, **structs}),
       target=dataclasses.replace(plan.target, leaves={**plan.target.leaves, **added}),
-      moves={**plan.moves, **{path[1:]: plan_lib.copy(path) for path in made}},
+      moves={**plan.moves, **{path[1:]: leaf_moves.copy(path) for path in made}},
   )
   plan.validate()
   return plan, source

@@ -26,6 +26,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import goal as goal_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import layers
 from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
 from maxtext.checkpoint_conversion.linen_nnx_converter import optimizer
 from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import roles as roles_lib
@@ -79,7 +80,7 @@ def build(
     goal: goal_lib.Goal,
     arranged: Sequence[layers.Arranged],
     known_nodes: Mapping[Path, Any],
-) -> tuple[abstract_state.AbstractState, dict[Path, plan_lib.Move], Mapping[Path, Any]]:
+) -> tuple[abstract_state.AbstractState, dict[Path, leaf_moves.Move], Mapping[Path, Any]]:
   """The target's abstract state, its moves, and the empty optimizer nodes to keep on record.
 
   Args:
@@ -132,7 +133,7 @@ def _target_leaves(state, target_layout, bare_subtrees, source_paths, arranged):
     leaf, path = state.leaves[source_path], roles_lib.write(role, target_layout)
     _put(leaves, path, _cast_step(source_path, leaf, target_layout) if isinstance(role, roles_lib.Step) else leaf)
     if not abstract_state.is_empty(leaf):
-      moves[path] = plan_lib.copy(source_path)
+      moves[path] = leaf_moves.copy(source_path)
   return leaves, moves
 
 
@@ -142,7 +143,7 @@ def _put(leaves, path, leaf):
   leaves[path] = leaf
 
 
-def _located(move, source_paths) -> plan_lib.Move:
+def _located(move, source_paths) -> leaf_moves.Move:
   """The move with the paths of the source leaves in place of their roles."""
   return dataclasses.replace(move, pieces=tuple((source_paths[source], index) for source, index in move.pieces))
 

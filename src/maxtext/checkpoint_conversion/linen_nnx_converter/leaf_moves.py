@@ -1,0 +1,104 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Moves: what a target leaf is made of. Each knows its own algebra: shapes, regions, values. No I/O."""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+Index = tuple[int, ...]
+Region = tuple[slice, ...]  # A box of an array: a slice with a start and a stop for each axis.
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+  """What a target leaf is made of: whole source leaves or slices of them, one alone or stacked.
+
+  A layer's leaf is copied, stacked with others, or sliced out of a stack; from one way of stacking to another it is both.
+
+  Attributes:
+    pieces: in C order of their place along `stacked`, each a source leaf and its index along `taken`. A source is a
+      path; while layers are being arranged, a variable.
+    taken: the axes of the sources along which a piece is one index, ascending.
+    order: the order in which the target has the other axes, as `np.transpose` takes it; () keeps it.
+    stacked: the axes of the target along which the pieces lie, ascending.
+    sizes: the lengths of these.
+  """
+
+  pieces: tuple[tuple[Any, Index], ...]
+  taken: tuple[int, ...] = ()
+  order: tuple[int, ...] = ()
+  stacked: tuple[int, ...] = ()
+  sizes: tuple[int, ...] = ()
+
+  @property
+  def kind(self) -> str:
+    """`copy`, `stack`, `slice`, `restack` (slices, stacked) or `transpose`."""
+    if self.stacked:
+      return "restack" if self.taken else "stack"
+    return "slice" if self.taken else "transpose" if self.order else "copy"
+
+  @property
+  def sources(self) -> list[Any]:
+    """The source leaves, each once."""
+    return list(dict.fromkeys(source for source, _ in self.pieces))
+
+  def across[T](self, values: Sequence[T], new: Iterable[T]) -> tuple[T, ...]:
+    """What a source has for each axis, as the target has it; `new` for the axes along which the pieces lie."""
+    left = remove(values, self.taken)
+    return insert([left[axis] for axis in self.order] if self.order else left, self.stacked, new)
+
+  def shape(self, source_shape: Sequence[int]) -> tuple[int, ...]:
+    """The target's shape, of sources of this shape."""
+    return self.across(source_shape, self.sizes)
+
+  def place(self, number: int) -> Index:
+    """Where a piece lies along the `stacked` axes."""
+    return tuple(map(int, np.unravel_index(number, self.sizes))) if self.sizes else ()
+
+  def region(self, number: int, region: Region) -> Region | None:
+    """The region of the target that a region of a piece's source fills; None if it holds nothing of the piece."""
+    taken = zip(self.taken, self.pieces[number][1])
+    if not all(region[axis].start <= index < region[axis].stop for axis, index in taken):
+      return None
+    return self.across(region, (slice(at, at + 1) for at in self.place(number)))
+
+  def values(self, number: int, region: Region, data: Any) -> Any:
+    """What stands in that region of the target, of the `data` in the region of the source: a view, no copy."""
+    inside: list[Any] = [slice(None)] * len(region)
+    for axis, index in zip(self.taken, self.pieces[number][1]):
+      inside[axis] = index - region[axis].start
+    left = data[tuple(inside)]
+    return np.expand_dims(left.transpose(self.order) if self.order else left, self.stacked)
+
+
+def insert[T](values: Sequence[T], axes: Iterable[int], new: Iterable[T]) -> tuple[T, ...]:
+  """`values`, one for each axis, with `new` ones put in at the ascending places `axes`."""
+  result = list(values)
+  for axis, value in zip(axes, new):
+    result.insert(axis, value)
+  return tuple(result)
+
+
+def remove[T](values: Sequence[T], axes: Sequence[int]) -> tuple[T, ...]:
+  """`values`, one for each axis, without those at `axes`."""
+  return tuple(value for axis, value in enumerate(values) if axis not in axes)
+
+
+def copy(source: Any) -> Move:
+  """The move of a leaf that is its source."""
+  return Move(((source, ()),))
