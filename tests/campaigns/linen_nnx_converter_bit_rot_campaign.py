@@ -36,7 +36,7 @@ import orbax.checkpoint as ocp
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 
 _RUNS = flags.DEFINE_integer("runs", 40, "How many bits to flip for each line of the result.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 1, "Of the choice of bits.")
@@ -80,7 +80,7 @@ def save(folder, make, use_zarr3, is_scanned):
 
 def finds_a_flipped_bit(source, chooser, options) -> bool:
   """Whether a conversion is refused when one bit of a chunk is another one; the bit is put right afterwards."""
-  chunks = [value for value in storage.Checkpoint(epath.Path(source)).index.values.values() if value.nbytes > 10_000]
+  chunks = [value for value in reader.Checkpoint(epath.Path(source)).index.values.values() if value.nbytes > 10_000]
   value = chooser.choice(chunks)
   place, bit = value.offset + chooser.randrange(value.nbytes), 1 << chooser.randrange(8)
   content = (source / value.file).read_bytes()

@@ -53,12 +53,12 @@ import orbax.checkpoint as ocp
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as command
-from maxtext.checkpoint_conversion.linen_nnx_converter import convert
+from maxtext.checkpoint_conversion.linen_nnx_converter import api
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress
-from maxtext.checkpoint_conversion.linen_nnx_converter import staging
-from maxtext.checkpoint_conversion.linen_nnx_converter import stopping
+from maxtext.checkpoint_conversion.linen_nnx_converter.command import stopping
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 
-del convert, progress, stopping  # Imported here so that the forks need not.
+del api, progress, stopping  # Imported here so that the forks need not.
 
 _RUNS = flags.DEFINE_integer("runs", 400, "How many conversions to stop.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 1, "Of the choice of ways, faults and moments.")
@@ -217,7 +217,7 @@ class Campaign:
     if fault in STOPS:
       self._check_what_was_said(code, said, found, target, may_be_silent=fault == UNHEARD)
     listing = set(os.listdir(target.parent)) if target.parent.exists() else set()
-    assert listing <= {"target", f"target{staging.SUFFIX}"}, f"left behind: {listing}"
+    assert listing <= {"target", f"target{atomic_target.SUFFIX}"}, f"left behind: {listing}"
     if fault in (*STOPS, RACE):
       assert listing <= {"target"}, f"left behind: {listing}"
     assert self._apart(self._command(way, target, "--overwrite")) == 0, f"the next run: {self.log.read_text()}"

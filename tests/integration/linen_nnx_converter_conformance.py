@@ -52,13 +52,13 @@ import jax
 from jax._src.interpreters import partial_eval
 
 import maxtext
-from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
-from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
-from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
-from maxtext.checkpoint_conversion.linen_nnx_converter import planner
+from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.common import train_state_nnx
 
 _MODELS = flags.DEFINE_list("models", [], "Models to go through; all when empty.")
@@ -135,11 +135,11 @@ def trace(model: str, trainer: str, scan_layers: bool) -> Traced:
   arguments += [f"{name}={is_nnx}" for name in ("enable_nnx", "pure_nnx", "pure_nnx_decoder")]
   if model == "deepseek-custom":
     arguments += [f"tokenizer_path={tiny_tokenizer()}"]
-  config = maxtext_config.load(arguments)
+  config = run_config.load(arguments)
   if not is_nnx:
-    return Traced(config, maxtext_config.saved_state(config, trainer))
+    return Traced(config, run_config.saved_state(config, trainer))
   try:
-    state = maxtext_config.nnx_state(config)
+    state = run_config.nnx_state(config)
   except Exception as e:  # As saved_state does.  pylint: disable=broad-except
     raise errors.ConfigError(model, "a model that MaxText can trace", str(e), "") from e
   kinds = {tuple(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
@@ -196,8 +196,8 @@ def saved_and_restored(of_nnx: Traced) -> Iterator[str]:
 
 def by_config(target: Traced, trainer: str, **keywords) -> tuple[options_lib.Options, planner.Run]:
   """The options, and the run, that the command takes from the target's config."""
-  options = maxtext_config.with_config(options_lib.Options.of(**keywords), target.config)
-  return options, dataclasses.replace(maxtext_config.run(target.config, None), trainer=trainer)
+  options = run_config.with_config(options_lib.Options.of(**keywords), target.config)
+  return options, dataclasses.replace(run_config.run(target.config, None), trainer=trainer)
 
 
 def mismatch(source, wanted, options, run) -> Iterator[str]:

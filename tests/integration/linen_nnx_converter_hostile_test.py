@@ -38,13 +38,13 @@ import linen_nnx_converter_util as util  # pylint: disable=wrong-import-position
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 _SECONDS, _MEMORY = 60, 6 * 2**30  # Of address space, of which an idle process takes 4 GiB.
 # Forks of a server that has imported everything and started no thread.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["maxtext.checkpoint_conversion.linen_nnx_converter.convert", __name__])
+_SERVER.set_forkserver_preload(["maxtext.checkpoint_conversion.linen_nnx_converter.api", __name__])
 
 
 def _attempt(source, target, secret, options, connection):
@@ -285,7 +285,7 @@ class HostileTest(util.CheckpointTestCase):
   def test_a_place_outside(self, file):
     location = f"btreenode::{file}:0:10" if "%" in file else f"btreenode:{'../' if file[0] == '.' else ''}:{file}:0:10"
     with self.assertRaisesRegex(errors.ForeignFileError, "expected data files inside the checkpoint, found one at"):
-      key_values._place(epath.Path("/source"), location)  # pylint: disable=protected-access
+      ocdbt_index._place(epath.Path("/source"), location)  # pylint: disable=protected-access
 
   def test_a_store_whose_nodes_lie_outside(self):
     """A manifest that TensorStore itself wrote for a store whose data files are elsewhere."""

@@ -35,8 +35,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import execute
-from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 
 MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
 MATRICES, LAYERS = 16, 8  # Of 1 MiB a layer, incompressible: 128 MiB.
@@ -91,7 +91,7 @@ def pytree(target):
 
 def contents(target):
   """Every leaf, how it is stored, and Orbax's metadata."""
-  stored = storage.Checkpoint(epath.Path(pytree(target)))
+  stored = reader.Checkpoint(epath.Path(pytree(target)))
   leaves = {path: (leaf, stored.read(path).tobytes()) for path, leaf in stored.stored.items()}
   names = ("_METADATA", "_sharding")
   metadata = {name: (pytree(target) / name).read_text() for name in names if (pytree(target) / name).exists()}
@@ -119,14 +119,14 @@ class InterruptedTest(parameterized.TestCase):
 
   def run_again(self, *args):
     """Runs the conversion here: its summary, and which target leaves were streamed."""
-    streamed, real = set(), execute._write_batch  # pylint: disable=protected-access
+    streamed, real = set(), streaming._write_batch  # pylint: disable=protected-access
 
     async def write_batch(batch, *rest):
       streamed.update(".".join(part.target) for block in batch for part in block.parts)
       return await real(batch, *rest)
 
     out, err = io.StringIO(), io.StringIO()
-    watched = absltest.mock.patch.object(execute, "_write_batch", write_batch)
+    watched = absltest.mock.patch.object(streaming, "_write_batch", write_batch)
     with watched, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
       code = converter.main([*OPTIONS, *self.paths, *args])
     self.assertEqual(code, 0, err.getvalue())

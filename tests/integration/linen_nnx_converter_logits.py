@@ -46,7 +46,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
+from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 from maxtext.common import checkpointing
 from maxtext.common import train_state_nnx
 from maxtext.utils import maxtext_utils
@@ -117,7 +117,7 @@ Logits = Callable[[Tree], np.ndarray]
 def load_config(model: str, trainer: str, scan_layers: bool) -> Any:
   settings = {**SMALL, "model_name": model, "scan_layers": scan_layers, **MODELS[model]}
   settings |= dict.fromkeys(("enable_nnx", "pure_nnx", "pure_nnx_decoder"), trainer == "nnx")
-  return maxtext_config.load(["base.yml", *(f"{name}={value}" for name, value in settings.items())])
+  return run_config.load(["base.yml", *(f"{name}={value}" for name, value in settings.items())])
 
 
 def tokens() -> dict[str, np.ndarray]:

@@ -32,7 +32,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 
 TUNIX = pathlib.Path(__file__).parents[1] / "assets" / "linen_nnx_converter" / "tunix" / "sft"
 MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
@@ -52,7 +52,7 @@ def start(count, *args):
 
 def values(checkpoint):
   """Every leaf's shape, dtype and bytes."""
-  stored = storage.Checkpoint(epath.Path(checkpoint))
+  stored = reader.Checkpoint(epath.Path(checkpoint))
   arrays = {path: stored.read(path) for path in stored.stored}
   return {path: (array.shape, str(array.dtype), array.tobytes()) for path, array in arrays.items()}
 

@@ -38,16 +38,16 @@ import json, sys
 import jax, numpy as np
 from flax import nnx
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
+from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 from maxtext.common import train_state_nnx
 from maxtext.utils import model_creation_utils
 
 jax.config.update("jax_default_prng_impl", "unsafe_rbg")
 path, *arguments = sys.argv[1:]
-config = maxtext_config.load(arguments)
-mesh = maxtext_config._mesh(config)
+config = run_config.load(arguments)
+mesh = run_config._mesh(config)
 create_model, model = model_creation_utils.create_nnx_abstract_model(config, mesh)
-tx = maxtext_config._optimizer(config, model, mesh)
+tx = run_config._optimizer(config, model, mesh)
 
 def create_state():
   model = create_model()

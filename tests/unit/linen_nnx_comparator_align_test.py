@@ -26,9 +26,9 @@ from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_comparator import align
 from maxtext.checkpoint_conversion.linen_nnx_comparator import blocks
 from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
-from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import options
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 
 
 def tree(state, *, scan_layers=False, keys=(), **chosen):

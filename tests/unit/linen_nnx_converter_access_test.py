@@ -31,13 +31,13 @@ import numpy as np
 from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_comparator import compare
-from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
-from maxtext.checkpoint_conversion.linen_nnx_converter import resume
-from maxtext.checkpoint_conversion.linen_nnx_converter import staging
-from maxtext.checkpoint_conversion.linen_nnx_converter import storage
-from maxtext.checkpoint_conversion.linen_nnx_converter import verify
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import resume
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
 
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
 
@@ -98,7 +98,7 @@ class ProgramErrorTest(util.CheckpointTestCase):
   """An error that is planted in the program comes out as it is."""
 
   @parameterized.product(
-      place=((key_values, "read_index"), (key_values, "_value"), (chunks, "shape"), (storage, "StoredLeaf")),
+      place=((ocdbt_index, "read_index"), (ocdbt_index, "_value"), (chunk_keys, "shape"), (reader, "StoredLeaf")),
       error=(AttributeError, KeyError, TypeError),
   )
   def test_in_a_conversion(self, place, error):
@@ -112,11 +112,11 @@ class ProgramErrorTest(util.CheckpointTestCase):
     place = compare._Reading, "_opened"  # pylint: disable=protected-access
     self._assert_planted(place, error, lambda: comparator.compare_checkpoints(source, source))
 
-  @parameterized.parameters((resume, "_is_there"), (verify, "_compare"))
+  @parameterized.parameters((resume, "_is_there"), (decoded, "_compare"))
   def test_in_what_looks_at_an_interrupted_run(self, *place):
     nnx = converter.convert_linen_to_nnx(util.linen(util.unscanned_params()), nnx_values="plain")
     source, options = self.save("source", nnx, use_ocdbt=False), {"direction": "nnx_to_nnx", "scan_layers": False}
-    left = self.tmp / f"out{staging.SUFFIX}" / "out.orbax-checkpoint-tmp"
+    left = self.tmp / f"out{atomic_target.SUFFIX}" / "out.orbax-checkpoint-tmp"
     converter.convert_checkpoint(source, left, **options)
     resumed = lambda: converter.convert_checkpoint(source, self.tmp / "out", resume=True, verify=False, **options)
     self._assert_planted(place, KeyError, resumed)

@@ -33,15 +33,15 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import digests
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import execute
-from maxtext.checkpoint_conversion.linen_nnx_converter import reopen
-from maxtext.checkpoint_conversion.linen_nnx_converter import storage
-from maxtext.checkpoint_conversion.linen_nnx_converter import transfer
-from maxtext.checkpoint_conversion.linen_nnx_converter import ways
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import by_reference
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reopen
 
-REFERENCE, RAW, STREAMED = ways.Way.REFERENCE, ways.Way.RAW, ways.Way.STREAMED
+REFERENCE, RAW, STREAMED = leaf_routes.Way.REFERENCE, leaf_routes.Way.RAW, leaf_routes.Way.STREAMED
 FORMATS = tuple(itertools.product((True, False), (True, False)))  # use_ocdbt, use_zarr3.
 
 
@@ -81,7 +81,7 @@ async def documents_alone(arrays, key, read=reopen.Arrays.read):
   return await read(arrays, key)
 
 
-async def swapped(source, target, ranges, documents, rename=transfer.rename):
+async def swapped(source, target, ranges, documents, rename=by_reference.rename):
   """Renames each range to the name of the next one."""
   ranges = list(ranges)
   names = {new: other for (_, new, _), (_, other, _) in zip(ranges, ranges[1:] + ranges[:1])}
@@ -92,8 +92,8 @@ class ByReferenceTest(util.CheckpointTestCase):
 
   def setUp(self):
     super().setUp()
-    self.real = execute._write_batch  # pylint: disable=protected-access
-    self.enter_context(absltest.mock.patch.object(execute, "_write_batch", self.fail))
+    self.real = streaming._write_batch  # pylint: disable=protected-access
+    self.enter_context(absltest.mock.patch.object(streaming, "_write_batch", self.fail))
 
   def assert_equal(self, checkpoint, tree):
     self.assertEqual(util.flat(converter.load_checkpoint(checkpoint)), util.flat(tree))
@@ -129,14 +129,14 @@ class ByReferenceTest(util.CheckpointTestCase):
     done = converter.convert_checkpoint(self.tmp / "stacked", self.tmp / "again", scan_layers=False, **options)
     self.assertEqual(done.nbytes[REFERENCE], 6 * 2**17)
     self.assert_equal(self.tmp / "again", tree)
-    first, again = (storage.Checkpoint(epath.Path(path)) for path in (source, self.tmp / "again"))
+    first, again = (reader.Checkpoint(epath.Path(path)) for path in (source, self.tmp / "again"))
     self.assertEqual(first.index.values.keys(), again.index.values.keys() - {digests.FILE})
     self.assertEqual(first.stored, again.stored)
 
   def test_scalars_and_small_values(self):
     """Values of up to 1 KiB stand in the tree itself."""
     tree = util.linen(util.unscanned_params())
-    with absltest.mock.patch.object(execute, "_write_batch", self.real):
+    with absltest.mock.patch.object(streaming, "_write_batch", self.real):
       converter.convert_checkpoint(self.save("source", tree), self.tmp / "target", scan_layers=True)
     self.assert_equal(self.tmp / "target", converter.convert_linen_to_nnx(tree))
 
@@ -246,7 +246,7 @@ class ByReferenceTest(util.CheckpointTestCase):
       if (self.tmp / "deep" / folder).exists():
         (self.tmp / "deep" / folder).rename(source / folder)
     (self.tmp / "deep" / "manifest.ocdbt").rename(source / "manifest.ocdbt")
-    self.assertGreater(len(storage.Checkpoint(epath.Path(source)).index.tree_files), 5)
+    self.assertGreater(len(reader.Checkpoint(epath.Path(source)).index.tree_files), 5)
     for name, scan_layers in (("scanned", True), ("unscanned", False)):
       converter.convert_checkpoint(source, self.tmp / name, scan_layers=scan_layers)
       self.assert_equal(self.tmp / name, converter.convert_linen_to_nnx(tree, scan_layers=scan_layers))
@@ -267,7 +267,7 @@ class ByReferenceTest(util.CheckpointTestCase):
   def test_a_damaged_reference_is_found(self):
     """Whatever moved the chunks: each key of the target is traced to the source."""
     source = self.save("source", {"params": {"params": large()}})
-    self.enter_context(absltest.mock.patch.object(transfer, "rename", swapped))
+    self.enter_context(absltest.mock.patch.object(by_reference, "rename", swapped))
     with self.assertRaisesRegex(errors.VerificationError, "wi_0"):
       converter.convert_checkpoint(source, self.tmp / "target", scan_layers=False)
     self.assert_nothing_left("source")
@@ -387,7 +387,7 @@ class TwoStoresTest(util.CheckpointTestCase):
 
   def test_a_damaged_reference_is_found(self):
     source = self.save_items()
-    self.enter_context(absltest.mock.patch.object(transfer, "rename", swapped))
+    self.enter_context(absltest.mock.patch.object(by_reference, "rename", swapped))
     with self.assertRaisesRegex(errors.VerificationError, "kernel"):
       converter.convert_checkpoint(source, self.tmp / "target")
     self.assert_nothing_left("run")
@@ -399,7 +399,7 @@ class MetadataTest(parameterized.TestCase):
   def test_what_is_read_is_what_orbax_reads(self, name):
     """Orbax opens every array; this reads the same off the store's index."""
     items = util.FIXTURES / name / os.listdir(util.FIXTURES / name)[0] / "items"
-    ours = storage.Checkpoint(epath.Path(items))
+    ours = reader.Checkpoint(epath.Path(items))
     theirs = ocp.PyTreeCheckpointHandler().metadata(epath.Path(items)).tree
     leaves = {
         tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf

@@ -26,8 +26,8 @@ import linen_nnx_converter_util as util
 import numpy as np
 import tensorstore as ts
 
-from maxtext.checkpoint_conversion.linen_nnx_converter import chunks
-from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
 
 LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 
@@ -70,7 +70,7 @@ class Store:
     ts.open(spec, create=True, context=self._context).result().write(array).result()
     values = self.values()
     return json.loads(
-        next(values[f"{name}/{file}"] for file in chunks.DOCUMENT_NAMES.values() if f"{name}/{file}" in values)
+        next(values[f"{name}/{file}"] for file in chunk_keys.DOCUMENT_NAMES.values() if f"{name}/{file}" in values)
     )
 
   def read(self, name, driver):
@@ -87,10 +87,10 @@ class Store:
 def move_chunks(store, move, documents, names, target_name):
   """Puts the target there by renaming keys alone."""
   values = store.values()
-  for old, new in chunks.renamed(move, documents, names, target_name):
+  for old, new in chunk_keys.renamed(move, documents, names, target_name):
     store.put(new, values[old])
-  document = chunks.restated(documents[0], move)
-  file = chunks.DOCUMENT_NAMES[document["zarr_format"]]
+  document = chunk_keys.restated(documents[0], move)
+  file = chunk_keys.DOCUMENT_NAMES[document["zarr_format"]]
   store.put(f"{target_name}/{file}", json.dumps(document).encode())
 
 
@@ -100,8 +100,8 @@ class ChunksTest(parameterized.TestCase):
   def test_keys_are_those_that_tensorstore_writes(self, spec, shape):
     store = Store()
     document = store.write("a", SPECS[spec]([2] * len(shape)), np.zeros(shape, np.int32))
-    keys = {f"a/{chunks.key(document, index)}" for index in chunks.grid(document)}
-    file = chunks.DOCUMENT_NAMES[document["zarr_format"]]
+    keys = {f"a/{chunk_keys.key(document, index)}" for index in chunk_keys.grid(document)}
+    file = chunk_keys.DOCUMENT_NAMES[document["zarr_format"]]
     self.assertEqual(keys | {f"a/{file}"}, set(store.values()))
 
   @parameterized.parameters(*itertools.product(SPECS, ([5, 4], [6], []), (((0,), (3,)), ((1,), (3,)), ((0, 2), (2, 3)))))
@@ -114,19 +114,19 @@ class ChunksTest(parameterized.TestCase):
     layers = [np.arange(np.prod(shape), dtype=np.int32).reshape(shape) + 100 * i for i in range(len(places))]
     documents = [store.write(name, SPECS[spec]([2] * len(shape)), a) for name, a in zip(names, layers)]
     move = util.stack(tuple((name,) for name in names), axes, sizes)
-    self.assertTrue(chunks.keeps_chunks(move, documents))
+    self.assertTrue(chunk_keys.keeps_chunks(move, documents))
     move_chunks(store, move, documents, names, "stacked")
     expected = np.zeros(leaf_moves.insert(shape, axes, sizes), np.int32)
     for place, layer in zip(places, layers):
       expected[leaf_moves.insert([slice(None)] * len(shape), axes, place)] = layer
     np.testing.assert_array_equal(store.read("stacked", driver), expected)
-    stacked = chunks.restated(documents[0], move)
+    stacked = chunk_keys.restated(documents[0], move)
     for place, name, layer in zip(places, names, layers):
       move = util.slice_of(("stacked",), axes, place)
-      self.assertTrue(chunks.keeps_chunks(move, [stacked]))
+      self.assertTrue(chunk_keys.keeps_chunks(move, [stacked]))
       move_chunks(store, move, [stacked], ["stacked"], f"{name}_again")
       np.testing.assert_array_equal(store.read(f"{name}_again", driver), layer)
-    self.assertEqual(chunks.restated(stacked, move), documents[0])
+    self.assertEqual(chunk_keys.restated(stacked, move), documents[0])
 
   @parameterized.named_parameters(
       ("several_layers_in_a_chunk", util.slice_of("a", (0,), (0,)), [zarr3([2, 2])]),
@@ -146,20 +146,22 @@ class ChunksTest(parameterized.TestCase):
   def test_chunks_that_change(self, move, specs):
     store = Store()
     documents = [store.write(str(i), spec, np.zeros((4, 4), np.int32)) for i, spec in enumerate(specs)]
-    self.assertFalse(chunks.keeps_chunks(move, documents))
+    self.assertFalse(chunk_keys.keeps_chunks(move, documents))
 
   def test_a_sibling_whose_name_begins_alike_stays(self):
     keys = ["a.wi_0/c/0", "a.wi_0/zarr.json", "a.wi_0_scale/c/0", "a.wi_0_scale/zarr.json"]
     pairs = [("a.wi_0/c/0", "b.wi_0/c/0"), ("a.wi_0/zarr.json", "b.wi_0/zarr.json")]
-    self.assertEqual(chunks.ranges(pairs, keys), [("a.wi_0/", "b.wi_0/", True)])
+    self.assertEqual(chunk_keys.ranges(pairs, keys), [("a.wi_0/", "b.wi_0/", True)])
 
   def test_whole_subtrees_are_one_range(self):
     """76,800 keys one by one took 21 s; so many leaves have a few ranges."""
     keys = [f"{tree}.layers.w{i}/c/{j}" for tree in ("params", "opt_state.0.mu") for i in range(100) for j in range(20)]
     pairs = [(key, f"model.{key}") for key in keys if key.startswith("params")]
-    self.assertEqual(chunks.ranges(pairs, keys), [("params.", "model.params.", True)])
+    self.assertEqual(chunk_keys.ranges(pairs, keys), [("params.", "model.params.", True)])
     pairs += [(key, key) for key in keys if not key.startswith("params")]
-    self.assertEqual(chunks.ranges(pairs, keys), [("opt_state.", "opt_state.", True), ("params.", "model.params.", True)])
+    self.assertEqual(
+        chunk_keys.ranges(pairs, keys), [("opt_state.", "opt_state.", True), ("params.", "model.params.", True)]
+    )
 
   @settings(deadline=None)
   @given(st.data())
@@ -176,7 +178,7 @@ class ChunksTest(parameterized.TestCase):
     cut = data.draw(st.integers(0, 3))
     pairs = {old: prefix + old[cut:] + ("" if cut < len(old) else old) for old in some}
     renamed = {}
-    for old, new, is_prefix in chunks.ranges(pairs.items(), keys):
+    for old, new, is_prefix in chunk_keys.ranges(pairs.items(), keys):
       for name in keys:
         if name == old or (is_prefix and name.startswith(old)):
           self.assertNotIn(name, renamed)

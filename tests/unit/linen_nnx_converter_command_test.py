@@ -36,9 +36,9 @@ import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as command
-from maxtext.checkpoint_conversion.linen_nnx_converter import execute
-from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 
 MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
 COMPARATOR = "maxtext.checkpoint_conversion.linen_nnx_comparator"
@@ -118,7 +118,7 @@ class CommandTest(parameterized.TestCase):
     self.addCleanup(logger.removeHandler, handler)
     logger.setLevel(python_logging.INFO)
     before = logging.get_verbosity(), python_logging.root.manager.disable
-    with absltest.mock.patch.object(maxtext_config, "load", load):
+    with absltest.mock.patch.object(run_config, "load", load):
       flags = ["--dry_run", "--traceback"] if is_all_shown else ["--dry_run"]
       code, out, err = call(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", *flags, "base.yml")
     self.assertEqual(code, 0)
@@ -280,13 +280,13 @@ class CommandTest(parameterized.TestCase):
     self.assertEqual(os.listdir(self.tmp), ["source"])
 
   def test_a_failed_verification_has_a_code_of_its_own(self):
-    piece = execute._piece  # pylint: disable=protected-access
+    piece = streaming._piece  # pylint: disable=protected-access
 
     def negated(*args):
       region, values = piece(*args)
       return region, np.negative(values) if values.ndim else values
 
-    with absltest.mock.patch.object(execute, "_piece", negated):
+    with absltest.mock.patch.object(streaming, "_piece", negated):
       code, _, err = call(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", "--scan_layers=False")
     self.assertEqual(code, command.VERIFICATION_FAILED)
     self.assertIn("Nothing was committed", err)

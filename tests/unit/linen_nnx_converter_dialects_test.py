@@ -24,7 +24,7 @@ import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import locations
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 
 SCALE, STACKED, KERNEL = util.array(4), util.array(4, 3, 5), util.array(4, 5)
 WEIGHTS = {"decoder": {"decoder_norm": {"scale": SCALE}, "layers": {"mlp": {"wi_0": {"kernel": STACKED}}}}}

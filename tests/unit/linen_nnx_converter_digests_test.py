@@ -32,9 +32,9 @@ import orbax.checkpoint as ocp
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as command
-from maxtext.checkpoint_conversion.linen_nnx_converter import digests
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
 
 WEIGHT = "model.decoder.layers.2.wi_0.kernel.value"
 
@@ -92,7 +92,7 @@ class DigestsTest(util.CheckpointTestCase):
   @parameterized.product(use_ocdbt=(True, False), use_zarr3=(True, False), verify=(True, "full"))
   def test_every_digest_can_be_taken_again(self, use_ocdbt, use_zarr3, verify):
     target = self.converted(verify, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
-    stored = storage.Checkpoint(epath.Path(target))
+    stored = reader.Checkpoint(epath.Path(target))
     on_record = json.loads((target / digests.FILE).read_text())["leaves"]
     for path, leaf in stored.stored.items():
       if leaf.name in on_record or verify == "full":
@@ -125,7 +125,7 @@ class DigestsTest(util.CheckpointTestCase):
     converter.convert_checkpoint(target, self.tmp / "back", scan_layers=True, verify="full")
     self.assertEqual(
         set(digests.read(epath.Path(self.tmp / "back"))),
-        {leaf.name for leaf in storage.Checkpoint(epath.Path(self.tmp / "back")).stored.values()},
+        {leaf.name for leaf in reader.Checkpoint(epath.Path(self.tmp / "back")).stored.values()},
     )
     converter.convert_checkpoint(target, self.tmp / "unverified", scan_layers=True, verify=False)
     with self.assertRaisesRegex(errors.NotACheckpointError, "Nothing was verified"):
@@ -144,7 +144,7 @@ class DigestsTest(util.CheckpointTestCase):
     }
     with ocp.PyTreeCheckpointer() as checkpointer:
       checkpointer.save(self.tmp / "source", args=ocp.args.PyTreeSave(tree, save_args))
-    shapes = [leaf.chunk_shape for leaf in storage.Checkpoint(epath.Path(self.tmp / "source")).stored.values()]
+    shapes = [leaf.chunk_shape for leaf in reader.Checkpoint(epath.Path(self.tmp / "source")).stored.values()]
     self.assertLen(set(shapes), 2)
     converter.convert_checkpoint(self.tmp / "source", self.tmp / "target")
     self.assertEmpty(converter.verify_checkpoint(self.tmp / "target").without_digest)
@@ -153,7 +153,7 @@ class DigestsTest(util.CheckpointTestCase):
   def test_a_flipped_bit_is_found(self, use_ocdbt, use_zarr3):
     target = self.converted(use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
     converter.verify_checkpoint(target)
-    index = storage.Checkpoint(epath.Path(target)).index
+    index = reader.Checkpoint(epath.Path(target)).index
     value = max((v for key, v in index.values.items() if key.startswith(WEIGHT + "/")), key=lambda value: value.nbytes)
     flip(target / value.file, value.offset + value.nbytes // 2)
     self.assert_damaged(
@@ -166,7 +166,7 @@ class DigestsTest(util.CheckpointTestCase):
 
   def test_every_leaf_that_differs_is_named(self):
     target = self.converted()
-    index = storage.Checkpoint(epath.Path(target)).index
+    index = reader.Checkpoint(epath.Path(target)).index
     for i in (1, 3):
       key = next(
           k
@@ -203,7 +203,7 @@ class DigestsTest(util.CheckpointTestCase):
   @parameterized.parameters("truncated", "removed")
   def test_a_data_file_that_is_not_whole(self, how):
     target = self.converted()
-    value = max(storage.Checkpoint(epath.Path(target)).index.values.values(), key=lambda v: (v.nbytes, v.offset))
+    value = max(reader.Checkpoint(epath.Path(target)).index.values.values(), key=lambda v: (v.nbytes, v.offset))
     data = target / value.file
     data.unlink() if how == "removed" else data.write_bytes(data.read_bytes()[: value.offset + value.nbytes // 2])
     self.assert_damaged(target, "The checkpoint is damaged")
@@ -269,7 +269,7 @@ def flip(path: pathlib.Path, at: int):
 
 
 def values(folder):
-  stored = storage.Checkpoint(epath.Path(folder))
+  stored = reader.Checkpoint(epath.Path(folder))
   return {path: util.bits(stored.read(path)) for path in stored.stored}
 
 

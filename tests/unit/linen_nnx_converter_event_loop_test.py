@@ -25,9 +25,9 @@ import linen_nnx_converter_util as util
 
 from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 
 STREAMED, BY_REFERENCE = {"scan_layers": False}, {"direction": "linen_to_linen"}
 

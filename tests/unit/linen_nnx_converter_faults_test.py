@@ -36,10 +36,10 @@ import orbax.checkpoint as ocp
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import framing
-from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
-from maxtext.checkpoint_conversion.linen_nnx_converter import staging
-from maxtext.checkpoint_conversion.linen_nnx_converter import storage
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 
 MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
 FORMATS = tuple(itertools.product((True, False), (True, False)))  # use_ocdbt, use_zarr3.
@@ -150,16 +150,16 @@ class DamageTest(FaultTestCase):
       )
 
   def test_a_file_that_is_cut_short_when_its_length_was_looked_up(self):
-    index = storage.Checkpoint(epath.Path(self.source)).index
+    index = reader.Checkpoint(epath.Path(self.source)).index
     value = next(value for value in index.values.values() if value.inline is None)
     file, where = epath.Path(self.source) / value.file, (value.offset, value.nbytes)
-    self.assertLen(key_values.read_range(file, *where), value.nbytes)
+    self.assertLen(ocdbt_index.read_range(file, *where), value.nbytes)
     os.truncate(file, value.offset + 1)
     with self.assertRaisesRegex(errors.DamagedSourceError, "expected [0-9]+ bytes from [0-9]+ on, found 1. "):
-      key_values.read_range(file, *where)
+      ocdbt_index.read_range(file, *where)
     os.unlink(file)
     with self.assertRaisesRegex(errors.DamagedSourceError, "expected [0-9]+ bytes from [0-9]+ on, found 0. "):
-      key_values.read_range(file, *where)
+      ocdbt_index.read_range(file, *where)
 
   @parameterized.parameters("manifest.ocdbt", "_METADATA", "_sharding", "array_metadatas/process_0")
   def test_a_flipped_bit_in_metadata(self, name):
@@ -191,7 +191,7 @@ class DamageTest(FaultTestCase):
 
   def test_a_flipped_bit_in_a_node_of_the_tree(self):
     """Nodes have checksums."""
-    index = storage.Checkpoint(epath.Path(self.source)).index
+    index = reader.Checkpoint(epath.Path(self.source)).index
     for file in index.tree_files:
       path = self.source / file
       whole = path.read_bytes()
@@ -226,13 +226,13 @@ class ChangingSourceTest(FaultTestCase):
 
   def at_half_time(self, action):
     """Does something to the source when all metadata are read and the data files are about to be."""
-    real = framing.save
+    real = orbax_writer.save
 
     def save(*args, **kwargs):
       action()
       return real(*args, **kwargs)
 
-    return absltest.mock.patch.object(framing, "save", save)
+    return absltest.mock.patch.object(orbax_writer, "save", save)
 
   def _replace(self, source):
     shutil.rmtree(source)
@@ -255,7 +255,7 @@ class ChangingSourceTest(FaultTestCase):
     ):
       converter.convert_checkpoint(source, self.tmp / "out")
     self.assertFalse((self.tmp / "out").exists())
-    self.assertNotIn(f"out{staging.SUFFIX}", os.listdir(self.tmp))
+    self.assertNotIn(f"out{atomic_target.SUFFIX}", os.listdir(self.tmp))
 
   @parameterized.parameters(SCAN, UNSCAN)
   def test_a_source_that_is_deleted(self, **options):

@@ -30,9 +30,9 @@ import jax
 import linen_nnx_converter_util as util
 import numpy as np
 
-from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import families
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 
 RELEASES = ("0.2.3", "0.2.4", "0.2.5")
 _LINE = re.compile(r"(\S+) (?:(None|\{\})|\((.*)\) (\S+) (\S+))")
@@ -99,7 +99,7 @@ def without(state, *keys):
 
 
 def decoder_of(settings, **changed):
-  return families.Decoder(
+  return decoder_families.Decoder(
       settings["decoder_block"],
       settings["num_decoder_layers"],
       settings["first_num_dense_layers"],
@@ -246,10 +246,10 @@ class GoldenTest(parameterized.TestCase):
   def test_layers_that_maxtext_would_lose_are_not_given_up(self, release):
     settings = config(release, "qwen3-next-remainder")
     with self.assertRaisesRegex(errors.LayerStackError, "blocks of 4 can hold, as qwen3_next is scanned, found 22"):
-      families.schedule(decoder_of(settings), True, "nnx", tuple(map(int, release.split("."))))
+      decoder_families.schedule(decoder_of(settings), True, "nnx", tuple(map(int, release.split("."))))
 
   def test_a_checkpoint_of_another_depth_is_refused(self):
-    decoder = families.Decoder("gemma3", 12)
+    decoder = decoder_families.Decoder("gemma3", 12)
     tree = read(golden("0.2.4") / "gemma3-remainder.linen.unscanned.txt")
     with self.assertRaisesRegex(
         errors.LayerStackError, "decoder/layers: expected 12 layers, as the config says, found 26"

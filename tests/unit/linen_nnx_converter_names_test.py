@@ -35,10 +35,10 @@ import orbax.checkpoint as ocp
 
 from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import audit
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_metadata
-from maxtext.checkpoint_conversion.linen_nnx_converter import staging
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import leaf_metadata
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import verify
 
 FORMATS = tuple(itertools.product((True, False), (True, False)))  # use_ocdbt, use_zarr3.
 NAMES = (
@@ -139,10 +139,10 @@ class FoldersTest(util.CheckpointTestCase):
       shutil.copytree(items.parent, self.tmp / "left")
       raise KeyboardInterrupt
 
-    with absltest.mock.patch.object(audit, "verify_written", stop), self.assertRaises(KeyboardInterrupt):
+    with absltest.mock.patch.object(verify, "verify_written", stop), self.assertRaises(KeyboardInterrupt):
       converter.convert_checkpoint(target, back, **options)
     back.parent.mkdir()
-    (self.tmp / "left").rename(back.parent / f"{name}{staging.SUFFIX}")
+    (self.tmp / "left").rename(back.parent / f"{name}{atomic_target.SUFFIX}")
     done = converter.convert_checkpoint(target, back, resume=True, **options)
     self.assertIn("4 leaves taken from the interrupted run", done.summary())
     self.assertLen(converter.verify_checkpoint(back).verified, 4)

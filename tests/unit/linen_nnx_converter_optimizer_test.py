@@ -26,8 +26,8 @@ import optax
 from optax import contrib
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.common import train_state_nnx
 
 SHAPES = {"decoder": {"layers": {"kernel": (4, 3, 8), "scale": (4, 3)}, "norm": {"scale": (4,)}}}

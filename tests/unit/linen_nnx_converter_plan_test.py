@@ -26,11 +26,11 @@ import linen_nnx_converter_util as util
 import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import execute
-from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
-from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 
 DTYPES = ("float32", "bfloat16", "int8", "uint32", "float8_e4m3fn")
 
@@ -274,8 +274,8 @@ class PropertiesTest(absltest.TestCase):
     inverse = plan.inverse()
     inverse.validate()
     self.assertEqual(inverse.inverse().moves, plan.moves)
-    there = execute.apply(plan, source.leaves)
-    back = execute.apply(inverse, there)
+    there = streaming.apply(plan, source.leaves)
+    back = streaming.apply(inverse, there)
     of = lambda leaves: {path: util.bits(leaf) for path, leaf in leaves.items()}
     self.assertEqual(of(back), of(source.leaves))
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import schedules
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
 
 DOCUMENT = util.ROOT / "docs" / "refusals.md"
 CODE = util.ROOT / "src" / "maxtext" / "checkpoint_conversion" / "linen_nnx_converter"
@@ -72,7 +72,7 @@ def rows_of(call: ast.Call) -> list[Row]:
   name = ast.unparse(call.func).rpartition(".")[2]
   if name in HELPERS:
     cls, expected, remedy = HELPERS[name]
-    remedies = texts(call.args[remedy]) if len(call.args) > remedy else [schedules.REMEDY]
+    remedies = texts(call.args[remedy]) if len(call.args) > remedy else [layer_stacks.REMEDY]
     return [(cls, e, r) for e in texts(call.args[expected]) for r in remedies]
   cls = getattr(errors, name, None)
   if not isinstance(cls, type) or len(call.args) < 3:

@@ -26,7 +26,7 @@ import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import framing
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 
 _DOWNLOAD = objects.download
 
@@ -97,7 +97,7 @@ class GoogleCloudStorageTest(util.CheckpointTestCase):
       converter.convert_checkpoint(lone, steps, overwrite=True)
     converter.convert_checkpoint(self.tmp / "run", steps, overwrite=True)
     self.assertEqual(sorted(str(path) for path in steps.glob("*/*")), before)
-    real = framing.save
+    real = orbax_writer.save
 
     def save(*args, before_commit, **kwargs):
       def and_appear(*folders):
@@ -107,7 +107,7 @@ class GoogleCloudStorageTest(util.CheckpointTestCase):
       real(*args, before_commit=and_appear, **kwargs)
 
     with (
-        absltest.mock.patch.object(framing, "save", save),
+        absltest.mock.patch.object(orbax_writer, "save", save),
         self.assertRaisesRegex(errors.TargetError, "20240501/2: expected one checkpoint .* note.txt, which"),
     ):
       converter.convert_checkpoint(self.tmp / "run", steps, overwrite=True)

@@ -26,10 +26,10 @@ import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import key_values
-from maxtext.checkpoint_conversion.linen_nnx_converter import reopen
-from maxtext.checkpoint_conversion.linen_nnx_converter import storage
-from maxtext.checkpoint_conversion.linen_nnx_converter import ways
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reopen
 
 PACKAGE = util.ROOT / "src" / "maxtext" / "checkpoint_conversion" / "linen_nnx_converter"
 FORMATS = tuple(itertools.product((True, False), (True, False)))  # use_ocdbt, use_zarr3.
@@ -48,7 +48,7 @@ class FaultyReaderTest(util.CheckpointTestCase):
 
   def setUp(self):
     super().setUp()
-    self.init, self.spec, self.open = storage.Checkpoint.__init__, key_values.spec, storage.Checkpoint.open
+    self.init, self.spec, self.open = reader.Checkpoint.__init__, ocdbt_index.spec, reader.Checkpoint.open
 
   def plant(self, owner, name, replacement):
     self.enter_context(absltest.mock.patch.object(owner, name, replacement))
@@ -70,7 +70,7 @@ class FaultyReaderTest(util.CheckpointTestCase):
   def test_all_is_read_from_a_neighbour(self, kind, options):
     """As when the path was taken for a URL: metadata, index and arrays; the target is the neighbour's, to the bit."""
     self.neighbours(kind)
-    self.plant(storage.Checkpoint, "__init__", lambda checkpoint, path: self.init(checkpoint, self.other(path)))
+    self.plant(reader.Checkpoint, "__init__", lambda checkpoint, path: self.init(checkpoint, self.other(path)))
     self.assert_found("model/decoder/layers.*/w/value: expected .* at index", **options)
 
   @parameterized.parameters(
@@ -83,7 +83,7 @@ class FaultyReaderTest(util.CheckpointTestCase):
   )
   def test_a_neighbour_of_other_shapes_or_layers(self, other, path):
     self.neighbours((True, False), **other)
-    self.plant(storage.Checkpoint, "__init__", lambda checkpoint, path: self.init(checkpoint, self.other(path)))
+    self.plant(reader.Checkpoint, "__init__", lambda checkpoint, path: self.init(checkpoint, self.other(path)))
     self.assert_found(path)
 
   @parameterized.parameters(*FORMATS)
@@ -92,20 +92,20 @@ class FaultyReaderTest(util.CheckpointTestCase):
     for name, start in (("source", 0), ("other", 5000)):
       tree = {"params": {"params": {"decoder": {"layers": {"w": util.array(16, 3, 8, start=start)}}}}}
       self.save(name, tree, use_ocdbt=kind[0], use_zarr3=kind[1])
-    self.plant(key_values, "spec", lambda path, *args, **kwargs: self.spec(self.other(path), *args, **kwargs))
+    self.plant(ocdbt_index, "spec", lambda path, *args, **kwargs: self.spec(self.other(path), *args, **kwargs))
     self.assert_found("w/value: expected .* at index .* found 50", scan_layers=False)
 
   def test_another_leaf_is_opened(self):
     tree = {"params": {"params": {"decoder": {"layers": {name: util.array(16, 3, 8, start=ord(name)) for name in "ab"}}}}}
     self.save("source", tree)
     a, b = (("params", "params", "decoder", "layers", name) for name in "ab")
-    self.plant(storage.Checkpoint, "open", lambda checkpoint, path: self.open(checkpoint, {a: b, b: a}.get(path, path)))
+    self.plant(reader.Checkpoint, "open", lambda checkpoint, path: self.open(checkpoint, {a: b, b: a}.get(path, path)))
     self.assert_found("model/decoder/layers/[01]/[ab]/value: expected .* at index", scan_layers=False)
 
   def test_the_index_has_two_values_exchanged(self):
     """What is copied raw is taken from the places that the index says."""
     source = self.save("source", params(0))
-    read_index = key_values.read_index
+    read_index = ocdbt_index.read_index
     keys = [f"params.params.decoder.layers_{i}.w/0.0" for i in range(2)]
 
     async def exchanged(directory, **kwargs):
@@ -114,8 +114,8 @@ class FaultyReaderTest(util.CheckpointTestCase):
         index.values[keys[0]], index.values[keys[1]] = (index.values[key] for key in reversed(keys))
       return index
 
-    self.plant(key_values, "read_index", exchanged)
-    self.plant(ways, "_has_dead_bytes", lambda *_: True)
+    self.plant(ocdbt_index, "read_index", exchanged)
+    self.plant(leaf_routes, "_has_dead_bytes", lambda *_: True)
     self.assert_found("model/decoder/layers.*/w/value: expected .* at index")
 
 
@@ -126,7 +126,7 @@ class ReopenTest(util.CheckpointTestCase):
     """Two readings of one format, by code of their own."""
     tree = util.linen(util.unscanned_params()) | {"big": np.arange(2.0**15), "%2e|": np.zeros(3)}
     source = epath.Path(self.save("a%20:b", tree, use_ocdbt=kind[0], use_zarr3=kind[1]))
-    theirs, ours = storage.Checkpoint(source), reopen.Arrays(source)
+    theirs, ours = reader.Checkpoint(source), reopen.Arrays(source)
     asyncio.run(ours.read_places())
     self.assertEqual(
         {key: tuple(place) for key, place in ours.places.items()},

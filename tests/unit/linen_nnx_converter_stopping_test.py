@@ -29,7 +29,7 @@ from absl.testing import parameterized
 import linen_nnx_converter_util as util
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import staging
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 
 # What supervises and what makes room for a target, without what a conversion imports: a file, and then a long wait.
 SCRIPT = """
@@ -38,7 +38,7 @@ from etils import epath
 from maxtext.checkpoint_conversion.linen_nnx_converter import staging, stopping, streams
 
 def work(announce):
-  with staging.staged(epath.Path(sys.argv[1]), check_free=lambda: None, is_primary=True, announce=announce) as path:
+  with atomic_target.staged(epath.Path(sys.argv[1]), check_free=lambda: None, is_primary=True, announce=announce) as path:
     path.mkdir()
     (path / "file").write_text("new")
     streams.show("making")
@@ -145,7 +145,7 @@ class SuperviseTest(util.CheckpointTestCase):
     process = self.make()
     os.kill(child_of(process), signal.SIGKILL)
     code, said = self.end(process)
-    making = self.tmp / "parent" / f"out{staging.SUFFIX}"
+    making = self.tmp / "parent" / f"out{atomic_target.SUFFIX}"
     self.assertEqual(code, 128 + signal.SIGKILL)
     self.assertEqual(
         said,
@@ -172,7 +172,7 @@ class SuperviseTest(util.CheckpointTestCase):
 
   def test_what_cannot_be_removed_is_said(self):
     process = self.make()
-    making = self.tmp / "parent" / f"out{staging.SUFFIX}"
+    making = self.tmp / "parent" / f"out{atomic_target.SUFFIX}"
     os.kill(child_of(process), signal.SIGSTOP)
     making.rename(self.tmp / "elsewhere")
     making.write_text("a file in its place")
@@ -208,7 +208,7 @@ class InProcessTest(util.CheckpointTestCase):
     return absltest.mock.patch.object(os, "fsync", fsync)
 
   def test_before_the_commit(self):
-    with self.at_the_sync_of(self.tmp / "new" / f"2{staging.SUFFIX}" / "2", KeyboardInterrupt()):
+    with self.at_the_sync_of(self.tmp / "new" / f"2{atomic_target.SUFFIX}" / "2", KeyboardInterrupt()):
       self.target = self.tmp / "new"
       done = self.call()
     self.assertEqual(done, (130, f"linen_nnx_converter: interrupted: nothing was left at {self.tmp}/new/2.\n"))
@@ -228,7 +228,9 @@ class InProcessTest(util.CheckpointTestCase):
     self.assertEqual(converter.detect_format(converter.load_checkpoint(self.target)), "nnx")
 
   def test_before_anything_is_made(self):
-    with absltest.mock.patch("maxtext.checkpoint_conversion.linen_nnx_converter.locations.find_source") as find_source:
+    with absltest.mock.patch(
+        "maxtext.checkpoint_conversion.linen_nnx_converter.storage.locations.find_source"
+    ) as find_source:
       find_source.side_effect = KeyboardInterrupt
       self.assertEqual(self.call(), (130, "linen_nnx_converter: interrupted: nothing was made.\n"))
 

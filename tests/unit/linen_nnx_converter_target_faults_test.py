@@ -31,11 +31,11 @@ import linen_nnx_converter_faults_test as faults
 import linen_nnx_converter_util as util
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import durable
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import framing
-from maxtext.checkpoint_conversion.linen_nnx_converter import staging
-from maxtext.checkpoint_conversion.linen_nnx_converter import transfer
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import by_reference
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import durable
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 
 MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
 
@@ -46,7 +46,7 @@ class TargetTest(faults.FaultTestCase):
   def test_another_conversion_to_the_same_target(self):
     """The second one is refused at once; the first one is not disturbed."""
     refusals = []
-    real = transfer.bring
+    real = by_reference.bring
 
     async def bring(*args, **kwargs):
       await real(*args, **kwargs)
@@ -55,7 +55,7 @@ class TargetTest(faults.FaultTestCase):
           converter.convert_checkpoint(self.source, self.tmp / "out", overwrite=overwrite)
         refusals.append(str(caught.exception))
 
-    with absltest.mock.patch.object(transfer, "bring", bring):
+    with absltest.mock.patch.object(by_reference, "bring", bring):
       converter.convert_checkpoint(self.source, self.tmp / "out")
     self.assertNotEmpty(refusals)
     for refusal in refusals:
@@ -67,7 +67,7 @@ class TargetTest(faults.FaultTestCase):
       (self.tmp / "out").mkdir()
       (self.tmp / "out" / "file").write_text("mine")
 
-    real = framing.save
+    real = orbax_writer.save
 
     def save(*args, before_commit, **kwargs):
       def and_occupy(folder, items):
@@ -77,7 +77,7 @@ class TargetTest(faults.FaultTestCase):
       real(*args, before_commit=and_occupy, **kwargs)
 
     with (
-        absltest.mock.patch.object(framing, "save", save),
+        absltest.mock.patch.object(orbax_writer, "save", save),
         self.assertRaisesRegex(errors.TargetError, "out: expected nothing there yet"),
     ):
       converter.convert_checkpoint(self.source, self.tmp / "out")
@@ -85,7 +85,7 @@ class TargetTest(faults.FaultTestCase):
     self.assert_nothing_left("unscanned", "out")
 
   def test_what_a_killed_run_left_is_removed(self):
-    leftover = self.tmp / f"out{staging.SUFFIX}"
+    leftover = self.tmp / f"out{atomic_target.SUFFIX}"
     (leftover / "out.orbax-checkpoint-tmp").mkdir(parents=True)
     (leftover / "out.orbax-checkpoint-tmp" / "file").write_text("half")
     foreign = self.tmp / "out.orbax-checkpoint-tmp"
@@ -95,16 +95,16 @@ class TargetTest(faults.FaultTestCase):
 
   def test_an_empty_one_is_removed_even_where_the_target_is_there_already(self):
     converter.convert_checkpoint(self.source, self.tmp / "out")
-    (self.tmp / f"out{staging.SUFFIX}").mkdir()
+    (self.tmp / f"out{atomic_target.SUFFIX}").mkdir()
     converter.convert_checkpoint(self.source, self.tmp / "other")
     with self.assertRaisesRegex(errors.TargetError, "expected nothing there yet"):
       converter.convert_checkpoint(self.source, self.tmp / "out")
     self.assert_nothing_left("unscanned", "out", "other")
 
   def test_a_dry_run_removes_nothing(self):
-    (self.tmp / f"out{staging.SUFFIX}").mkdir()
+    (self.tmp / f"out{atomic_target.SUFFIX}").mkdir()
     converter.convert_checkpoint(self.source, self.tmp / "out", dry_run=True)
-    self.assert_nothing_left("unscanned", f"out{staging.SUFFIX}")
+    self.assert_nothing_left("unscanned", f"out{atomic_target.SUFFIX}")
 
   @parameterized.parameters(False, True)
   def test_where_folders_cannot_change_places(self, is_killed):
@@ -119,7 +119,7 @@ class TargetTest(faults.FaultTestCase):
         raise KeyboardInterrupt
       real(old, new)
 
-    no_exchange = absltest.mock.patch.object(staging, "_exchange", lambda *_: False)
+    no_exchange = absltest.mock.patch.object(atomic_target, "_exchange", lambda *_: False)
     with no_exchange, absltest.mock.patch.object(os, "rename", rename):
       if is_killed:
         with self.assertRaises(KeyboardInterrupt):
@@ -133,7 +133,7 @@ class TargetTest(faults.FaultTestCase):
   def test_an_old_checkpoint_that_a_killed_run_moved_away_comes_back(self):
     converter.convert_checkpoint(self.source, self.tmp / "out")
     before = util.snapshot(self.tmp / "out")
-    leftover = self.tmp / f"out{staging.SUFFIX}"
+    leftover = self.tmp / f"out{atomic_target.SUFFIX}"
     leftover.mkdir()
     (self.tmp / "out").rename(leftover / "out.replaced")
     with self.assertRaisesRegex(errors.TargetError, "expected nothing there yet"):
@@ -174,7 +174,7 @@ class TargetTest(faults.FaultTestCase):
 
   def test_failures_of_two_that_share_new_parents(self):
     """Who fails removes the parents that it made, unless somebody uses them."""
-    real = transfer.bring
+    real = by_reference.bring
 
     async def bring(*args, **kwargs):
       if "first" in os.fspath(args[1]):
@@ -182,7 +182,7 @@ class TargetTest(faults.FaultTestCase):
         raise OSError(errno.ENOSPC, "No space left on device")
       await real(*args, **kwargs)
 
-    with absltest.mock.patch.object(transfer, "bring", bring), self.assertRaisesRegex(OSError, "No space left"):
+    with absltest.mock.patch.object(by_reference, "bring", bring), self.assertRaisesRegex(OSError, "No space left"):
       converter.convert_checkpoint(self.source, self.tmp / "new" / "first")
     converter.load_checkpoint(self.tmp / "new" / "second")
     self.assertCountEqual(os.listdir(self.tmp / "new"), ["second"])
@@ -194,7 +194,7 @@ class PowerCutTest(faults.FaultTestCase):
   @parameterized.parameters(*itertools.product(("link", "copy"), (None, False)))
   def test_everything_is_on_the_disk_before_the_target_appears(self, copy_mode, scan_layers):
     synced, at_the_rename = set(), []
-    real_sync, real_put = os.fsync, staging._put  # pylint: disable=protected-access
+    real_sync, real_put = os.fsync, atomic_target._put  # pylint: disable=protected-access
 
     def fsync(descriptor):
       synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
@@ -205,7 +205,7 @@ class PowerCutTest(faults.FaultTestCase):
       real_put(new, final, overwrite)
 
     self.enter_context(absltest.mock.patch.object(os, "fsync", fsync))
-    self.enter_context(absltest.mock.patch.object(staging, "_put", put))
+    self.enter_context(absltest.mock.patch.object(atomic_target, "_put", put))
     converter.convert_checkpoint(self.source, self.tmp / "out", copy_mode=copy_mode, scan_layers=scan_layers)
     made = {os.path.relpath(path, self.tmp / "out") for path in (self.tmp / "out").rglob("*")} | {"."}
     self.assertEqual(made - set(at_the_rename), set())
@@ -246,7 +246,7 @@ class SignalTest(faults.FaultTestCase):
 
   def test_a_clean_stop(self):
     """Of a conversion in a background job that waits for a lock, so that it is sure to be under way."""
-    with staging._locked(self.tmp, wait=True):  # pylint: disable=protected-access
+    with atomic_target._locked(self.tmp, wait=True):  # pylint: disable=protected-access
       command = [sys.executable, "-m", MODULE, f"--source_path={self.source}", f"--target_path={self.tmp}/out"]
       command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
       process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -26,8 +26,8 @@ import orbax.checkpoint as ocp
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import framing
-from maxtext.checkpoint_conversion.linen_nnx_converter import staging
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 
 LINEN = {"params": {"params": {"decoder": {"norm": {"scale": util.array(4)}}}}, "step": np.int32(5)}
 CURSOR = {"cursor": np.int32(1)}
@@ -231,7 +231,7 @@ class OverwriteTest(TargetsTestCase):
     """In the checkpoint that is about to be replaced, or where nothing stood."""
     if exists:
       self.save_step("out/4", items=LINEN)
-    real = framing.save
+    real = orbax_writer.save
 
     def save(*args, before_commit, **kwargs):
       def and_appear(*folders):
@@ -241,7 +241,7 @@ class OverwriteTest(TargetsTestCase):
       real(*args, before_commit=and_appear, **kwargs)
 
     with (
-        absltest.mock.patch.object(framing, "save", save),
+        absltest.mock.patch.object(orbax_writer, "save", save),
         self.assertRaisesRegex(errors.TargetError, "out/4: expected one checkpoint .*, found mine.txt, which"),
     ):
       converter.convert_checkpoint(self.step, self.tmp / "out", overwrite=True)
@@ -257,8 +257,8 @@ class RefusedCallTest(TargetsTestCase):
     super().setUp()
     self.source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
     self.out = self.tmp / "out"
-    self.staging = self.out / f"2{staging.SUFFIX}"
-    real = framing.save
+    self.staging = self.out / f"2{atomic_target.SUFFIX}"
+    real = orbax_writer.save
 
     def save(*args, before_commit, **kwargs):
       def and_keep(*folders):
@@ -267,7 +267,7 @@ class RefusedCallTest(TargetsTestCase):
 
       real(*args, before_commit=and_keep, **kwargs)
 
-    with absltest.mock.patch.object(framing, "save", save):
+    with absltest.mock.patch.object(orbax_writer, "save", save):
       converter.convert_checkpoint(self.source, self.out, scan_layers=False)
     shutil.rmtree(self.out / "2")
     (self.tmp / "killed").rename(self.staging)

@@ -23,7 +23,7 @@ import sys
 from absl import flags
 from absl import logging
 
-from maxtext.checkpoint_conversion.linen_nnx_converter import streams
+from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
 
 _MODULE = "linen_nnx_comparator"
 
@@ -121,13 +121,13 @@ def _compare(values, paths, axes) -> int:
   # pylint: disable=import-outside-toplevel
   from maxtext.checkpoint_conversion.linen_nnx_comparator import compare
   from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-  from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
   from maxtext.checkpoint_conversion.linen_nnx_converter import progress
+  from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 
   options = {name: values[name].value for name in ("nnx_aux", "params_only", "atol", "rtol", "memory_budget_gib")}
   a, b, *config_arguments = paths
   try:
-    config = maxtext_config.load(config_arguments) if config_arguments else None
+    config = run_config.load(config_arguments) if config_arguments else None
     axes = axes or [config.param_scan_axis if config else 1]
     comparison = compare.compare_checkpoints(
         a, b, param_scan_axes=(axes[0], axes[-1]), progress=progress.Progress(), **options

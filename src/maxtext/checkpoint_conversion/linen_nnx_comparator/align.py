@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 import dataclasses
 
 from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
-from maxtext.checkpoint_conversion.linen_nnx_converter import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 
 Path = canonical.Path
 

@@ -25,7 +25,7 @@ import math
 
 from maxtext.checkpoint_conversion.linen_nnx_comparator import align
 from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
-from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
 
 Path = canonical.Path
 Region = tuple[slice, ...]

@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from maxtext.checkpoint_conversion.linen_nnx_converter import abstract_state
-from maxtext.checkpoint_conversion.linen_nnx_converter import layouts
-from maxtext.checkpoint_conversion.linen_nnx_converter import leaf_moves
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
-from maxtext.checkpoint_conversion.linen_nnx_converter import planner
-from maxtext.checkpoint_conversion.linen_nnx_converter import roles
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
 
 Path = abstract_state.Path
 
@@ -130,7 +130,7 @@ def by_plan(
       nnx_values="all_boxed",  # In which alone a leaf may have the name `value`.
   )
   plan = planner.plan_conversion(state, options, planner.Run())
-  by_path = roles.read(state, plan.source_layout).by_path
+  by_path = leaf_roles.read(state, plan.source_layout).by_path
   leaves = {}
   for path, move in plan.moves.items():
     place = _place(move)
@@ -170,16 +170,16 @@ def _leaf(state, keys, place, part) -> Leaf:
 
 
 def _part(role) -> str:
-  if isinstance(role, roles.Step):
+  if isinstance(role, leaf_roles.Step):
     return STEP
-  if isinstance(role, roles.OptimizerLeaf) or role.subtree is not None:
+  if isinstance(role, leaf_roles.OptimizerLeaf) or role.subtree is not None:
     return OPTIMIZER
   return PARAMS if role.collection == layouts.PARAMS else AUXILIARY
 
 
 def _below_model(path, layout) -> Path:
   """The path in a plain train state, for layouts that hold the params alone too."""
-  path = path[:-1] if roles.in_boxed_part(path, layout) else path
+  path = path[:-1] if leaf_roles.in_boxed_part(path, layout) else path
   if layout.opt_state is not None or path[0] == layouts.LINEN_AUX:
     return path
   return (*layouts.NNX_PLAIN.variables, *path[len(layout.variables) :])

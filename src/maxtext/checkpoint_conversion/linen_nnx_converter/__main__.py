@@ -28,7 +28,7 @@ import warnings
 from absl import flags
 from absl import logging
 
-from maxtext.checkpoint_conversion.linen_nnx_converter import streams
+from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
 
 _MODULE = "linen_nnx_converter"
 _DIRECTIONS = ("auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx")
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _main(sys.argv if argv is None else argv, places.append)
   except KeyboardInterrupt:
     # pylint: disable-next=import-outside-toplevel
-    from maxtext.checkpoint_conversion.linen_nnx_converter import stopping
+    from maxtext.checkpoint_conversion.linen_nnx_converter.command import stopping
 
     with stopping.uninterrupted():
       return stopping.interrupted(places[-1] if places else None)
@@ -193,7 +193,7 @@ def console_main() -> None:
   """The entry point of the console script."""
   signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))  # `supervise` lets them in.
   # pylint: disable-next=import-outside-toplevel
-  from maxtext.checkpoint_conversion.linen_nnx_converter import stopping
+  from maxtext.checkpoint_conversion.linen_nnx_converter.command import stopping
 
   streams.open_closed()
 
@@ -290,12 +290,12 @@ def _convert(values, config_arguments, announce) -> int:
   # pylint: disable=import-outside-toplevel
   import jax
 
-  from maxtext.checkpoint_conversion.linen_nnx_converter import audit
-  from maxtext.checkpoint_conversion.linen_nnx_converter import convert
+  from maxtext.checkpoint_conversion.linen_nnx_converter import api
   from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-  from maxtext.checkpoint_conversion.linen_nnx_converter import maxtext_config
   from maxtext.checkpoint_conversion.linen_nnx_converter import progress
-  from maxtext.checkpoint_conversion.linen_nnx_converter import stopping
+  from maxtext.checkpoint_conversion.linen_nnx_converter.command import stopping
+  from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
+  from maxtext.checkpoint_conversion.linen_nnx_converter.verification import verify
 
   cluster = {name: values[name].value for name in ("coordinator_address", "num_processes", "process_id")}
   options = {name: values[name].value for name in values if name not in (*_OTHER_FLAGS, *cluster)}
@@ -308,12 +308,12 @@ def _convert(values, config_arguments, announce) -> int:
     with _quiet(values.traceback):
       if values.verify_only:
         memory, plan = values.memory_budget_gib, []
-        summary = audit.verify_checkpoint(values.target_path, memory_budget_gib=memory, progress=told).summary()
+        summary = verify.verify_checkpoint(values.target_path, memory_budget_gib=memory, progress=told).summary()
       else:
         if cluster["coordinator_address"]:
           jax.distributed.initialize(**cluster, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
-        config = maxtext_config.load(config_arguments) if config_arguments else None
-        conversion = convert.convert_checkpoint(**options, config=config, progress=told)
+        config = run_config.load(config_arguments) if config_arguments else None
+        conversion = api.convert_checkpoint(**options, config=config, progress=told)
         plan, summary = conversion.lines() if conversion.dry_run else [], conversion.summary()
   except errors.ConversionError as e:
     if values.traceback:

@@ -21,7 +21,7 @@ from typing import TextIO
 
 import tqdm
 
-from maxtext.checkpoint_conversion.linen_nnx_converter import staging
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -29,7 +29,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Silent:
   """Tells nothing."""
 
-  def make_at(self, place: staging.Place) -> None:
+  def make_at(self, place: atomic_target.Place) -> None:
     """Takes the place of a target that is about to be made."""
 
   def start(self, task: str, nbytes: int) -> None:
@@ -49,14 +49,14 @@ class Progress:
     place: where the target is being made; None if nothing was made yet.
   """
 
-  def __init__(self, stream: TextIO | None = None, announce: Callable[[staging.Place], None] = lambda _: None):
+  def __init__(self, stream: TextIO | None = None, announce: Callable[[atomic_target.Place], None] = lambda _: None):
     """Tells a stream, by default standard error, and `announce` the place of a target before anything is made there."""
     self._stream = _Patient(sys.stderr if stream is None else stream)
     self._announce = announce
     self._bar: tqdm.tqdm | None = None
-    self.place: staging.Place | None = None
+    self.place: atomic_target.Place | None = None
 
-  def make_at(self, place: staging.Place) -> None:
+  def make_at(self, place: atomic_target.Place) -> None:
     """Takes the place of a target that is about to be made."""
     self.place = place
     self._announce(place)

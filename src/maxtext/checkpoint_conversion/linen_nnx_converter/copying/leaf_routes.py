@@ -1,0 +1,178 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""How the bytes of each target leaf get there: by reference, raw or streamed. Chosen from metadata, without I/O."""
+
+from collections.abc import Mapping
+import dataclasses
+import enum
+import json
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+
+Path = abstract_state.Path
+
+_LONGEST_FILE_NAME = 255
+# Data files that are brought along whole may hold this much besides what the target refers to: other bytes of the
+# source, which would lie dead in the target. It is a share of the live bytes, and room for the tree's nodes.
+_DEAD_SHARE, _DEAD_BYTES = 0.1, 2**20
+
+
+class Way(enum.StrEnum):
+  """How the bytes of a target leaf get there, from the cheapest on."""
+
+  REFERENCE = "by reference"  # The target's keys point into the source's data files, linked or copied whole.
+  RAW = "raw"  # Encoded chunks are copied as they are, into new data files.
+  STREAMED = "streamed"  # Chunks are decoded, rearranged and encoded.
+  RESUMED = "resumed"  # Chunks that an interrupted run had finished are linked.
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+  """How the bytes of a target leaf get there.
+
+  Attributes:
+    way: how.
+    renamed: unless streamed, every key that is taken from the source, with its new name.
+    documents: unless streamed, the keys that are written anew: zarr metadata of another shape.
+  """
+
+  way: Way
+  renamed: tuple[tuple[str, str], ...] = ()
+  documents: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+def choose(
+    plan: plan_lib.Plan,
+    source: reader.Checkpoint,
+    lengths: Mapping[str, int],
+    *,
+    copy_mode: str = "auto",
+) -> dict[Path, Route]:
+  """The route of every target leaf that is an array.
+
+  Args:
+    plan: the plan.
+    source: the source, of which only what was read of its metadata is used.
+    lengths: the lengths of its data files, in bytes.
+    copy_mode: as `link`, data files are referred to whatever else they hold, and those of chunks too. Else the latter are
+      copied: without OCDBT, a save over the source may write into them.
+
+  Raises:
+    DamagedSourceError: the source lacks a chunk.
+    PathCollisionError: two target leaves have the same name in storage.
+    TargetError: the name of one is too long for a file.
+  """
+  _check_chunks(plan, source)
+  _check_names(plan, source)
+  routes = {}
+  for path, move in plan.moves.items():
+    if abstract_state.is_array(plan.target.leaves[path]):
+      routes[path] = _route(path, move, plan, source)
+  if copy_mode != "link" and (not source.use_ocdbt or _has_dead_bytes(routes, source.index, lengths)):
+    return {
+        path: dataclasses.replace(route, way=Way.RAW) if route.way == Way.REFERENCE else route
+        for path, route in routes.items()
+    }
+  return routes
+
+
+def nbytes(plan: plan_lib.Plan, ways: Mapping[Path, Way]) -> dict[Way, int]:
+  """The bytes of the target's arrays by the way that they go."""
+  totals = dict.fromkeys((Way.REFERENCE, Way.RAW, Way.STREAMED), 0)
+  for path, way in ways.items():
+    leaf = plan.target.leaves[path]
+    totals[way] = totals.get(way, 0) + leaf.size * leaf.dtype.itemsize
+  return totals
+
+
+def data_files(routes: Mapping[Path, Route], index: ocdbt_index.Index) -> set[str]:
+  """The data files that the leaves by reference point into."""
+  return {value.file for _, value in _referenced(routes, index) if value.inline is None}
+
+
+def _route(path, move, plan, source) -> Route:
+  if not source.is_uniform:
+    return Route(Way.STREAMED)
+  stored = [source.stored[origin] for origin in move.sources]
+  documents = [leaf.document for leaf in stored]
+  if stored[0].dtype != plan.target.leaves[path].dtype or not chunk_keys.keeps_chunks(move, documents):
+    return Route(Way.STREAMED)
+  name = ".".join(path)
+  renamed = []
+  for old, new in chunk_keys.renamed(move, documents, [leaf.name for leaf in stored], name):
+    if old not in source.index.values:  # Left out for holding the fill value alone.
+      return Route(Way.STREAMED)
+    renamed.append((old, new))
+  document_name = chunk_keys.DOCUMENT_NAMES[documents[0]["zarr_format"]]
+  if move.kind == "copy":
+    renamed.append((f"{stored[0].name}/{document_name}", f"{name}/{document_name}"))
+    return Route(Way.REFERENCE, tuple(renamed))
+  text = json.dumps(chunk_keys.restated(documents[0], move), sort_keys=True, separators=(",", ":"))
+  return Route(Way.REFERENCE, tuple(renamed), {f"{name}/{document_name}": text.encode()})
+
+
+def _referenced(routes, index):
+  for route in routes.values():
+    if route.way == Way.REFERENCE:
+      for old, _ in route.renamed:
+        yield old, index.values[old]
+
+
+def _has_dead_bytes(routes, index, lengths) -> bool:
+  """Whether the data files that would be brought along hold much that the target does not refer to."""
+  live = sum(value.nbytes for _, value in _referenced(routes, index) if value.inline is None)
+  total = sum(lengths[file] for file in data_files(routes, index))
+  return total - live > max(_DEAD_SHARE * live, _DEAD_BYTES)
+
+
+def _check_chunks(plan, source):
+  """Checks that no chunk of a leaf that the target gets is absent, unless it may be."""
+  if not source.has_all_chunks:
+    return
+  for path in plan.parts():
+    if path not in source.stored or plan_lib.is_held(path):
+      continue
+    document, name = source.stored[path].document, source.stored[path].name
+    for index in chunk_keys.grid(document):
+      key = f"{name}/{chunk_keys.key(document, index)}"
+      if key not in source.index.values:
+        raise errors.DamagedSourceError(path, f"its chunk at {key}", "no such key")
+
+
+def _check_names(plan, source):
+  """Checks that no two leaves have one name: Orbax joins a path with dots."""
+  names = {}
+  for path in plan.target.leaves:
+    name = ".".join(path)
+    if not source.use_ocdbt and len(name.encode()) > _LONGEST_FILE_NAME:
+      raise errors.TargetError(
+          path,
+          f"a name of at most {_LONGEST_FILE_NAME} bytes, for without OCDBT it is a folder's",
+          f"{len(name.encode())} bytes",
+          "Save the source with OCDBT.",
+      )
+    other = names.setdefault(name, path)
+    if other != path:
+      raise errors.PathCollisionError(
+          path,
+          "a name of its own in storage",
+          f"{name}, which is {'/'.join(other)}'s too",
+          "Rename one of them in the source.",
+      )

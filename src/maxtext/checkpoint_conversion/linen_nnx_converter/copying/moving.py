@@ -1,0 +1,196 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Moves the arrays of a plan, each by its route, into the folder that `orbax_writer.save` is filling."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+from typing import Any, Protocol
+
+from etils import epath
+
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import by_reference
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import resume
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+
+Path = abstract_state.Path
+
+
+class Progress(Protocol):
+  """What is told of the work under way."""
+
+  def make_at(self, place: atomic_target.Place) -> None:
+    """The target is about to be made there."""
+
+  def start(self, task: str, nbytes: int) -> None:
+    """A task begins that goes through this many bytes."""
+
+  def advance(self, nbytes: int) -> None:
+    """So many bytes of the task are done."""
+
+  def finish(self) -> None:
+    """The task is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+  """The moving of a plan's arrays: what `orbax_writer.save` fills its folder with.
+
+  Attributes:
+    plan: the plan.
+    source: the source.
+    routes: the route of each target leaf that is an array.
+    lengths: the lengths of the source's data files.
+    copy_mode: how to bring data files: one of `by_reference.COPY_MODES`.
+    memory_budget: bytes, for all copies of the data that is under way.
+    progress: is told of bytes: those of chunks that are decoded, of values and of files that are copied.
+    taken: what an interrupted run left, each with the leaves that are taken from it.
+    process: which of several processes this is, each of which moves a share of the bytes.
+    processes: how many there are.
+  """
+
+  plan: plan_lib.Plan
+  source: reader.Checkpoint
+  routes: Mapping[Path, leaf_routes.Route]
+  lengths: Mapping[str, int]
+  copy_mode: str
+  memory_budget: int
+  progress: Progress
+  taken: tuple[tuple[resume.Leftover, tuple[Path, ...]], ...] = ()
+  process: int = 0
+  processes: int = 1
+
+  def nbytes(self) -> int:
+    """The bytes that the processes' `progress` will have been told of in the end."""
+    streamed = leaf_routes.nbytes(self.plan, {path: route.way for path, route in self.routes.items()})[
+        leaf_routes.Way.STREAMED
+    ]
+    raw = sum(self.source.index.values[old].nbytes for old, _ in self._renamed(leaf_routes.Way.RAW))
+    return streamed + raw + sum(self.lengths[file] for file in leaf_routes.data_files(self.routes, self.source.index))
+
+  async def stream(self, stores: Mapping[Path, Any]):
+    """Writes the arrays that are streamed into open stores."""
+    blocks = streaming.blocks(self.plan, stores, lambda path: self.source.stored[path].chunk_shape)
+    await streaming.stream(
+        self._share(blocks, lambda block: block.nbytes),
+        open_source=self.source.open,
+        targets=stores,
+        new_transaction=orbax_writer.new_transaction,
+        memory_budget=self.memory_budget,
+        on_written=lambda block: self.progress.advance(block.nbytes),
+    )
+
+  async def put_encoded(self, items: epath.Path):
+    """Puts the arrays that are not streamed into the folder of the pytree."""
+    if not self.source.use_ocdbt:
+      await self._bring_chunks(items)
+      await self._take_over(items)
+      return
+    await self._refer(items)
+    await self._take_over(items)
+    raw = self._renamed(leaf_routes.Way.RAW)
+    if raw:
+      await by_reference.copy_values(
+          self.source,
+          items,
+          self._share(raw, lambda pair: self.source.index.values[pair[0]].nbytes),
+          self._documents(leaf_routes.Way.RAW) if self.process == 0 else {},
+          process_index=self.process,
+          memory_budget=self.memory_budget,
+          on_copied=lambda old: self.progress.advance(self.source.index.values[old].nbytes),
+      )
+
+  async def _refer(self, items):
+    """Makes the target's store refer to the source's data files, which are brought along."""
+    renamed = self._renamed(leaf_routes.Way.REFERENCE)
+    if not renamed:
+      return
+    tree_files = self.source.index.tree_files
+    files = leaf_routes.data_files(self.routes, self.source.index) - tree_files
+    mine = self._share(sorted(files), self.lengths.__getitem__)
+    await self._bring(items, [(file, file) for file in mine])
+    if self.process == 0:
+      await self._refer_to(self.source, items, renamed, self._documents(leaf_routes.Way.REFERENCE))
+
+  async def _refer_to(self, origin: reader.Checkpoint | resume.Leftover, items, renamed, documents):
+    """Makes the target's store refer to data files that are there already; brings those that hold nodes of the tree.
+
+    These are read to rename keys. Those that the target does not need go again.
+    """
+    tree_files = origin.index.tree_files
+    await self._bring(
+        items, [(file, file) for file in sorted(tree_files)], None if origin is self.source else origin.directory
+    )
+    await by_reference.rename(origin, items, chunk_keys.ranges(renamed, origin.index.values), documents)
+    written = await ocdbt_index.read_index(items, use_ocdbt=True, context=origin.context)
+    for file in tree_files - written.tree_files - {value.file for value in written.values.values()}:
+      (items / file).unlink()
+
+  async def _take_over(self, items):
+    """Makes the target have what an interrupted run had finished, under the same keys."""
+    for leftover, paths in self.taken:
+      keys = [pair for path in paths for pair in self.routes[path].renamed]
+      if not keys:
+        continue
+      if not leftover.use_ocdbt:
+        await self._bring(items, keys, leftover.directory)
+        continue
+      values = [leftover.index.values[key] for key, _ in keys]
+      files = {value.file for value in values if value.inline is None} - leftover.index.tree_files
+      await self._bring(items, [(file, file) for file in sorted(files)], leftover.directory)
+      await self._refer_to(leftover, items, keys, {})
+
+  async def _bring_chunks(self, items):
+    """Brings the files of chunks under their new names."""
+    for way in (leaf_routes.Way.REFERENCE, leaf_routes.Way.RAW):
+      await self._bring(items, self._share(self._renamed(way), lambda pair: self.lengths[pair[0]]))
+      if self.process == 0:
+        for key, text in self._documents(way).items():
+          (items / key).write_bytes(text)
+
+  async def _bring(self, items, files, leftover: epath.Path | None = None):
+    """Brings files of the source, or of what an interrupted run left, which is nobody's and need not be copied."""
+    copy_mode = "auto"
+    if not leftover:  # Without OCDBT, whoever saves over the source may write into its files.
+      copy_mode = "copy" if self.copy_mode == "auto" and not self.source.use_ocdbt else self.copy_mode
+    await by_reference.bring(
+        leftover or self.source.directory,
+        items,
+        files,
+        copy_mode=copy_mode,
+        on_brought=lambda file: None if leftover else self.progress.advance(self.lengths.get(file, 0)),
+    )
+
+  def _share[T](self, work: Iterable[T], nbytes_of: Callable[[T], int]) -> Iterator[T]:
+    """This process's share of the work: each piece goes to the process that has the fewest bytes so far."""
+    loads = [0] * self.processes
+    for piece in work:
+      owner = loads.index(min(loads))
+      loads[owner] += nbytes_of(piece)
+      if owner == self.process:
+        yield piece
+
+  def _renamed(self, way) -> list[tuple[str, str]]:
+    return [pair for route in self.routes.values() if route.way == way for pair in route.renamed]
+
+  def _documents(self, way) -> dict[str, bytes]:
+    return {key: text for route in self.routes.values() if route.way == way for key, text in route.documents.items()}

@@ -1,0 +1,265 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Takes over what a conversion had finished that was killed.
+
+It leaves the folder in which Orbax was making the target (see `atomic_target`): plain chunks, or an OCDBT store of each
+process, in which every committed transaction is whole. A leaf all of whose chunks are there is compared with the source
+as a target is, to the bit, and if it is equal, its chunks are taken by reference. So nothing depends on what made the
+folder: what is of another source, or damaged, is not equal.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+from orbax.checkpoint._src.multihost import multihost
+from orbax.checkpoint._src.serialization import ocdbt_utils
+import tensorstore as ts
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import target_leaf
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
+
+Path = abstract_state.Path
+
+_READS_AT_ONCE = 1000
+_TIMEOUT_MS = 7 * 24 * 3600 * 1000  # All of the source may have to be read. If the first process dies, the others do too.
+
+
+@dataclasses.dataclass(frozen=True)
+class Leftover:
+  """A pytree that was being written.
+
+  Attributes:
+    directory: its folder.
+    context: the TensorStore context to read it in.
+    index: its keys, of all processes.
+    use_ocdbt: whether they are in OCDBT stores.
+    use_zarr3: whether the arrays are zarr 3.
+    stores: as a `reader.Checkpoint` has it: one store of all that is in the folder.
+  """
+
+  directory: epath.Path
+  context: ts.Context
+  index: ocdbt_index.Index
+  use_ocdbt: bool
+  use_zarr3: bool
+  stores: tuple[str, ...] = ("",)
+
+  async def open(self, path: Path) -> ts.TensorStore:
+    """Opens the array of a leaf for reading."""
+    spec = {
+        "driver": "zarr3" if self.use_zarr3 else "zarr",
+        "kvstore": ocdbt_index.spec(self.directory, ".".join(path), use_ocdbt=self.use_ocdbt),
+        "fill_missing_data_reads": False,
+    }
+    return await ts.open(spec, open=True, read=True, context=self.context)
+
+  async def read(self, keys: Iterable[str]) -> list[bytes]:
+    """Reads the values of keys that are in the index."""
+    if not self.use_ocdbt:
+      return await asyncio.gather(*(asyncio.to_thread((self.directory / key).read_bytes) for key in keys))
+    store = await ts.KvStore.open(ocdbt_index.spec(self.directory, use_ocdbt=True), context=self.context)
+    return [result.value for result in await asyncio.gather(*(store.read(key) for key in keys))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Resumption:
+  """What is taken over.
+
+  Attributes:
+    routes: of these leaves.
+    origins: what they are taken from, each with the leaves.
+    redone: leaves that were finished, but are not equal to what the plan makes of the source.
+    folders: the leftovers' folders, which `discard` removes.
+    unreadable: pytrees in them that are too damaged to take anything from.
+  """
+
+  routes: Mapping[Path, leaf_routes.Route] = dataclasses.field(default_factory=dict)
+  origins: tuple[tuple[Leftover, tuple[Path, ...]], ...] = ()
+  redone: tuple[Path, ...] = ()
+  folders: tuple[epath.Path, ...] = ()
+  unreadable: tuple[epath.Path, ...] = ()
+
+  def summary(self) -> str:
+    """A clause for a person."""
+    if not self.routes and not self.redone:
+      why = ", for what was left cannot be read" if self.unreadable else ", for no leaf was finished"
+      return "nothing to resume" + (why if self.folders else "")
+    redone = f", {len(self.redone)} that were damaged or of another source done anew" if self.redone else ""
+    unreadable = f", {len(self.unreadable)} stores of it cannot be read" if self.unreadable else ""
+    return f"{len(self.routes)} leaves taken from the interrupted run{redone}{unreadable}"
+
+
+def take(
+    target: locations.Location,
+    plan: plan_lib.Plan,
+    source: reader.Checkpoint,
+    routes: Mapping[Path, leaf_routes.Route],
+    *,
+    memory_budget: int,
+    progress: Any,
+) -> Resumption:
+  """Finds the leaves that need not be streamed or copied, and keeps Orbax from removing what they are in.
+
+  Of several processes, the first does so, and the others learn what it found.
+
+  Args:
+    target: where the conversion goes to.
+    plan: the plan.
+    source: the source.
+    routes: how the plan's leaves would go.
+    memory_budget: bytes, for what is compared.
+    progress: a `moving.Progress`, is told how far the comparison has come.
+  """
+  found: list[Resumption] = []
+
+  def find() -> str:
+    found.append(_take(target, plan, source, routes, memory_budget, progress))
+    return json.dumps([number for number, path in enumerate(routes) if path in found[0].routes])
+
+  numbers = set(json.loads(atomic_target.from_first(find, _TIMEOUT_MS)))
+  if found:
+    return found[0]
+  return Resumption(
+      {path: leaf_routes.Route(leaf_routes.Way.RESUMED) for number, path in enumerate(routes) if number in numbers}
+  )
+
+
+def _take(target, plan, source, routes, memory_budget, progress) -> Resumption:
+  folders = tuple(atomic_target.kept(target.final))
+  moved = (leaf_routes.Way.STREAMED, leaf_routes.Way.RAW)
+  wanted = {
+      path: leaf
+      for path, leaf in target_leaf.target_leaves(plan, source, routes).items()
+      if path in routes and routes[path].way in moved
+  }
+  taken, origins, redone, unreadable = {}, [], set(), []
+  for directory in _directories(folders, target):
+    try:
+      leftover = coroutines.run(_open(directory, source))
+      finished = coroutines.run(_finished(leftover, wanted)) if leftover else {}
+    except (OSError, ValueError) as e:  # What the system, TensorStore and Orbax raise of a damaged store.
+      errors.check_access(directory, e)
+      unreadable.append(directory)
+      continue
+    if leftover is None:
+      continue
+    failed = coroutines.run(_unequal(plan, source, leftover, finished, memory_budget, progress))
+    equal = {path: keys for path, keys in finished.items() if path not in failed}
+    origins.append((leftover, tuple(equal)))
+    redone |= failed
+    taken |= {
+        path: leaf_routes.Route(leaf_routes.Way.RESUMED, tuple((key, key) for key in keys))
+        for path, keys in equal.items()
+    }
+    wanted = {path: leaf for path, leaf in wanted.items() if path not in equal}
+  return Resumption(taken, tuple(origins), tuple(sorted(redone - taken.keys())), folders, tuple(unreadable))
+
+
+def discard(final: epath.Path):
+  """Removes what earlier runs were resumed from."""
+  for folder in atomic_target.kept(final) if multihost.process_index() == 0 else ():
+    folder.rmtree()
+
+
+def _directories(folders: Iterable[epath.Path], target: locations.Location) -> Iterator[epath.Path]:
+  """The folders of the pytrees that were being written."""
+  for folder in folders:
+    inner = [path for path in folder.iterdir() if path.name.startswith(target.items.name)]
+    yield from inner if target.step_folder else [folder]
+
+
+async def _open(directory, source) -> Leftover | None:
+  has_stores = any(path.name.startswith("ocdbt.process_") for path in directory.iterdir())
+  if has_stores != source.use_ocdbt:
+    return None
+  context = ocdbt_index.new_context()
+  if has_stores:  # One store of all, as Orbax makes it before it commits; the data files stay where they are.
+    await ocdbt_utils.merge_ocdbt_per_process_files(directory, context, source.use_zarr3, enable_validation=False)
+  index = await ocdbt_index.read_index(directory, use_ocdbt=source.use_ocdbt, context=context)
+  return Leftover(directory, context, index, source.use_ocdbt, source.use_zarr3)
+
+
+async def _finished(leftover: Leftover, leaves: Mapping[Path, target_leaf.TargetLeaf]) -> dict[Path, list[str]]:
+  """The keys of those of the leaves that are there whole, in the chunks that are wanted."""
+  lengths, found = _lengths(leftover), {}
+  documents = {path: f"{'.'.join(path)}/{chunk_keys.DOCUMENT_NAMES[3 if leftover.use_zarr3 else 2]}" for path in leaves}
+  present = [path for path in leaves if documents[path] in leftover.index.values]
+  for i in range(0, len(present), _READS_AT_ONCE):
+    some = present[i : i + _READS_AT_ONCE]
+    for path, text in zip(some, await leftover.read([documents[path] for path in some])):
+      keys = _keys(path, leaves[path], text)
+      if keys and all(_is_there(leftover.index.values.get(key), lengths) for key in keys):
+        found[path] = [*keys, documents[path]]
+  return found
+
+
+def _keys(path, leaf: target_leaf.TargetLeaf, text: bytes) -> list[str]:
+  """The keys of a leaf's chunks; none if its zarr metadata are not those of the wanted leaf."""
+  try:
+    document = json.loads(text)
+    if (chunk_keys.shape(document), chunk_keys.chunk_shape(document)) != (leaf.shape, leaf.chunk_shape):
+      return []
+    return [f"{'.'.join(path)}/{chunk_keys.key(document, index)}" for index in chunk_keys.grid(document)]
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return []
+
+
+def _lengths(leftover) -> dict[str, int]:
+  """The lengths of the data files that exist."""
+  files = {value.file for value in leftover.index.values.values() if value.inline is None}
+  paths = {file: leftover.directory / file for file in files}
+  return {file: path.stat().length for file, path in paths.items() if path.exists()}
+
+
+def _is_there(value: ocdbt_index.Value | None, lengths: Mapping[str, int]) -> bool:
+  if value is None:
+    return False
+  return value.inline is not None or value.offset + value.nbytes <= lengths.get(value.file, 0)
+
+
+async def _unequal(plan, source, leftover, paths, memory_budget, progress) -> set[Path]:
+  """Those of the leaves that are not what the plan makes of the source, or cannot be read."""
+  failed: dict[Path, Exception | None] = {}
+  leaves = plan.target.leaves
+  progress.start("verifying what was left", sum(leaves[path].size * leaves[path].dtype.itemsize for path in paths))
+  try:
+    await decoded.verify_arrays(
+        plan,
+        paths,
+        open_source=source.open,
+        open_target=leftover.open,
+        chunk_shape_of=lambda path: source.stored[path].chunk_shape,
+        memory_budget=memory_budget,
+        on_verified=progress.advance,
+        on_failure=failed.__setitem__,
+    )
+  except (OSError, ValueError):  # The source cannot be read: streaming it says so.
+    failed = dict.fromkeys(paths, None)
+  progress.finish()
+  return set(failed)

@@ -1,0 +1,305 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Carries a plan out: on arrays in memory, or block by block between two checkpoints under a memory budget."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+
+Path = abstract_state.Path
+Region = tuple[slice, ...]
+
+# What a byte that is under way costs, measured as the growth of the peak RSS over that of a batch (4 GiB of bfloat16 in
+# OCDBT): it is held encoded and decoded on both sides, and the allocator keeps some of what was freed.
+_COST_OF_A_BYTE = 8
+# Two batches are under way: one is read while the other is encoded. Neither more nor larger ones were faster on 2 cores.
+# A single chunk may be larger than a batch: two of them are under way as well, if the budget allows it.
+_BATCHES_IN_FLIGHT = 2
+_BATCH_BYTES = 64 * 2**20
+# Chunks are read together up to this size, so that small ones do not cost a call each.
+_BLOCK_BYTES = 16 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """A region of a source leaf, read once, and what is made of it.
+
+  Attributes:
+    source: the source leaf.
+    region: the region of it.
+    nbytes: the size of the region.
+    parts: the target leaves that get some of it.
+  """
+
+  source: Path
+  region: Region
+  nbytes: int
+  parts: tuple[plan_lib.Part, ...]
+
+
+def apply(plan: plan_lib.Plan, leaves: Mapping[Path, Any]) -> dict[Path, Any]:
+  """The target's leaves, made of the source's. Leaves that are copied are the very same objects.
+
+  A `jax.ShapeDtypeStruct` keeps its sharding; of one that is stacked, sliced or transposed a `NamedSharding`, of whose
+  spec a new axis gets None.
+  """
+  moved = {path: _moved(move, leaves, plan.target.leaves[path]) for path, move in plan.moves.items()}
+  return {path: moved.get(path, leaf) for path, leaf in plan.target.leaves.items()}
+
+
+def checked_cast(path: Path, value: Any, dtype: np.dtype) -> Any:
+  """Casts the step.
+
+  Raises:
+    StepError: `dtype` cannot hold the value.
+  """
+  limits = np.iinfo(dtype)
+  if not limits.min <= int(value) <= limits.max:
+    raise errors.StepError(
+        path,
+        f"a step from {limits.min} to {limits.max}, the range of {np.dtype(dtype)}",
+        f"{int(value)}",
+        "The checkpoint is damaged, or its step is of an unknown kind.",
+    )
+  return value.astype(dtype)
+
+
+def check_casts(plan: plan_lib.Plan, read: Callable[[Path], Any]):
+  """Checks, before anything is written, that the step fits the target's dtype."""
+  for path, move in plan.moves.items():
+    leaf = plan.target.leaves[path]
+    if move.kind != "copy" or not abstract_state.is_array(leaf):
+      continue
+    (source,) = move.sources
+    if plan.source.leaves[source].dtype != leaf.dtype:
+      checked_cast(source, read(source), leaf.dtype)
+
+
+def blocks(
+    plan: plan_lib.Plan, targets: Iterable[Path], chunk_shape_of: Callable[[Path], tuple[int, ...]]
+) -> Iterator[Block]:
+  """The blocks that fill `targets`, each made of whole chunks of its source leaf, no chunk in two blocks."""
+  targets = set(targets)
+  for source, parts in plan.parts().items():
+    wanted = tuple(part for part in parts if part.target in targets)
+    if not wanted:
+      continue
+    leaf = plan.source.leaves[source]
+    itemsize = np.dtype(leaf.dtype).itemsize
+    shape = _block_shape(leaf.shape, chunk_shape_of(source), itemsize)
+    for region in _regions(leaf.shape, shape):
+      size = math.prod(part.stop - part.start for part in region) * itemsize
+      inside = tuple(part for part in wanted if part.move.region(part.number, region) is not None)
+      yield Block(source, region, size, inside)
+
+
+async def stream(
+    work: Iterable[Block],
+    *,
+    open_source: Callable[[Path], Awaitable[Any]],
+    targets: Mapping[Path, Any],
+    new_transaction: Callable[[], Any],
+    memory_budget: int,
+    on_written: Callable[[Block], None],
+):
+  """Reads and writes blocks, several at a time, in memory bounded by the budget and the largest single block.
+
+  Args:
+    work: the blocks.
+    open_source: opens a source leaf's array for reading.
+    targets: the target leaves' arrays, open for writing.
+    new_transaction: makes a transaction; the blocks of a batch are committed in one, a large one in several.
+    memory_budget: bytes, for all copies of the data that is under way.
+    on_written: called for each block when it is committed.
+  """
+
+  async def write_batch(batch):
+    await _write_batch(batch, open_source, targets, new_transaction, on_written)
+
+  await in_batches(work, write_batch, nbytes_of=lambda block: block.nbytes, memory_budget=memory_budget)
+
+
+async def in_batches[T](
+    work: Iterable[T],
+    run: Callable[[list[T]], Coroutine[Any, Any, None]],
+    *,
+    nbytes_of: Callable[[T], int],
+    memory_budget: int,
+):
+  """Runs over batches of work, two at a time if the budget allows it; a large piece is a batch of its own."""
+  gate = _ByteGate(memory_budget // _COST_OF_A_BYTE)
+  tasks = []
+  for batch in _batches(work, nbytes_of, min(_BATCH_BYTES, memory_budget // (_COST_OF_A_BYTE * _BATCHES_IN_FLIGHT))):
+    nbytes = await gate.enter(sum(map(nbytes_of, batch)))
+    if any(task.done() and task.exception() for task in tasks):
+      break
+    tasks = [task for task in tasks if not task.done()]
+    task = asyncio.create_task(run(batch))
+    task.add_done_callback(lambda _, nbytes=nbytes: gate.leave(nbytes))
+    tasks.append(task)
+  await settle(tasks)
+
+
+async def settle(awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
+  """Waits for all, and then raises the first failure, if there is one.
+
+  A TensorStore operation that is still under way when its event loop closes complains about that on standard error.
+  """
+  results = await asyncio.gather(*awaitables, return_exceptions=True)
+  for result in results:
+    if isinstance(result, BaseException):
+      raise result
+  return results
+
+
+class _ByteGate:
+  """Lets two batches in while the bytes under way stay below a limit; one that is larger goes alone."""
+
+  def __init__(self, limit: int):
+    self._limit, self._free = limit, limit
+    self._inside = 0
+    self._left = asyncio.Event()
+
+  async def enter(self, nbytes: int) -> int:
+    """Waits for room, and returns the bytes to give back to `leave`."""
+    nbytes = min(nbytes, self._limit)
+    while self._free < nbytes or self._inside == _BATCHES_IN_FLIGHT:
+      self._left.clear()
+      await self._left.wait()
+    self._free -= nbytes
+    self._inside += 1
+    return nbytes
+
+  def leave(self, nbytes: int):
+    self._free += nbytes
+    self._inside -= 1
+    self._left.set()
+
+
+async def _write_batch(batch, open_source, targets, new_transaction, on_written):
+  """Reads blocks and writes what is made of them: at once, but for a large block's pieces, which take turns."""
+  sources = {source: await open_source(source) for source in dict.fromkeys(block.source for block in batch)}
+  read = await settle(reader.read_region(block.source, sources[block.source], block.region) for block in batch)
+  pieces = [(block, part, data) for block, data in zip(batch, read) for part in block.parts]
+  piece_bytes = lambda piece: piece[1].move.values(piece[1].number, piece[0].region, piece[2]).nbytes
+  for some in _batches(pieces, piece_bytes, _BATCH_BYTES):
+    transaction = new_transaction()
+    await settle(_write_piece(block, part, data, targets, transaction) for block, part, data in some)
+    await transaction.commit_async()
+  for block in batch:
+    on_written(block)
+
+
+async def _write_piece(block, part, data, targets, transaction):
+  target = targets[part.target].with_transaction(transaction)
+  region = part.move.region(part.number, block.region)
+  values = part.move.values(part.number, block.region, data)
+  if values.dtype != target.dtype.numpy_dtype:
+    values = checked_cast(block.source, values, target.dtype.numpy_dtype)
+  # Nobody changes `values`: TensorStore need not copy them before it encodes them.
+  await target[region].write(values, can_reference_source_data_indefinitely=True)
+
+
+def _block_shape(shape, chunk_shape, itemsize) -> tuple[int, ...]:
+  """A multiple of the chunk shape of at most `_BLOCK_BYTES`, or one chunk; it grows along the last axes first."""
+  block = list(chunk_shape)
+  for axis in reversed(range(len(shape))):
+    room = _BLOCK_BYTES // max(1, math.prod(block) * itemsize)
+    block[axis] *= max(1, min(room, -(-shape[axis] // chunk_shape[axis])))
+    if block[axis] < shape[axis]:
+      break
+  return tuple(block)
+
+
+def _regions(shape, block_shape) -> Iterator[Region]:
+  """The regions of the grid of blocks."""
+  ranges = [range(0, size, step) for size, step in zip(shape, block_shape)]
+  for start in itertools.product(*ranges):
+    yield tuple(slice(a, min(a + step, size)) for a, step, size in zip(start, block_shape, shape))
+
+
+def _batches(work, nbytes_of, limit) -> Iterator[list[Any]]:
+  """Groups pieces of work up to `limit` bytes; a larger piece is a batch of its own."""
+  batch, size = [], 0
+  for piece in work:
+    if batch and size + nbytes_of(piece) > limit:
+      yield batch
+      batch, size = [], 0
+    batch.append(piece)
+    size += nbytes_of(piece)
+  if batch:
+    yield batch
+
+
+def _moved(move, leaves, target):
+  """The target leaf as an array of the source's kind."""
+  sources = [leaves[source] for source in move.sources]
+  if any(isinstance(source, jax.ShapeDtypeStruct) for source in sources):
+    return _moved_struct(move, sources, target)
+  if move.kind == "copy":
+    is_cast = abstract_state.is_array(target) and sources[0].dtype != target.dtype
+    return checked_cast(move.sources[0], sources[0], target.dtype) if is_cast else sources[0]
+  return _on_bits(lambda arrays: _made(move, dict(zip(move.sources, arrays))), sources)
+
+
+def _made(move, arrays):
+  """The target leaf, of arrays that are all NumPy's or some JAX's."""
+  pieces = []
+  for source, index in move.pieces:
+    inside: list[Any] = [slice(None)] * arrays[source].ndim
+    for axis, at in zip(move.taken, index):
+      inside[axis] = at
+    piece = arrays[source][tuple(inside)] if move.taken else arrays[source]
+    pieces.append(piece.transpose(move.order) if move.order else piece)
+  if not move.stacked:
+    return pieces[0]
+  library: Any = jnp if any(isinstance(piece, jax.Array) for piece in pieces) else np
+  stacked = library.stack(pieces).reshape(*move.sizes, *pieces[0].shape)
+  return library.moveaxis(stacked, tuple(range(len(move.stacked))), move.stacked)
+
+
+def _moved_struct(move, sources, target) -> jax.ShapeDtypeStruct:
+  """The target leaf: a copied one is the source's, others have its sharding as far as that is a matter of axes."""
+  if move.kind == "copy":
+    same = sources[0].dtype == target.dtype
+    return sources[0] if same else jax.ShapeDtypeStruct((), target.dtype, sharding=sources[0].sharding)
+  sharding = getattr(sources[0], "sharding", None)
+  if not isinstance(sharding, jax.sharding.NamedSharding) or any(s.sharding != sharding for s in sources[1:]):
+    return target
+  along = (*sharding.spec, *(None,) * (len(sources[0].shape) - len(sharding.spec)))
+  spec = jax.sharding.PartitionSpec(*move.across(along, (None,) * len(target.shape)))
+  sharding = jax.sharding.NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+  return jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=sharding)
+
+
+def _on_bits(function, arrays):
+  """Applies `function` to the bits of floating-point JAX arrays: XLA's CPU changes the payload of a bfloat16 NaN."""
+  dtype = arrays[0].dtype
+  if not (any(isinstance(array, jax.Array) for array in arrays) and jnp.issubdtype(dtype, jnp.floating)):
+    return function(arrays)
+  bits = jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
+  return jax.lax.bitcast_convert_type(function([jax.lax.bitcast_convert_type(array, bits) for array in arrays]), dtype)

@@ -1,0 +1,280 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Arranging layers: from one schedule into another."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+import itertools
+
+import jax
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
+
+Path = abstract_state.Path
+Variable = leaf_roles.Variable
+LayerStack = layer_stacks.LayerStack
+Schedule = layer_stacks.Schedule
+CollectionOf = Callable[[Variable], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arranged:
+  """A variable of the target, its leaf, and the move that makes it, of variables; None for an empty node."""
+
+  variable: Variable
+  move: leaf_moves.Move | None
+  leaf: abstract_state.Leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+  """A source variable that holds layers.
+
+  Attributes:
+    variable: the variable.
+    leaf: its leaf.
+    stack: the stack of layers that it is of.
+    axes: the layer axes of its leaf.
+    shape: the shape of one layer.
+  """
+
+  variable: Variable
+  leaf: abstract_state.Leaf
+  stack: LayerStack
+  axes: tuple[int, ...]
+  shape: tuple[int, ...]
+
+  def __str__(self) -> str:
+    return f"{self.shape} {self.leaf.dtype}" if abstract_state.is_array(self.leaf) else repr(self.leaf)
+
+
+# One layer's leaf: what holds it, and its index along the layer axes.
+_Piece = tuple[_Held, leaf_moves.Index]
+# What a layer's leaf is, apart from the layer: its collection, its optimizer subtree, its path inside the layer.
+_Key = tuple[str, Path | None, Path]
+
+
+def target_schedule(source: Schedule, scan_layers: bool | None, naming: str, model: Schedule | None = None) -> Schedule:
+  """The schedule of the target.
+
+  Where no model gives it, layers that are scanned already stay as they are for `scan_layers`, blocks among them, and
+  others are stacked plainly.
+
+  Args:
+    source: the schedule of the source.
+    scan_layers: whether the target's layers are scanned; None keeps what each group is.
+    naming: how to write layers that are not scanned, `flat` or `nested`.
+    model: the schedule that the model's config gives for its decoder.
+
+  Raises:
+    LayerStackError: the source has another number of layers than the model.
+  """
+  counts, wanted = layer_stacks.layer_counts(source), layer_stacks.layer_counts(model or ())
+  for group in dict.fromkeys((*wanted, *(group for group in counts if model and group[0] == "decoder"))):
+    if counts.get(group, 0) != wanted.get(group, 0):
+      raise errors.LayerStackError(
+          group,
+          f"{wanted.get(group, 0)} layers, as the config says",
+          f"{counts.get(group, 0)} in the checkpoint",
+          "Give the config of the model that this is a checkpoint of.",
+      )
+  target = list(model or ())
+  for group, count in counts.items():
+    if group in wanted:
+      continue
+    stacks = [stack for stack in source if stack.group == group]
+    is_scanned = any(stack.is_scanned for stack in stacks)
+    if is_scanned and scan_layers is not False:
+      target += stacks
+    else:
+      target += layer_stacks.plain(group, count) if scan_layers else layer_stacks.unscanned(group, count, naming)
+  return tuple(target)
+
+
+def arrange(
+    variables: Mapping[Variable, abstract_state.Leaf],
+    source: Schedule,
+    target: Schedule,
+    *,
+    param_scan_axis: int,
+    path_of: layer_stacks.PathOf,
+    collection_of: CollectionOf = lambda variable: variable.collection,
+) -> list[Arranged]:
+  """Arranges the layers of `variables` anew. Variables outside layers are copied.
+
+  Args:
+    variables: the source's variables and their leaves.
+    source: their schedule.
+    target: the schedule to write; it holds the same layers.
+    param_scan_axis: the layer axis of scanned Params, in the source and in the target.
+    path_of: the path that messages give for a variable.
+    collection_of: the collection of a variable in the target.
+
+  Raises:
+    LayerStackError: layers to be stacked are not alike.
+  """
+  prefixes = {stack.prefix: stack for stack in source}
+  arranged, layers = [], {}
+  for variable, leaf in variables.items():
+    collection, stack = collection_of(variable), _stack_of(variable, prefixes)
+    if stack is None:
+      move = None if abstract_state.is_empty(leaf) else leaf_moves.copy(variable)
+      arranged.append(Arranged(dataclasses.replace(variable, collection=collection), move, leaf))
+      continue
+    held = _held(variable, leaf, stack, param_scan_axis)
+    for index in stack.indices():
+      key = collection, variable.subtree, variable.path[len(stack.prefix) :]
+      layers.setdefault((stack.group, stack.layer(index)), {})[key] = held, index
+  for stack in target:
+    arranged += _stack_leaves(stack, [layers[stack.group, n] for n in stack.layers()], param_scan_axis, path_of)
+  return arranged
+
+
+def _stack_of(variable: Variable, prefixes: Mapping[Path, LayerStack]) -> LayerStack | None:
+  """The stack below whose prefix, of three keys or of two, the variable stands."""
+  return prefixes.get(variable.path[:3]) or prefixes.get(variable.path[:2])
+
+
+def _held(variable, leaf, stack, param_scan_axis) -> _Held:
+  shape = tuple(getattr(leaf, "shape", ()))
+  axes = stack.axes(variable, len(shape) - len(stack.sizes), param_scan_axis)
+  return _Held(variable, leaf, stack, axes, leaf_moves.remove(shape, axes))
+
+
+def _stack_leaves(stack, layers: list[dict[_Key, _Piece]], param_scan_axis, path_of) -> Iterator[Arranged]:
+  """The leaves of one stack of the target: all that its layers have, which they must have alike."""
+  for key in dict.fromkeys(key for layer in layers for key in layer):
+    pieces = _alike(key, layers, path_of)
+    held, _ = pieces[0]
+    collection, subtree, rest = key
+    variable = Variable(collection, (*stack.prefix, *rest), subtree)
+    if layer_stacks.prefix_of(variable.path) != stack.prefix:
+      path, remedy = path_of(held.variable), "Keep the arrangement: leave out --scan_layers."
+      raise layer_stacks.unlike(path, f"a name that {'/'.join(stack.prefix)} can have below it", "a layer's", remedy)
+    if abstract_state.is_empty(held.leaf):
+      yield Arranged(variable, None, held.leaf)
+      continue
+    move = _move(pieces, stack.axes(variable, len(held.shape), param_scan_axis), stack.sizes)
+    is_as_it_was = move.kind == "copy"
+    shape = () if is_as_it_was else move.shape(held.leaf.shape)
+    yield Arranged(variable, move, held.leaf if is_as_it_was else jax.ShapeDtypeStruct(shape, held.leaf.dtype))
+
+
+def _alike(key, layers, path_of) -> list[_Piece]:
+  """The pieces of one leaf of every layer, each of the first one's shape and dtype."""
+  first = next(layer[key][0] for layer in layers if key in layer)
+  like = "/".join(path_of(first.variable))
+  for layer in layers:
+    if key not in layer:
+      other = next(iter(layer.values()))[0]
+      path = path_of(dataclasses.replace(first.variable, path=(*other.stack.prefix, *key[2])))
+      shared = "NNX keeps a variable that layers share once: leave it out with --nnx_aux=drop."
+      remedy = shared if key[0] == leaf_roles.NNX_AUX else layer_stacks.REMEDY
+      raise layer_stacks.unlike(path, f"a leaf in every layer, as {like}", "none", remedy)
+    held = layer[key][0]
+    if str(held) != str(first):
+      raise layer_stacks.unlike(path_of(held.variable), f"{first}, as {like} has", str(held))
+  return [layer[key] for layer in layers]
+
+
+def _move(pieces: list[_Piece], axes: tuple[int, ...], sizes: tuple[int, ...]) -> leaf_moves.Move:
+  """The move that puts pieces, in C order of their places, along the `axes` of a leaf; these have the given `sizes`.
+
+  A layer axis of the source that is a layer axis of the target as it stands goes along whole.
+  """
+  held, _ = pieces[0]
+  own, stacked, passing = list(held.axes), list(range(len(sizes))), {}
+  by_place = dict(zip(itertools.product(*map(range, sizes)), ((piece.variable, index) for piece, index in pieces)))
+  for at, (axis, size) in enumerate(zip(axes, sizes)):
+    for source_axis in list(own):
+      smaller = _without(by_place, stacked.index(at), own.index(source_axis))
+      if smaller is not None and held.leaf.shape[source_axis] == size:
+        by_place, passing[axis] = smaller, source_axis
+        stacked.remove(at)
+        own.remove(source_axis)
+        break
+  inner = iter(axis for axis in range(len(held.leaf.shape)) if axis not in held.axes) if held.axes else itertools.count()
+  rank = len(held.shape) + len(sizes)
+  new = {axes[at] for at in stacked}
+  order = [passing[axis] if axis in passing else next(inner) for axis in range(rank) if axis not in new]
+  kept = sorted(order)
+  order = tuple(kept.index(axis) for axis in order)
+  return leaf_moves.Move(
+      tuple(by_place.values()),
+      taken=tuple(own),
+      order=() if order == tuple(range(len(order))) else order,
+      stacked=tuple(sorted(new)),
+      sizes=tuple(sizes[at] for at in stacked),
+  )
+
+
+def _without(by_place, at: int, own: int):
+  """The pieces without an axis of their places and one of their sources, along which they stand alike; else None."""
+  smaller = {}
+  for place, (variable, index) in by_place.items():
+    piece = variable, (*index[:own], *index[own + 1 :])
+    if place[at] != index[own] or smaller.setdefault((*place[:at], *place[at + 1 :]), piece) != piece:
+      return None
+  return smaller
+
+
+def check_one_role(variables: Iterable[Variable], schedule: Schedule, path_of: layer_stacks.PathOf):
+  """Across the layers of a group, the same leaf is always a Param or never.
+
+  Raises:
+    LayerStackError: naming a leaf whose counterpart in another layer is of another kind.
+  """
+  prefixes = {stack.prefix: stack for stack in schedule}
+  first_of = {}
+  for variable in variables:
+    stack = _stack_of(variable, prefixes)
+    if stack is None or variable.subtree is not None:
+      continue
+    first = first_of.setdefault((stack.group, variable.path[len(stack.prefix) :]), variable)
+    kinds = {first.collection, variable.collection}
+    if len(kinds) > 1 and leaf_roles.NNX_AUX in kinds:
+      wanted = f"{first.collection}, as {'/'.join(path_of(first))} is"
+      raise layer_stacks.unlike(path_of(variable), wanted, variable.collection)
+
+
+def refuse_blocks(arranged: Iterable[Arranged], paths: Mapping[leaf_roles.Role, Path]):
+  """Refuses to stack the decoder's layers plainly where MaxText would scan them in blocks, or in chunks.
+
+  Raises:
+    ConfigError: naming the first leaf that tells, by its path among `paths`.
+  """
+  for item in arranged:
+    if item.move is not None and item.move.stacked and item.variable.path[0] == "decoder":
+      for mark in decoder_families.BLOCK_MARKS.keys() & set(item.variable.path):
+        raise decoder_families.unknown_blocks(paths[item.move.sources[0]], mark)
+
+
+def refuse_new_arrangement(
+    arranged: Iterable[Arranged], paths: Mapping[leaf_roles.Role, Path], decoder: decoder_families.Decoder
+):
+  """Refuses to stack or unstack layers whose order the model's config does not tell.
+
+  Raises:
+    ConfigError: naming the first leaf, by its path among `paths`, that would be.
+  """
+  for item in arranged:
+    if item.move is not None and (item.move.stacked or item.move.taken):
+      what = "layers to stack" if item.move.stacked else "layers to unstack"
+      raise decoder_families.unknown_order(paths[item.move.sources[0]], what, decoder)

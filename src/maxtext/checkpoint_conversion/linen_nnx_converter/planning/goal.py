@@ -1,0 +1,158 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The goal of a conversion: what the target shall be, as far as the options, the run and the source's layout tell."""
+
+import dataclasses
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
+
+_BOXES = {"plain": (False, False), "boxed": (True, False), "all_boxed": (True, True)}  # The model's, the optimizer's.
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The run that shall go on from the target, as far as it is known.
+
+  Attributes:
+    release: its MaxText release; with it, `auto` goes to what that release reads.
+    trainer: which of the release's trainers, `linen` or `nnx`; None takes the Linen trainer as long as there is one.
+    decoder: the decoder of the model's config, which says how its layers are scanned.
+    adamw_mask: whether the optimizer is adamw with a mask of its weight decay, which does not show in NNX. What is known
+      from an earlier conversion counts more.
+  """
+
+  release: releases.Version | None = None
+  trainer: str | None = None
+  decoder: decoder_families.Decoder | None = None
+  adamw_mask: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+  """What the target shall be.
+
+  Attributes:
+    layout: its state layout.
+    scan_layers: whether its layers are scanned; None keeps what each stack of layers is.
+    layer_naming: how layers that are not scanned are written, `flat` or `nested`.
+    param_scan_axis: the layer axis of scanned Params, in the source and in the target.
+    keeps_form: whether what is not asked for stays as it is: within Linen, the form that a trainer gave to a nested
+      optimizer.
+    release: the release whose form the target takes, or None.
+    decoder: the decoder of the model's config, or None.
+    schedule: how the decoder's layers are written, where its config tells.
+    params_only: whether to leave out all but the params collection.
+    keeps_nnx_aux: whether NNX state that is no Param goes along.
+    adamw_mask: as a `Run` has it.
+  """
+
+  layout: layouts.StateLayout
+  scan_layers: bool | None
+  layer_naming: str
+  param_scan_axis: int
+  keeps_form: bool
+  release: releases.Version | None
+  decoder: decoder_families.Decoder | None
+  schedule: layer_stacks.Schedule | None
+  params_only: bool
+  keeps_nnx_aux: bool
+  adamw_mask: bool
+
+
+def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run: Run) -> Goal:
+  """The goal of a conversion from a layout.
+
+  Raises:
+    DirectionError: the direction starts from another framework, or the release has no such trainer.
+    LayoutError: the source is no single train state, and more than its params is asked for.
+    LayerStackError: MaxText itself could not scan so many layers.
+  """
+  _refuse_apart(source, options.params_only)
+  reads = releases.find(run.release, run.trainer) if run.release else None
+  takes_release_form = reads is not None and options.direction == "auto"
+  layout = reads.layout if reads is not None and takes_release_form else _layout(source, options)
+  scan_layers = options.scan_layers
+  if scan_layers is None and (source.framework, layout.framework) == ("linen", "nnx"):
+    scan_layers = True
+  default_naming = layer_stacks.FLAT if layout.framework == "linen" else layer_stacks.NESTED
+  decoder = decoder_families.for_release(run.decoder, run.release) if run.decoder and run.release else run.decoder
+  return Goal(
+      layout,
+      scan_layers,
+      options.layer_naming or (reads.layer_naming if reads else default_naming),
+      1 if options.param_scan_axis is None else options.param_scan_axis,
+      keeps_form=source.framework == layout.framework and not takes_release_form,
+      release=run.release if takes_release_form else None,
+      decoder=decoder,
+      schedule=_schedule(decoder, scan_layers, run.release, reads),
+      params_only=options.params_only,
+      keeps_nnx_aux=options.nnx_aux == "keep",
+      adamw_mask=run.adamw_mask,
+  )
+
+
+def _refuse_apart(source, params_only):
+  """Refuses what belongs to no single train state, unless the params alone are asked for."""
+  if source.apart and not params_only:
+    raise errors.LayoutError(
+        (min(source.apart),),
+        "one train state",
+        f"a {source}: a train state for each replica, and an outer optimizer",
+        "Convert its outer params with --params_only: no other layout has a place for the rest.",
+    )
+
+
+def _schedule(decoder, scan_layers, release, reads) -> layer_stacks.Schedule | None:
+  """The schedule of the config's decoder, if there is one and it is asked for."""
+  if decoder is None or not decoder.known_order or scan_layers is None or release is None or reads is None:
+    return None
+  return decoder_families.schedule(decoder, scan_layers, reads.trainer, release)
+
+
+def _layout(source, options) -> layouts.StateLayout:
+  """The layout to write where no release asks for its own."""
+  if options.direction == "auto" and options.params_only and options.nnx_values is None:
+    return layouts.LINEN  # From which `load_parameters_path` takes weights in every release, with either trainer.
+  if options.direction == "auto" and layouts.is_tunix(source):
+    return layouts.LINEN_OF_NNX
+  if _framework(source, options.direction) == "linen":
+    return source if source.framework == "linen" and not source.apart else layouts.LINEN
+  is_nnx = source.framework == "nnx"
+  as_they_are = (source.boxed_variables, source.boxed_optimizer) if is_nnx else _BOXES["boxed"]
+  boxes = _BOXES.get(options.nnx_values, as_they_are)
+  if not options.params_only and not (is_nnx and source.opt_state is None):
+    return layouts.with_boxes(layouts.NNX_PLAIN, *boxes)
+  keeps = is_nnx and source.opt_state is None and not layouts.is_tunix(source)
+  return layouts.with_boxes(source if keeps else layouts.NNX_PARAMS_ONLY, *boxes)
+
+
+def _framework(source, direction) -> str:
+  """The framework to convert to; refuses a direction that starts from the other one."""
+  if direction == "auto":
+    return "nnx" if source.framework == "linen" else "linen"
+  begin, end = direction.split("_to_")
+  if begin != source.framework:
+    raise errors.DirectionError(
+        f"--direction={direction}",
+        f"a source of {begin.replace('nnx', 'NNX').replace('linen', 'Linen')}",
+        f"the layout {source}",
+        "Leave out --direction, or give the one that starts from this layout.",
+    )
+  return end

@@ -1,0 +1,230 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The plan of a conversion: for every target leaf, where it comes from. No I/O and no arrays.
+
+A plan is made from two abstract states and can be printed, checked, inverted and costed before a byte moves.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
+
+Path = abstract_state.Path
+# The first key of a source leaf that no checkpoint has, for it is held in memory: where it is from.
+MADE, FROM_FOLDER = "made by MaxText's model", layouts.FOLDER_STEP[0]
+# The only leaf that changes its dtype is the step, and only among these.
+STEP_DTYPES = frozenset({"int32", "uint32", "int64", "uint64"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """What one source leaf gives to one target leaf: a piece of its move, by number."""
+
+  target: Path
+  move: leaf_moves.Move
+  number: int
+
+  @property
+  def index(self) -> leaf_moves.Index:
+    """Its index along the axes of the source that are taken."""
+    return self.move.pieces[self.number][1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A conversion, leaf by leaf. `validate()` holds every invariant.
+
+  Attributes:
+    source: the abstract state of the source.
+    target: the abstract state of the target.
+    moves: for every target leaf that is not an empty node, where it comes from.
+    dropped: the source leaves that the target does not get, each with the reason. Empty nodes that the target's
+      framework does not write are not among them: they hold nothing.
+    source_layout: the layout of the source.
+    target_layout: the layout of the target.
+    empty_nodes: the optimizer's empty nodes, by their Linen path below `opt_state`, that an NNX target does not write.
+      They are kept on record, for the way back.
+    scan_layers: what MaxText's `scan_layers` says of the target; None if it has no layer stack.
+    source_scan_layers: what it says of the source.
+  """
+
+  source: abstract_state.AbstractState
+  target: abstract_state.AbstractState
+  moves: Mapping[Path, leaf_moves.Move]
+  dropped: Mapping[Path, str]
+  source_layout: layouts.StateLayout
+  target_layout: layouts.StateLayout
+  empty_nodes: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
+  scan_layers: bool | None = None
+  source_scan_layers: bool | None = None
+
+  def parts(self) -> dict[Path, list[Part]]:
+    """For every source leaf that the target gets, the parts that it gives."""
+    by_source = {}
+    for target, move in self.moves.items():
+      for number, (source, _) in enumerate(move.pieces):
+        by_source.setdefault(source, []).append(Part(target, move, number))
+    return by_source
+
+  def inverse(self) -> "Plan":
+    """The plan that leads back. It exists when nothing is dropped.
+
+    Raises:
+      UnaccountedLeafError: a source leaf is dropped.
+    """
+    if self.dropped:
+      path, reason = next(iter(self.dropped.items()))
+      raise errors.UnaccountedLeafError(
+          path, "a plan that drops nothing", f"a leaf dropped: {reason}", "Keep it to invert the plan."
+      )
+    moves = {source: _inverted(parts) for source, parts in self.parts().items() if not is_held(source)}
+    made = {part.target: source[0] for source, parts in self.parts().items() if is_held(source) for part in parts}
+    stored = {path: leaf for path, leaf in self.source.leaves.items() if not is_held(path)}
+    source = dataclasses.replace(self.source, leaves=stored)
+    return Plan(self.target, source, moves, made, self.target_layout, self.source_layout)
+
+  def counts(self) -> dict[str, int]:
+    """The number of target leaves by kind of move, or by where they are from; and of dropped source leaves."""
+    kinds = [_kind(move) for move in self.moves.values()]
+    names = dict.fromkeys(["copy", "stack", "slice", "transpose", *sorted(kinds)])
+    return {kind: kinds.count(kind) for kind in names} | {"dropped": len(self.dropped)}
+
+  def lines(self) -> Iterator[str]:
+    """The plan for a person: a line for each target leaf, then one for each source leaf that is dropped."""
+    for path, move in self.moves.items():
+      yield f"{'/'.join(path)}  {described(self.target.leaves[path])}  {_how(move)}"
+    for path, reason in self.dropped.items():
+      yield f"{'/'.join(path)}  left out: {reason}"
+
+  def validate(self):
+    """Checks that no byte is lost, made up or written twice.
+
+    Raises:
+      UnaccountedLeafError: a source leaf, or an index along its taken axes, is not consumed exactly once or dropped.
+      PathCollisionError: a target leaf's path is also an inner node's.
+      LayerStackError: a move does not yield the target leaf's shape and dtype.
+    """
+    _check_paths(self.target.leaves, self.moves)
+    consumers = self.parts()
+    for path, leaf in self.source.leaves.items():
+      if not abstract_state.is_empty(leaf):
+        _check_consumed(path, leaf, consumers.get(path, []), path in self.dropped)
+    for path, leaf in self.target.leaves.items():
+      if not abstract_state.is_empty(leaf):
+        _check_result(path, leaf, self.moves.get(path), self.source.leaves)
+
+
+def is_held(source: Path) -> bool:
+  """Whether a source leaf is held in memory, not read from a checkpoint."""
+  return source[0] in (MADE, FROM_FOLDER)
+
+
+def described(leaf: abstract_state.Leaf) -> str:
+  """A leaf's shape and dtype, or the leaf itself."""
+  return f"{tuple(leaf.shape)} {leaf.dtype}" if abstract_state.is_array(leaf) else repr(leaf)
+
+
+def _kind(move: leaf_moves.Move) -> str:
+  """The kind of the move; for a leaf held in memory, where it is from."""
+  return move.sources[0][0] if is_held(move.sources[0]) else move.kind
+
+
+def _how(move: leaf_moves.Move) -> str:
+  """A move for a person."""
+  names = ["/".join(source) for source in move.sources]
+  if is_held(move.sources[0]):
+    return _kind(move)
+  axes = move.taken if move.kind == "slice" else move.stacked or move.order
+  where = f" axis {_numbers(axes)}" if axes else ""
+  index = f" index {_numbers(move.pieces[0][1])}" if move.kind == "slice" else ""
+  origin = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
+  return f"{move.kind}{where}{index} of {origin}"
+
+
+def _numbers(values: tuple[int, ...]) -> str:
+  return ", ".join(map(str, values))
+
+
+def _inverted(parts: list[Part]) -> leaf_moves.Move:
+  """The move that rebuilds a source leaf from the parts that it gave."""
+  first, ordered = parts[0].move, sorted(parts, key=lambda part: part.index)
+  return leaf_moves.Move(
+      tuple((part.target, part.move.place(part.number)) for part in ordered),
+      taken=first.stacked,
+      order=tuple(map(int, np.argsort(first.order))),
+      stacked=first.taken,
+      sizes=tuple(last + 1 for last in ordered[-1].index),
+  )
+
+
+def _check_paths(paths, moves):
+  inner = {path[:i] for path in paths for i in range(1, len(path))}
+  for path in paths:
+    if path in inner:
+      origin = moves[path].sources[0] if path in moves else path
+      raise errors.PathCollisionError(
+          origin,
+          "a path of its own in the target",
+          f"{'/'.join(path)}, below which there are leaves too",
+          "Rename one of them in the source.",
+      )
+
+
+def _check_consumed(path, leaf, parts, is_dropped):
+  """A source leaf is wholly consumed, exactly once, or dropped."""
+  taken = {part.move.taken for part in parts}
+  if is_dropped or len(taken) != 1:
+    complete = is_dropped and not parts
+  else:
+    indices = itertools.product(*(range(leaf.shape[axis]) for axis in min(taken)))
+    complete = sorted(part.index for part in parts) == list(indices)
+  if not complete:
+    raise errors.UnaccountedLeafError(
+        path,
+        "to be consumed exactly once",
+        f"{len(parts)} target leaves made of it" + (", and dropped" if is_dropped else ""),
+    )
+
+
+def _check_result(path, leaf, move, sources):
+  """A move yields the shape and dtype of its target leaf."""
+  if move is None:
+    raise errors.UnaccountedLeafError(path, "a source leaf", "none")
+  for source in move.sources:
+    origin = sources[source]
+    if not abstract_state.is_array(origin):
+      if move.kind != "copy" or origin is not leaf:
+        raise _result_error(path, "a Python scalar copied as it is", f"{move.kind} of {origin!r}")
+      continue
+    shape, dtype = move.shape(origin.shape), str(origin.dtype)
+    if shape != tuple(leaf.shape):
+      raise _result_error(path, f"shape {tuple(leaf.shape)}", f"{shape} made of {'/'.join(source)}")
+    is_step_cast = move.kind == "copy" and shape == () and {dtype, str(leaf.dtype)} <= STEP_DTYPES
+    if dtype != str(leaf.dtype) and not is_step_cast:
+      raise _result_error(path, f"dtype {leaf.dtype}", f"{dtype} of {'/'.join(source)}")
+
+
+def _result_error(path, expected, found) -> errors.LayerStackError:
+  return errors.LayerStackError(
+      path, expected, found, "Layers that differ cannot be stacked: convert with --scan_layers=False."
+  )

@@ -1,0 +1,124 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a conversion did, or would do: as a plan for a person, as one line, and as the record in the target."""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import os
+from typing import Any
+
+from etils import epath
+
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+
+Path = abstract_state.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+  """What was done, or with `dry_run` would be.
+
+  Attributes:
+    plan: the plan.
+    source: the folder of the source's pytree.
+    target: the folder of the target's pytree.
+    ways: how the bytes of each target leaf that is an array went.
+    seconds: how long it took.
+    verified: whether every byte of the target was compared with the source.
+    digests: how many of these leaves have a digest on record, by which the target alone can be verified.
+    resumed: what was taken from an interrupted run, where that was asked for.
+    notes: clauses for a person: on the step, its other items, and what the model has otherwise.
+    dry_run: whether nothing was written.
+  """
+
+  plan: plan_lib.Plan
+  source: epath.Path
+  target: epath.Path
+  ways: Mapping[Path, leaf_routes.Way]
+  seconds: float = 0.0
+  verified: bool = False
+  digests: int = 0
+  resumed: str = ""
+  notes: tuple[str, ...] = ()
+  dry_run: bool = False
+
+  @property
+  def nbytes(self) -> dict[leaf_routes.Way, int]:
+    """The bytes of the target's arrays, by the way that they went."""
+    return leaf_routes.nbytes(self.plan, self.ways)
+
+  def lines(self) -> Iterator[str]:
+    """The plan for a person, with the way that the bytes of each leaf go."""
+    paths = iter(self.plan.moves)
+    for line in self.plan.lines():
+      way = self.ways.get(next(paths, ()))
+      yield f"{line}, {way}" if way else line
+
+  def record(self) -> dict[str, Any]:
+    """The JSON record that is kept in the target's custom metadata."""
+    plan = self.plan
+    return {
+        "source": os.fspath(self.source),
+        "source_layout": str(plan.source_layout),
+        "target_layout": str(plan.target_layout),
+        "scan_layers": plan.scan_layers,
+        "leaves": plan.counts(),
+        "bytes": sum(self.nbytes.values()),
+        "bytes_by_way": {way.name.lower(): nbytes for way, nbytes in self.nbytes.items()},
+        "dropped": {"/".join(path): reason for path, reason in plan.dropped.items()},
+        "notes": list(self.notes),
+        "empty_nodes": [[list(path), leaf] for path, leaf in plan.empty_nodes.items()],
+        "seconds": round(self.seconds, 3),
+        "verified": self.verified,
+        "digests": self.digests,
+        "versions": reader.versions(),
+    }
+
+  def summary(self) -> str:
+    """One line for a person."""
+    counts, plan = self.plan.counts(), self.plan
+    kinds = [kind for kind in counts if counts[kind] and kind != "dropped"]
+    moves = ", ".join(f"{counts[kind]} {_MOVE_NAMES.get(kind, kind)}" for kind in kinds)
+    dropped = (
+        f"; left out {counts['dropped']} leaves ({', '.join(sorted(set(plan.dropped.values())))})" if plan.dropped else ""
+    )
+    sizes = ", ".join(f"{_size(nbytes)} {way}" for way, nbytes in self.nbytes.items() if nbytes)
+    done = f" in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}" if not self.dry_run else ""
+    more = "".join(f"; {clause}" for clause in (self.resumed, *self.notes) if clause)
+    return (
+        f"{'would convert' if self.dry_run else 'converted'} {plan.source_layout} -> {plan.target_layout}{done}: "
+        f"{len(plan.moves)} leaves ({moves}), {sizes}{dropped}{more}"
+        f"{self._digests() if self.verified else ''} -> {self.target}"
+    )
+
+  def _digests(self) -> str:
+    if self.digests == len(self.ways):
+      return "; digests of all leaves"
+    return f"; digests of {self.digests} of {len(self.ways)} leaves, --verify=full for all"
+
+
+def _size(nbytes: int) -> str:
+  return f"{nbytes} bytes" if nbytes < 2**16 else f"{nbytes / 2**20:,.1f} MiB"
+
+
+_MOVE_NAMES = {
+    "copy": "copied",
+    "stack": "stacked",
+    "slice": "sliced",
+    "transpose": "transposed",
+}

@@ -1,0 +1,360 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Where a target is made before it appears: beside its place, in a folder that the next run knows for a leftover.
+
+The folder is `<name>.orbax-checkpoint-tmp-linen_nnx_converter`, which Orbax's tools take for unfinished. Who makes a
+target there holds a lock on it, which the system drops when the process ends, however it ends. So one that nobody holds
+was left behind by a run that was killed; one that somebody holds is never touched.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import itertools
+import os
+import time
+import uuid
+
+from etils import epath
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import durable
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
+
+SUFFIX = ".orbax-checkpoint-tmp-linen_nnx_converter"
+_A_DATA_FILE = "/ocdbt.process_0/d/0123456789abcdef0123456789abcdef"
+_ORBAX = ".orbax-checkpoint-tmp"  # What ends the name of the folder in which Orbax makes a checkpoint.
+_KEPT = f"{_ORBAX}-resumed-"
+_OLD = ".replaced"  # What ends the old checkpoint's name beside the new one, where the two cannot change places at once.
+_REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_REMOVALS = 200, 4, 0.1
+_TOKENS, _TOKEN_TIMEOUT_MS = itertools.count(), 60_000
+_COMMITTED = "commit_success.txt"  # Orbax's, in remote storage.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Of Linux's <fcntl.h> and <stdio.h>.
+_NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a target is made: all that clearing up after a process that was stopped takes.
+
+  Attributes:
+    final: where the target shall appear.
+    making: the folder in which it is made.
+    before: which file or folder stands at `final` already; None if none does.
+    new_parents: how many of its parent folders do not exist yet.
+    is_primary: whether this process makes and moves folders.
+  """
+
+  final: str
+  making: str
+  before: str | None
+  new_parents: int = 0
+  is_primary: bool = True
+
+
+def is_there(place: Place) -> bool:
+  """Whether the target was committed: something else stands in its place than before."""
+  return _identity(epath.Path(place.final)) not in (None, place.before)
+
+
+def clear_up(place: Place):
+  """Removes what a process that was stopped has left behind, and puts back what it had moved out of the way.
+
+  Raises:
+    OSError, TargetError: something cannot be removed.
+  """
+  final, making = epath.Path(place.final), epath.Path(place.making)
+  if not remote_files.is_remote(final):
+    if making.exists():
+      with _claimed(final) as staging:
+        _discard(staging)
+  elif making.exists() and not (making == final and is_there(place)):
+    remove(making)
+  _remove_empty(list(final.parents)[: place.new_parents])
+
+
+@contextlib.contextmanager
+def staged(
+    final: epath.Path, *, check_free: Callable[[], None], is_primary: bool, announce: Callable[[Place], None]
+) -> Iterator[epath.Path]:
+  """A path at which to make a checkpoint. It takes the place of `final` in the end, or leaves nothing if making it fails.
+
+  Args:
+    final: where the checkpoint shall appear.
+    check_free: refuses what must not be replaced there; called again when it is about to be. Until then it stays whole.
+    is_primary: whether this process makes and moves folders; of several, one does, and Orbax lets the others wait for it.
+    announce: called with the place before anything is made.
+
+  Raises:
+    TargetError: the place cannot be written, or another conversion to it is under way.
+  """
+  if remote_files.is_remote(final):
+    with _staged_remotely(final, check_free, is_primary, announce) as new:
+      yield new
+    return
+  missing = list(itertools.takewhile(lambda parent: not parent.exists(), final.parents))
+  announce(Place(os.fspath(final), os.fspath(_staging(final)), _identity(final), len(missing), is_primary))
+  if not is_primary:
+    yield _staging(final) / final.name
+    return
+  created = _make_parents(final)
+  try:
+    with _claimed(final) as staging:
+      yield staging / final.name
+      durable.sync_tree(staging / final.name)
+      _put(staging / final.name, final, check_free)
+      for folder in (final.parent, *(folder.parent for folder in created)):
+        durable.sync(folder)
+      _discard(staging)  # With the old checkpoint in it, if there was one.
+  except BaseException:
+    _remove_empty(created)
+    raise
+
+
+def check_name(final: epath.Path):
+  """Checks that the names of the files that are made below `final`, or beside it, are not too long.
+
+  Raises:
+    TargetError: one is.
+  """
+  if remote_files.is_remote(final):
+    return
+  try:
+    os.lstat(_staging(final) / f"{final.name}.orbax-checkpoint-tmp" / ("items.orbax-checkpoint-tmp" + _A_DATA_FILE))
+  except OSError as e:
+    if e.errno == errno.ENAMETOOLONG:
+      raise errors.TargetError(
+          final,
+          f"a name that leaves room for {SUFFIX}, in a path that can be long enough",
+          os.strerror(errno.ENAMETOOLONG),
+      ) from e
+
+
+def recover(final: epath.Path):
+  """Puts back what a killed conversion to `final` had moved out of the way. What it was making stays, to be resumed.
+
+  Raises:
+    TargetError: another conversion to `final` is under way.
+  """
+  staging = _staging(final)
+  if remote_files.is_remote(final) or not staging.exists():
+    return
+  with _locked(staging.parent, wait=True), contextlib.suppress(FileNotFoundError):  # It has ended meanwhile.
+    with _locked(staging, wait=False) as is_left:
+      if not is_left:
+        raise _under_way(final)
+      _put_back(staging, final)
+    with contextlib.suppress(OSError):  # There is something to resume.
+      os.rmdir(staging)
+
+
+def keep(final: epath.Path):
+  """Moves what a killed conversion to `final` was making to a name of its own beside it, which `kept` finds."""
+  if remote_files.is_remote(final) or not _staging(final).exists():
+    return
+  with _locked(_staging(final), wait=False) as is_left:
+    for folder in remote_files.children(_staging(final)) if is_left else ():
+      if folder.name.startswith(f"{final.name}{_ORBAX}"):
+        folder.rename(final.parent / f"{final.name}{_KEPT}{uuid.uuid4().hex[:8]}")
+
+
+def kept(final: epath.Path) -> list[epath.Path]:
+  """The folders that `keep` moved."""
+  if remote_files.is_remote(final) or not final.parent.exists():
+    return []
+  return sorted(path for path in remote_files.children(final.parent) if path.name.startswith(f"{final.name}{_KEPT}"))
+
+
+def remove(folder: epath.Path):
+  """Removes a folder into which TensorStore may still be writing, since what is under way cannot be called back.
+
+  Raises:
+    TargetError: something remains.
+  """
+  gone = 0
+  for _ in range(_REMOVALS):
+    gone = 0 if folder.exists() else gone + 1
+    if gone == _CHECKS_AFTER_REMOVAL:
+      return
+    try:
+      if not gone:
+        folder.rmtree()
+    except OSError:  # A file appeared while the folder was being emptied.
+      pass
+    time.sleep(_SECONDS_BETWEEN_REMOVALS)
+  raise errors.TargetError(folder, "to be removed", "files that come back", "Remove it by hand.")
+
+
+def _staging(final) -> epath.Path:
+  return final.parent / f"{final.name}{SUFFIX}"
+
+
+@contextlib.contextmanager
+def _staged_remotely(final, check_free, is_primary, announce):
+  """As `staged`, where Orbax itself sees to it that a checkpoint is whole or counts as unfinished."""
+  new = final.parent / f"{final.name}.replacement-{_token()}" if final.exists() else final
+  announce(Place(os.fspath(final), os.fspath(new), _identity(final), is_primary=is_primary))
+  try:
+    yield new
+    if new == final or not is_primary:
+      return
+    check_free()
+  except BaseException:
+    if is_primary:
+      remove(new)
+    raise
+  old = final.parent / f"{final.name}{_OLD}-{uuid.uuid4().hex[:8]}"
+  final.rename(old)
+  new.rename(final)
+  old.rmtree()
+
+
+def _token() -> str:
+  """A name that no one else has, the same in all processes."""
+  return from_first(lambda: uuid.uuid4().hex[:8], _TOKEN_TIMEOUT_MS)
+
+
+def from_first(make: Callable[[], str], timeout_ms: int) -> str:
+  """What the first process makes, in all processes, which call this in the same order."""
+  # Whoever clears up after a stop need not wait for Orbax.  pylint: disable-next=import-outside-toplevel
+  from orbax.checkpoint._src.multihost import multihost
+
+  if multihost.process_count() == 1:
+    return make()
+  key, client = f"linen_nnx_converter/{next(_TOKENS)}", multihost.get_jax_distributed_client()
+  if multihost.process_index() == 0:
+    client.key_value_set(key, make())
+  return client.blocking_key_value_get(key, timeout_ms)
+
+
+@contextlib.contextmanager
+def _claimed(final) -> Iterator[epath.Path]:
+  """The staging folder of `final`, empty, and locked as long as this lasts; a failure removes it."""
+  staging, is_ours = _staging(final), False
+  with contextlib.ExitStack() as locks:
+    try:
+      with _locked(staging.parent, wait=True):  # So that none is between making its folder and locking it.
+        is_ours = not staging.exists()
+        staging.mkdir(exist_ok=True)
+        is_ours = locks.enter_context(_locked(staging, wait=False)) or is_ours
+      if not is_ours:
+        raise _under_way(final)
+      _put_back(staging, final)
+      for leftover in remote_files.children(staging):
+        leftover.rmtree()
+      yield staging
+    except BaseException:
+      if is_ours:
+        _put_back(staging, final)
+        with _locked(staging.parent, wait=True):
+          remove(staging)
+      raise
+
+
+def _under_way(final) -> errors.TargetError:
+  return errors.TargetError(
+      final,
+      "no other conversion to it",
+      f"one under way in {_staging(final)}",
+      "Wait for it; if it is certain that there is none, remove that folder.",
+  )
+
+
+def _discard(staging):
+  """Removes a staging folder while nobody else can be about to lock it."""
+  with _locked(staging.parent, wait=True):
+    staging.rmtree()
+
+
+@contextlib.contextmanager
+def _locked(folder, *, wait: bool) -> Iterator[bool]:
+  """Holds the lock of a folder, and says whether it does: another has it, or the file system knows no locks."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      has_lock = True
+    except OSError:
+      has_lock = False
+    yield has_lock
+  finally:
+    os.close(descriptor)
+
+
+def _identity(path) -> str | None:
+  """What tells two checkpoints apart that stand in one place at different times; None if there is none."""
+  try:
+    if remote_files.is_remote(path):
+      return str((path / _COMMITTED).stat().mtime)
+    found = os.stat(path)
+  except OSError:
+    return None
+  return f"{found.st_dev}:{found.st_ino}"
+
+
+def _remove_empty(folders):
+  """Removes folders, the lowest first, up to one in which another conversion has put something."""
+  with contextlib.suppress(OSError):
+    for folder in folders:
+      os.rmdir(folder)
+
+
+def _make_parents(path) -> list[epath.Path]:
+  """Makes the parent folders, and returns those that were made, the lowest first."""
+  missing = list(itertools.takewhile(lambda parent: not parent.exists(), path.parents))
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise errors.TargetError(path, "a place that can be written", f"{type(e).__name__}: {e}") from e
+  return missing
+
+
+def _put(new, final, check_free):
+  """Puts the finished checkpoint in its place; one that stands there moves to `new`'s, or beside it."""
+  is_free = not final.exists() or (final.is_dir() and not remote_files.children(final))
+  if not is_free:
+    check_free()
+    if _exchange(new, final):
+      return
+    os.rename(final, new.parent / f"{final.name}{_OLD}")
+  try:
+    os.rename(new, final)
+  except OSError as e:  # Something has come there in the meantime.
+    raise errors.TargetError(
+        final, "nothing there yet", str(e), "Choose another --target_path or pass --overwrite."
+    ) from e
+
+
+def _put_back(staging, final):
+  """Puts the old checkpoint back, if it was moved away and none came in its place."""
+  old = staging / f"{final.name}{_OLD}"
+  if old.exists() and not final.exists():
+    old.rename(final)
+
+
+def _exchange(one, other) -> bool:
+  """Lets two folders change places at once; False where the system cannot."""
+  renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+  if renameat2 is None:
+    return False
+  if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+    return True
+  number = ctypes.get_errno()
+  if number in _NO_EXCHANGE:
+    return False
+  raise OSError(number, os.strerror(number), os.fspath(other))

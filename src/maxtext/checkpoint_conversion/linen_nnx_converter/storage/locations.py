@@ -1,0 +1,247 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Where a checkpoint stands: the spellings of a path that users have at hand.
+
+`…/checkpoints` (its latest step), `…/checkpoints/2`, `…/checkpoints/2/items`, or a folder that is itself a pytree. A step
+of Tunix has `model_params` and `optimizer_state` in place of `items`.
+"""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+from etils import epath
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import training_engine
+
+ITEMS = "items"  # MaxText's name for the item that holds the train state.
+# Its other names: with MaxText's emergency checkpoints and in Orbax v1, in older Orbax v1, in Orbax's emergency manager.
+STATE_ITEMS = ("state", "pytree", "default")
+METADATA = "_METADATA"
+STEP_METADATA = "_CHECKPOINT_METADATA"
+_PROCESS_METADATA = "process_metadata"
+_TEMPORARY = ".orbax-checkpoint-tmp"
+# Files of a step folder that are no items: Orbax writes them anew.
+STEP_FILES = frozenset({STEP_METADATA, "commit_success.txt"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+  """A checkpoint's place.
+
+  Attributes:
+    items: the folder of the pytree, or of the pytrees over which the train state is split.
+    step_folder: the folder that holds it and its sibling items; None where the pytree stands alone.
+    split: the names of the pytrees over which Tunix splits the train state; () where it is one pytree.
+    step: the number of the step, where the step folder's name is one.
+  """
+
+  items: epath.Path
+  step_folder: epath.Path | None = None
+  split: tuple[str, ...] = ()
+
+  @property
+  def step(self) -> int | None:
+    if self.step_folder is None or not is_step(self.step_folder.name):
+      return None
+    return int(self.step_folder.name)
+
+  @property
+  def under_way(self) -> str:
+    """What tells that MaxText's training engine saved this inside a step; "" of all others."""
+    if self.step_folder is None or not self.split:
+      return ""
+    return training_engine.under_way(
+        {child.name for child in remote_files.children(self.step_folder)}, self.custom_metadata()
+    )
+
+  @property
+  def updates(self) -> int:
+    """The updates that are done in a step of Tunix or of MaxText's training engine, by its folder's name."""
+    return (self.step or 0) - bool(self.under_way)
+
+  @property
+  def final(self) -> epath.Path:
+    """The folder that appears or is replaced as a whole."""
+    return self.step_folder or self.items
+
+  def siblings(self) -> list[epath.Path]:
+    """The other items of the step, such as `iter`."""
+    if self.step_folder is None:
+      return []
+    own = {*layouts.TUNIX_ITEMS, training_engine.GRADIENTS} if self.split else {self.items.name}
+    return sorted(p for p in remote_files.children(self.step_folder) if p.name not in STEP_FILES | own)
+
+  def step_metadata(self) -> dict[str, Any]:
+    """Orbax's metadata of the step; empty where there is none, as before Orbax 0.11.
+
+    Raises:
+      UnfinishedCheckpointError: it makes no sense.
+    """
+    path = self.final / STEP_METADATA
+    try:
+      document = source_files.read_json(path, {})
+      if not isinstance(document.get("custom_metadata") or {}, dict):
+        raise ValueError("its custom_metadata are no JSON object")
+      return document
+    except (ValueError, OSError) as e:
+      errors.check_access(path, e)
+      raise errors.UnfinishedCheckpointError(
+          path, "metadata that Orbax can read", f"{type(e).__name__}: {e}"[:300]
+      ) from e
+
+  def custom_metadata(self) -> dict[str, Any]:
+    return self.step_metadata().get("custom_metadata") or {}
+
+
+def update_step_metadata(folder: epath.Path, item_handlers: dict[str, str], custom_metadata: dict[str, Any]):
+  """Adds to the metadata that Orbax wrote into the (temporary) step folder."""
+  path = folder / STEP_METADATA
+  document = json.loads(path.read_text())
+  if isinstance(document.get("item_handlers"), dict):
+    document["item_handlers"] |= item_handlers
+  document["custom_metadata"] = (document.get("custom_metadata") or {}) | custom_metadata
+  path.write_text(json.dumps(document))
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+  """An absolute path; a URL such as `gs://…` is one already.
+
+  Raises:
+    TargetError: a URL of storage that Orbax does not know. Up to 0.12.4 it takes any but `gs://` for a relative path.
+    PathNameError: it has a name that TensorStore would not take as it stands.
+  """
+  text = os.fspath(path)
+  if remote_files.is_remote(text) and not text.startswith("gs://"):
+    raise errors.TargetError(
+        text,
+        "a local path or gs://",
+        f"{text.split('://')[0]}://, which Orbax neither reads nor writes",
+        "Give a path without it, or copy the checkpoint to local storage or to gs:// first.",
+    )
+  if remote_files.is_remote(text):
+    return epath.Path(text)
+  path = epath.Path(os.path.realpath(text))
+  ocdbt_index.check_place(path)
+  return path
+
+
+def find_source(path: str | os.PathLike[str]) -> Location:
+  """The checkpoint at `path`.
+
+  Raises:
+    SourceNotFoundError: there is no such path.
+    NotACheckpointError: it is no Orbax checkpoint of a pytree, or holds several.
+    UnfinishedCheckpointError: it was never committed.
+    AccessError: it cannot be read from here.
+  """
+  path = absolute(path)
+  source_files.check_readable(path)  # What cannot be read does not exist, for epath.
+  if not path.exists():
+    raise errors.SourceNotFoundError(path, "a checkpoint", "nothing", "Check --source_path.")
+  if _TEMPORARY in os.fspath(path):
+    raise _unfinished(path, "one of Orbax's temporary folders")
+  for folder in (path, path.parent):
+    _refuse_local(folder)
+  if (path / METADATA).exists():
+    if path.name == layouts.TUNIX_ITEMS[0] and is_in_step_folder(path):
+      return Location(path.parent, path.parent, (path.name,))
+    return Location(path, path.parent if is_in_step_folder(path) else None)
+  children = sorted(remote_files.children(path)) if path.is_dir() else []
+  if split := _split_items(path, {child.name for child in children}):
+    return Location(path, path, split)
+  items = [child for child in children if (child / METADATA).exists() and _TEMPORARY not in child.name]
+  if items:
+    return Location(_the_item(path, items), path)
+  if steps := [child for child in children if is_step(child.name) and child.is_dir()]:
+    return find_source(max(steps, key=lambda step: int(step.name)))
+  for child in children:
+    source_files.check_readable(child)
+  if unfinished := next((p for p in children if _TEMPORARY in p.name or p.name in (ITEMS, "manifest.ocdbt", "d")), None):
+    raise _unfinished(path, f"no {METADATA}, but {unfinished.name}")
+  raise errors.NotACheckpointError(
+      path,
+      f"an Orbax checkpoint of a pytree (a folder with {METADATA})",
+      ", ".join(child.name for child in children[:5]) or ("an empty folder" if path.is_dir() else "a file"),
+      "Give --source_path=…/checkpoints, …/checkpoints/<step> or …/checkpoints/<step>/items.",
+  )
+
+
+def copy_tree(source: epath.Path, target: epath.Path):
+  """Copies a file, or a folder with all that is in it."""
+  if not source.is_dir():
+    source.copy(target)
+    return
+  target.mkdir()
+  for child in remote_files.children(source):
+    copy_tree(child, target / child.name)
+
+
+def _refuse_local(folder):
+  """Refuses what Orbax's emergency checkpoint manager keeps on the disk of each host."""
+  if (folder / _PROCESS_METADATA).exists():
+    raise errors.NotACheckpointError(
+        folder,
+        "a whole checkpoint",
+        f"{_PROCESS_METADATA}, so one host's local part of an emergency checkpoint",
+        "Convert a step of the run's persistent checkpoints.",
+    )
+
+
+def is_step(name: str) -> bool:
+  """Whether a folder's name is the number of a step."""
+  return name.isascii() and name.isdigit()
+
+
+def is_in_step_folder(path) -> bool:
+  """Whether the pytree at `path` is an item of a step, not a checkpoint of its own."""
+  if (path / STEP_METADATA).exists():
+    return False
+  return (path.parent / STEP_METADATA).exists() or (path.name == ITEMS and is_step(path.parent.name))
+
+
+def _split_items(path, names) -> tuple[str, ...]:
+  """The items of Tunix's that this step has, or should have by its metadata."""
+  if ITEMS in names or not names & set(layouts.TUNIX_ITEMS):
+    return ()
+  handlers = Location(path, path).step_metadata().get("item_handlers")
+  expected = set(handlers) if isinstance(handlers, dict) else set()
+  return tuple(name for name in layouts.TUNIX_ITEMS if name in names | expected)
+
+
+def _the_item(path, items) -> epath.Path:
+  """MaxText's `items`, else the train state by another name, else the only pytree there is."""
+  for names in ((ITEMS,), STATE_ITEMS, [item.name for item in items]):
+    named = [item for item in items if item.name in names]
+    if len(named) == 1:
+      return named[0]
+  raise errors.NotACheckpointError(
+      path,
+      f"one pytree, or one named {ITEMS}, or else one of {', '.join(STATE_ITEMS)}",
+      ", ".join(item.name for item in named),
+      "Give the path of one of them.",
+  )
+
+
+def _unfinished(path, found) -> errors.UnfinishedCheckpointError:
+  return errors.UnfinishedCheckpointError(
+      path, "a finished checkpoint", found, "It was never committed: use another step."
+  )

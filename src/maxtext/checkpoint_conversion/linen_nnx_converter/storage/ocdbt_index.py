@@ -1,0 +1,237 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The key-value store under a pytree: which keys it has, and where their values lie.
+
+A pytree's chunks and zarr metadata are the values of a store. Without OCDBT each is a file. With OCDBT the keys are in a
+B-tree, whose nodes and values lie in data files that are never changed once written. TensorStore describes the format:
+https://google.github.io/tensorstore/kvstore/ocdbt/index.html#storage-format
+"""
+
+import asyncio
+import dataclasses
+import os
+from typing import Any
+from urllib import parse
+
+from etils import epath
+import tensorstore as ts
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
+
+_NODES_AT_ONCE = 64
+# As Orbax reads remote storage: values that lie near each other are read together.
+_READ_COALESCING = {
+    "experimental_read_coalescing_threshold_bytes": 1_000_000,
+    "experimental_read_coalescing_merged_bytes": 500_000_000_000,
+    "experimental_read_coalescing_interval": "1ms",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+  """Where the value of a key lies.
+
+  Attributes:
+    file: the data file, relative to the pytree's folder; empty for a value that stands in the tree itself.
+    offset: where it begins in the file, in bytes.
+    nbytes: its length.
+    inline: the value, if it stands in the tree itself.
+  """
+
+  file: str
+  offset: int
+  nbytes: int
+  inline: bytes | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+  """What a store holds.
+
+  Attributes:
+    values: where the value of each key lies.
+    tree_files: the data files that hold nodes of the B-tree; none without OCDBT.
+  """
+
+  values: dict[str, Value]
+  tree_files: frozenset[str] = frozenset()
+
+
+def new_context() -> ts.Context:
+  """TensorStore's resources, as Orbax sets them: nodes of B-trees are cached, chunks are not."""
+  return ts.Context({"file_io_concurrency": {"limit": 128}, "cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}})
+
+
+def spec(directory: epath.Path, name: str = "", *, use_ocdbt: bool) -> dict[str, Any]:
+  """TensorStore's spec of the store under a pytree, or of one leaf's part of it."""
+  if not use_ocdbt:
+    place = _place_spec(directory)
+    return place | {"path": f"{place['path']}{name}"}
+  ocdbt = {"driver": "ocdbt", "base": _place_spec(directory), "path": name, "cache_pool": "cache_pool#ocdbt"}
+  return ocdbt | (_READ_COALESCING if remote_files.is_remote(directory) else {})
+
+
+def writable_spec(directory: epath.Path) -> dict[str, Any]:
+  """TensorStore's spec of an OCDBT store to write, with the configuration that Orbax gives its own.
+
+  A store that exists cannot be opened with another one, and Orbax merges others into this.
+  """
+  config = {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000}
+  return spec(directory, use_ocdbt=True) | {"config": config, "target_data_file_size": 2**31}
+
+
+def check_place(directory: epath.Path):
+  """Checks that TensorStore takes the path of a local folder as it stands.
+
+  It takes `\\` for `/`, keeps names that end in `.__lock` to itself, and knows no bytes that are no UTF-8.
+
+  Raises:
+    PathNameError: it does not.
+  """
+  if remote_files.is_remote(directory):
+    return
+  place = _place_spec(directory)
+  try:
+    place["path"].encode()
+    is_taken = ts.KvStore.Spec(place).to_json() == place
+  except ValueError:
+    is_taken = False
+  if not is_taken:
+    raise errors.PathNameError(
+        directory,
+        "a path of UTF-8 without backslashes, in which no name ends in .__lock: TensorStore takes no others",
+        repr(os.fspath(directory)),
+        "Rename the folder, or give another one.",
+    )
+
+
+def _place_spec(directory) -> dict[str, Any]:
+  """A folder's spec. No URL: in one, `%20`, `#` and `?` would not be what they are in a name."""
+  path = f"{os.fspath(directory)}/"
+  if not remote_files.is_remote(directory):
+    return {"driver": "file", "path": path}
+  bucket, _, name = path.removeprefix("gs://").partition("/")
+  return {"driver": "gcs", "bucket": bucket, "path": name}
+
+
+async def read_index(directory: epath.Path, *, use_ocdbt: bool, context: ts.Context) -> Index:
+  """Reads the keys of a store and where their values lie. No value is read, but for those in the tree itself.
+
+  Raises:
+    ForeignFileError: a node or a value would lie outside the folder.
+  """
+  if not use_ocdbt:
+    return Index(await asyncio.to_thread(_files, directory))
+  return await _read_tree(directory, await ts.KvStore.open(_place_spec(directory), context=context))
+
+
+async def _read_tree(directory, base) -> Index:
+  """Walks the B-tree of the newest version, level by level."""
+  versions = (await ts.ocdbt.dump(base))["versions"]
+  if not versions:
+    raise ValueError("the manifest has no version")
+  root = versions[-1]
+  values, files = {}, set()
+  level = [(root["root"]["location"], b"")] if "location" in root["root"] else []
+  for height in reversed(range(root["root_height"] + 1)):  # A damaged tree cannot lead round in a circle.
+    below = []
+    for begin in range(0, len(level), _NODES_AT_ONCE):
+      some = level[begin : begin + _NODES_AT_ONCE]
+      files.update(_place(directory, location).file for location, _ in some)
+      nodes = await asyncio.gather(*(ts.ocdbt.dump(base, location) for location, _ in some))
+      for (_, prefix), node in zip(some, nodes):
+        for entry in node["entries"]:
+          if height:
+            below.append((entry["location"], prefix + entry["subtree_common_prefix"]))
+          else:
+            values[(prefix + entry["key"]).decode()] = _value(directory, entry)
+    level = below
+  return Index(values, frozenset(files))
+
+
+def read_range(file: epath.Path, offset: int, nbytes: int) -> bytes:
+  """Reads a value out of a local file.
+
+  Raises:
+    DamagedSourceError: the file is missing or too short.
+  """
+  try:
+    with open(file, "rb") as data:
+      data.seek(offset)
+      found = data.read(nbytes)
+  except FileNotFoundError:
+    found = b""
+  if len(found) != nbytes:
+    raise errors.DamagedSourceError(file, f"{nbytes} bytes from {offset} on", f"{len(found)}")
+  return found
+
+
+def file_lengths(directory: epath.Path, index: Index) -> dict[str, int]:
+  """The lengths of the data files, each of which must hold the values that the index says lie in it.
+
+  Raises:
+    DamagedSourceError: a file is missing or too short, naming a key whose value is not there.
+  """
+  ends: dict[str, tuple[int, str]] = {}
+  for key, value in index.values.items():
+    if value.inline is None:
+      ends[value.file] = max(ends.get(value.file, (0, key)), (value.offset + value.nbytes, key))
+  lengths = {}
+  for file, (end, key) in ends.items():
+    path = directory / file
+    length = path.stat().length if path.exists() else None
+    if length is None or length < end:
+      raise errors.DamagedSourceError(
+          key,
+          f"its value in {path}, which should have at least {end} bytes",
+          "no such file" if length is None else f"{length} bytes",
+      )
+    lengths[file] = length
+  return lengths
+
+
+def _value(directory, entry) -> Value:
+  if "inline_value" in entry:
+    return Value("", 0, len(entry["inline_value"]), entry["inline_value"])
+  return _place(directory, entry["indirect_value"])
+
+
+def _place(directory, location: str) -> Value:
+  """What TensorStore writes as `<type>:<base>:<file>:<offset>:<length>`, the base relative to the store's folder."""
+  _, base, file, offset, nbytes = location.split(":")
+  file = parse.unquote(base) + parse.unquote(file)
+  if file.startswith("/") or ".." in file.split("/"):
+    raise errors.ForeignFileError(
+        directory,
+        "data files inside the checkpoint",
+        f"one at {file}",
+        "This is no checkpoint that a trainer wrote: do not use it.",
+    )
+  return Value(file, int(offset), int(nbytes))
+
+
+def _files(directory) -> dict[str, Value]:
+  """Every file below a folder, as a value."""
+  values, folders = {}, [""]
+  while folders:
+    folder = folders.pop()
+    for child in remote_files.children(directory / folder):
+      name = f"{folder}{child.name}"
+      if child.is_dir():
+        folders.append(name + "/")
+      else:
+        values[name] = Value(name, 0, child.stat().length)
+  return values

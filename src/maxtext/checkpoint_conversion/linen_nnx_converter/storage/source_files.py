@@ -1,0 +1,151 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The files of a source: nothing but files and folders of its own, and the same ones at the end as at the beginning."""
+
+from collections.abc import Iterator, Mapping
+import errno
+import json
+import os
+import stat
+from typing import Any
+
+from etils import epath
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
+
+_MOST_METADATA_BYTES = 2**28  # JSON takes ten times its size in memory. Orbax writes 9 MiB for 20,000 leaves.
+
+# A file's inode, size in bytes, and time of modification in ns. Hard links change none of them.
+Stamp = tuple[int, int, int]
+
+
+def read_json(path: epath.Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
+  """The JSON object in a file, or `default`, if there is one, where there is no file.
+
+  Raises:
+    ValueError: there is no JSON object, or one that is too large.
+  """
+  if default is not None and not path.exists():
+    return default
+  check_size(path)
+  try:
+    document = json.loads(path.read_text())
+  except RecursionError as e:
+    raise ValueError(f"{path.name} is nested too deep") from e
+  if not isinstance(document, dict):
+    raise ValueError(f"{path.name} holds no JSON object")
+  return document
+
+
+def check_readable(path: str | os.PathLike[str]):
+  """Checks that this process may read a file, or list and enter a folder, or that the store of a URL answers.
+
+  Raises:
+    AccessError: it may not, or it does not. Of what is absent nothing is said.
+  """
+  if remote_files.is_remote(path):
+    remote_files.check_answers(path)
+    return
+  try:
+    is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    if not os.access(path, os.R_OK | (os.X_OK if is_folder else 0)):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+  except PermissionError as e:
+    errors.check_access(path, e)
+  except (OSError, ValueError):
+    return
+
+
+def check_size(path: epath.Path):
+  """Checks that a file of metadata is not too large to be read.
+
+  Raises:
+    ValueError: it is.
+  """
+  if (nbytes := path.stat().length) > _MOST_METADATA_BYTES:
+    raise ValueError(f"{path.name} has {nbytes} bytes; {_MOST_METADATA_BYTES} are the most")
+
+
+def survey(folder: epath.Path) -> dict[str, Stamp]:
+  """The stamps of all files below a folder, by relative path; of remote ones none.
+
+  Raises:
+    ForeignFileError: there is a link, a pipe or a device, which would lead out of the checkpoint.
+    AccessError: one of them cannot be read. Without reading it could still be linked.
+  """
+  if remote_files.is_remote(folder):
+    return {}
+  root = os.fspath(folder)
+  return {os.path.relpath(entry.path, root): _stamp(entry.stat(follow_symlinks=False)) for entry in _files(root)}
+
+
+def check_unchanged(folder: epath.Path, stamps: Mapping[str, Stamp]):
+  """Checks that every file is still the one that was surveyed.
+
+  Raises:
+    SourceChangedError: naming one that is not.
+  """
+  for name, stamp in stamps.items():
+    path = os.path.join(folder, name)
+    try:
+      found = _stamp(os.stat(path, follow_symlinks=False))
+    except OSError as e:
+      found, reason = None, (e.strerror or str(e)).lower()
+    else:
+      reason = "another one"
+    if found != stamp:
+      raise errors.SourceChangedError(
+          path,
+          "the file that stood there when the conversion began",
+          reason,
+          "Convert again when nothing writes to the source.",
+      )
+
+
+def _files(root: str) -> Iterator[os.DirEntry]:
+  """Every file below a folder."""
+  folders = [root]
+  while folders:
+    folder = folders.pop()
+    check_readable(folder)
+    with os.scandir(folder) as entries:
+      for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+          folders.append(entry.path)
+        elif entry.is_file(follow_symlinks=False):
+          check_readable(entry.path)
+          yield entry
+        else:
+          raise _foreign(entry)
+
+
+def _foreign(entry) -> errors.ForeignFileError:
+  is_link = entry.is_symlink()
+  return errors.ForeignFileError(
+      entry.path,
+      "a file or folder of the checkpoint's own",
+      f"a symbolic link to {os.readlink(entry.path)}" if is_link else _kind(entry.stat().st_mode),
+      "Copy the checkpoint with `cp -rL` and convert the copy." if is_link else "Remove it from the checkpoint.",
+  )
+
+
+def _kind(mode: int) -> str:
+  kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISBLK, "a device"), (stat.S_ISCHR, "a device"))
+  return next((name for is_kind, name in kinds if is_kind(mode)), "something else")
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+  return status.st_ino, status.st_size, status.st_mtime_ns

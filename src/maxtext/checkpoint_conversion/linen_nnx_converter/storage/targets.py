@@ -1,0 +1,241 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Where a target goes, and what may stand there.
+
+What a path means is decided by what stands there, and by its name only where nothing does. What `--overwrite` replaces is
+one checkpoint, of the shape that is written, and nothing else: whatever would be lost besides is named.
+"""
+
+from collections.abc import Collection
+import os
+
+from etils import epath
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
+
+Location = locations.Location
+
+_CHECKPOINTS = "checkpoints"  # MaxText's name for the folder of a run's steps.
+_INDICATOR = "orbax.checkpoint"  # Orbax v1's file in the folders that it saves.
+# What Orbax writes into a pytree's folder, and the converter.
+_OF_A_PYTREE = locations.STEP_FILES | {
+    locations.METADATA,
+    *("_sharding", "_strings.json", "array_metadatas", "checkpoint", "d", "manifest.ocdbt"),
+    *(_INDICATOR, digests.FILE, *layouts.TUNIX_ITEMS),
+}
+_STORE_OF_A_PROCESS = "ocdbt.process_"
+_MOST_NAMES = 5  # That a message lists.
+
+
+def find_target(path: str | os.PathLike[str], source: Location, *, for_release: bool = False) -> Location:
+  """The place that has the shape of the source: `<path>/<step>/items`, or `<path>` for a pytree that stands alone.
+
+  A path that names the step or the items folder already, as `…/checkpoints/2` or `…/2/items`, is taken as it is. Tunix's
+  step N is MaxText's N - 1: Tunix counts the steps that are done, MaxText's folders from 0.
+
+  Args:
+    path: where to.
+    source: the source.
+    for_release: whether a MaxText release shall resume from it, so that its item is MaxText's `items`.
+
+  Raises:
+    StepError: there is no such step in MaxText.
+    TargetError: the step has another item of the name that the target's has.
+  """
+  path = locations.absolute(path)
+  if remote_files.is_remote(path):
+    source_files.check_readable(path)
+  if source.step_folder is None:
+    return Location(path)
+  item = locations.ITEMS if source.split or for_release else source.items.name
+  if not _holds_steps(path) and path.name in (item, locations.ITEMS):
+    item, step_folder = path.name, path.parent
+  elif source.step is None or _is_meant_as_a_step(path, item, source.step):
+    step_folder = path
+  else:
+    step_folder = path / step_name(source)
+  if item in {sibling.name for sibling in source.siblings()}:
+    raise errors.TargetError(
+        source.final / item,
+        f"no other item of the name that {source.items.name} gets in the target",
+        "one",
+        f"Convert {item}, or give neither a config nor a release.",
+    )
+  return Location(step_folder / item, step_folder)
+
+
+def step_name(source: Location) -> str:
+  """The name of the step's folder where the path does not give one: that of the source's, or MaxText's for Tunix's.
+
+  Raises:
+    StepError: there is no such step in MaxText.
+  """
+  assert source.step_folder is not None and source.step is not None
+  name = source.step_folder.name
+  if not source.split:
+    return name
+  if source.updates < 1:
+    raise errors.StepError(
+        source.final, "a step of Tunix, at least 1", str(source.updates), "Use another step of this run."
+    )
+  return str(source.updates - 1).zfill(len(name) if name.startswith("0") else 0)
+
+
+def notes(path: str | os.PathLike[str], source: Location, target: Location) -> tuple[str, ...]:
+  """Clauses for a person: on a step that the target's path names, and on the items that go along."""
+  found = []
+  if source.step is not None and target.step is not None and locations.absolute(path) == target.final:
+    found.append(f"step {source.final.name} becomes step {target.final.name}, as --target_path names it")
+  if items := [sibling.name for sibling in source.siblings() if sibling.is_dir()]:
+    found.append(f"with {', '.join(items)}")
+  return tuple(found)
+
+
+def check_apart(source_path, source: Location, target_path, target: Location):
+  """Refuses a target that overlaps the source, or whose name is too long.
+
+  Raises:
+    TargetError: one of these.
+  """
+  atomic_target.check_name(target.final)
+  given, wanted = locations.absolute(source_path), locations.absolute(target_path)
+  for inner, outer in ((wanted, given), (given, wanted), (target.final, source.final)):
+    if inner == outer or outer in inner.parents:
+      raise errors.TargetError(
+          wanted, "a target apart from the source", f"{inner} inside {outer}" if inner != outer else "the source itself"
+      )
+
+
+def check_free(target: Location, *, overwrite: bool, carried: Collection[str] = ()):
+  """Refuses a place that cannot be made, or where something stands that must not be replaced. An empty folder may be.
+
+  Args:
+    target: the place.
+    overwrite: whether one checkpoint may be replaced.
+    carried: the names of the items that the target gets besides its pytree.
+
+  Raises:
+    TargetError: one of these.
+  """
+  final = target.final
+  if not _is_free(final):
+    if not overwrite:
+      raise errors.TargetError(
+          final, "nothing there yet", "an existing path", "Choose another --target_path or pass --overwrite."
+      )
+    if found := _in_the_way(target, carried):
+      raise errors.TargetError(
+          final,
+          f"one checkpoint to replace, a {'pytree' if target.step_folder is None else 'step'}, and nothing else",
+          found,
+          "Choose another --target_path, or move away by hand what stands there.",
+      )
+  if not remote_files.is_remote(final):
+    _check_writable(final)
+
+
+def _check_writable(final):
+  ancestor = next(parent for parent in final.parents if parent.exists())
+  if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+    raise errors.TargetError(final, "a place that can be written", f"{ancestor}, which is no writable folder")
+
+
+def _is_free(final) -> bool:
+  return not _is_link(final) and (not final.exists() or (final.is_dir() and not remote_files.children(final)))
+
+
+def _is_link(path) -> bool:
+  return not remote_files.is_remote(path) and os.path.islink(path)
+
+
+def _is_meant_as_a_step(path, item, step) -> bool:
+  """Whether a path that does not end in the item's name is that of the step itself."""
+  if _holds_steps(path):
+    return False
+  if _is_checkpoint(path, item):
+    return True  # To be replaced, or refused.
+  if not locations.is_step(path.name):
+    return False
+  return int(path.name) == step or path.parent.name == _CHECKPOINTS or _holds_steps(path.parent)
+
+
+def _holds_steps(folder) -> bool:
+  """Whether a folder is one of steps: a folder named by digits in it is a checkpoint."""
+  return any(_is_checkpoint(child) for child in _steps(folder))
+
+
+def _steps(folder) -> list[epath.Path]:
+  children = remote_files.children(folder) if folder.is_dir() else ()
+  return sorted((child for child in children if locations.is_step(child.name)), key=lambda child: int(child.name))
+
+
+def _is_checkpoint(folder, item: str = locations.ITEMS) -> bool:
+  """Whether a folder is a step or a pytree that Orbax saved, before 0.11 without metadata of the step."""
+  places = ("", item, locations.ITEMS, *locations.STATE_ITEMS, *layouts.TUNIX_ITEMS)
+  return (folder / locations.STEP_METADATA).exists() or any((folder / p / locations.METADATA).exists() for p in places)
+
+
+def _in_the_way(target, carried) -> str:
+  """What stands at the target besides one checkpoint of its shape; "" if nothing does."""
+  final = target.final
+  if _is_link(final):
+    return f"a symbolic link to {os.readlink(final)}"
+  if not final.is_dir():
+    return "a file"
+  names = {child.name for child in remote_files.children(final)}
+  if steps := [step.name for step in _steps(final) if _is_checkpoint(step)]:
+    return f"a folder of steps: {_listed(steps)}"
+  if target.step_folder is None:
+    if locations.is_in_step_folder(final):
+      return f"an item of the step {final.parent}"
+    return _beside_a_pytree(final, names)
+  if locations.METADATA in names:
+    return "a pytree that stands alone"
+  if strange := names - {target.items.name, _INDICATOR, *carried} - locations.STEP_FILES:
+    return f"{_listed(strange)}, which the target will not have"
+  if not target.items.is_dir():
+    return f"no folder {target.items.name}"
+  found = _beside_a_pytree(target.items, {child.name for child in remote_files.children(target.items)})
+  return f"in {target.items.name}, {found}" if found else ""
+
+
+def _beside_a_pytree(folder, names) -> str:
+  """What is in a folder besides the pytree that Orbax saved there."""
+  if locations.METADATA not in names:
+    return f"no {locations.METADATA}, but {_listed(names)}"
+  strange = {name for name in names - _OF_A_PYTREE if not name.startswith(_STORE_OF_A_PROCESS)}
+  if strange:
+    strange -= _leaf_names(folder)
+  return f"{_listed(strange)}, which is no part of a checkpoint" if strange else ""
+
+
+def _leaf_names(folder) -> set[str]:
+  """The names of the folders in which the arrays are without OCDBT; none where the metadata make no sense."""
+  try:
+    entries = source_files.read_json(folder / locations.METADATA)["tree_metadata"].values()
+    return {".".join(str(key["key"]) for key in entry["key_metadata"]) for entry in entries}
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    return set()
+
+
+def _listed(names) -> str:
+  names = sorted(names, key=lambda name: (len(name), name) if locations.is_step(name) else (0, name))
+  return ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")

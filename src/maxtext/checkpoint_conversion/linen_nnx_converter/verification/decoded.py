@@ -1,0 +1,218 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Compares what was written with the source, to the bit. Shares no code with what reads and writes: see `reopen.py`."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+
+Path = abstract_state.Path
+Open = Callable[[Path], Awaitable[Any]]
+Box = tuple[tuple[int, int], ...]  # (start, stop) for each axis.
+
+_PARTS_AT_ONCE = 4  # Of what is made of a box: more would hold as much of the target as of the source.
+_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # By the bytes of an element.
+
+
+def verify_state(expected: abstract_state.AbstractState, found: abstract_state.AbstractState):
+  """Compares the written tree's structure, shapes and dtypes with the plan's.
+
+  Raises:
+    VerificationError: naming the first path that differs.
+  """
+  for path in dict.fromkeys([*expected.leaves, *found.leaves]):
+    wanted, got = (plan_lib.described(state.leaves.get(path, "no leaf")) for state in (expected, found))
+    if wanted != got:
+      raise _failure(path, wanted, got)
+  for path in sorted(expected.lists ^ found.lists):
+    raise _failure(path, "a list" if path in expected.lists else "a dict", "the other")
+
+
+def verify_names(expected: abstract_state.AbstractState, name_of: Callable[[Path], str], found: set[str]):
+  """Compares the names of the arrays that a store has with those that it should have.
+
+  Raises:
+    VerificationError: naming the first that is in one of them alone.
+  """
+  arrays = [
+      path for path, leaf in expected.leaves.items() if abstract_state.is_array(leaf) and not plan_lib.is_held(path)
+  ]
+  wanted = {name_of(path) for path in arrays}
+  for name in sorted(wanted ^ found):
+    raise _failure(name, *(("an array", "none") if name in wanted else ("no array", "one")))
+
+
+async def verify_arrays(
+    plan: plan_lib.Plan,
+    targets: Iterable[Path],
+    *,
+    open_source: Open,
+    open_target: Open,
+    chunk_shape_of: Callable[[Path], tuple[int, ...]],
+    memory_budget: int,
+    on_verified: Callable[[int], None],
+    on_equal: Callable[[Path, Box, np.ndarray], None] | None = None,
+    on_failure: Callable[[Path, Exception], None] | None = None,
+):
+  """Reads every element of the source that these target leaves have, and compares its bytes with what stands in them.
+
+  `plan.validate()` has shown that these elements fill the target.
+
+  Args:
+    plan: the plan that was carried out.
+    targets: the target leaves to compare.
+    open_source: opens a source leaf's array.
+    open_target: opens a target leaf's array.
+    chunk_shape_of: the chunk shape of a source leaf.
+    memory_budget: bytes, for all data held at a time; a single chunk may take more.
+    on_verified: called with the size of each target leaf's part of a source leaf that was found, in bytes.
+    on_equal: called, in a thread, with each box of a target leaf that was found equal, and what stands in it.
+    on_failure: called with what is wrong with a target leaf, instead of raising it.
+
+  Raises:
+    VerificationError: naming the first element that differs.
+    DamagedSourceError: a chunk of the source cannot be read.
+  """
+  box_bytes = (
+      memory_budget // 16
+  )  # Two leaves at a time, each with its box, its counterpart and what decoding them takes.
+  chunk_bytes = lambda path: math.prod(chunk_shape_of(path)) * np.dtype(plan.source.leaves[path].dtype).itemsize
+  targets = frozenset(targets)
+  wanted = {path: [part for part in parts if part.target in targets] for path, parts in plan.parts().items()}
+  stored = {path: parts for path, parts in wanted.items() if parts and abstract_state.is_array(plan.source.leaves[path])}
+  gate = asyncio.Semaphore(1 if any(chunk_bytes(path) > box_bytes for path in stored) else 2)
+  failures = []
+
+  async def verify_part(part, target, box, data):
+    try:
+      await _verify_part(part, target, box, data, on_equal)
+    except errors.VerificationError as e:  # A value that differs, or a chunk that cannot be read.
+      if on_failure is None:
+        raise
+      on_failure(part.target, e)
+
+  async def verify_leaf(path, parts):
+    async with gate:
+      if failures:
+        return
+      source = await _opened(path, plan.source.leaves[path], open_source)
+      opened = await asyncio.gather(*(_opened(p.target, plan.target.leaves[p.target], open_target) for p in parts))
+      itemsize = source.dtype.numpy_dtype.itemsize
+      for box in boxes(source.shape, chunk_shape_of(path), box_bytes // itemsize):
+        data = await _read_source(path, source, box)
+        for some in itertools.batched(zip(parts, opened), _PARTS_AT_ONCE):
+          await asyncio.gather(*(verify_part(part, target, box, data) for part, target in some))
+      on_verified(sum(min(math.prod(t.shape), math.prod(source.shape)) for t in opened) * itemsize)
+
+  async def verify_unless_failed(path, parts):
+    try:
+      await verify_leaf(path, parts)
+    except Exception as e:  # Raised below, when nothing is under way any more.  pylint: disable=broad-except
+      failures.append(e)
+
+  await asyncio.gather(*(verify_unless_failed(path, parts) for path, parts in stored.items()))
+  if failures:
+    raise failures[0]
+
+
+async def _opened(path, leaf, open_array):
+  """An array, which must be of the shape and dtype that the plan says."""
+  try:
+    array = await open_array(path)
+  except (ValueError, KeyError) as e:  # What TensorStore raises where there is none, or one that it cannot read.
+    raise _failure(path, "an array that can be opened", errors.one_line(e)) from e
+  found = array.shape, array.dtype.numpy_dtype
+  if found != (leaf.shape, leaf.dtype):
+    raise _failure(path, plan_lib.described(leaf), f"{found[1]}{list(found[0])}")
+  return array
+
+
+async def _read_source(path, source, box) -> np.ndarray:
+  try:
+    return await source[as_slices(box)].read()
+  except ValueError as e:  # What TensorStore raises for a chunk that is missing, truncated or corrupt.
+    raise errors.DamagedSourceError(path, "chunks that can be read", errors.one_line(e)) from e
+
+
+async def _verify_part(part, target, box, data, on_equal):
+  """Compares what `part` takes of this box of the source with what stands in the target."""
+  move, place, expected = part.move, list(box), data
+  for axis, index in reversed(list(zip(move.taken, part.index))):
+    start, stop = place.pop(axis)
+    if not start <= index < stop:
+      return
+    expected = expected[(slice(None),) * axis + (index - start,)]
+  if move.order:
+    place, expected = [place[axis] for axis in move.order], expected.transpose(move.order)
+  number, at = part.number, []
+  for size in reversed(move.sizes):  # The last one varies fastest.
+    number, index = divmod(number, size)
+    at.insert(0, (index, index + 1))
+  for axis, bounds in zip(move.stacked, at):
+    place.insert(axis, bounds)
+  expected = np.expand_dims(expected, move.stacked)
+  try:
+    found = await target[as_slices(place)].read()
+  except ValueError as e:  # What TensorStore raises for a chunk that cannot be read.
+    errors.check_access(part.target, e)
+    raise _failure(part.target, "chunks that can be read", errors.one_line(e)) from e
+  # The step is the only leaf whose dtype may differ; its value may not.
+  _compare(part.target, found, expected.astype(found.dtype) if found.shape == () else expected, place)
+  if on_equal:
+    await asyncio.to_thread(on_equal, part.target, tuple(place), found)
+
+
+def as_slices(box: Box) -> tuple[slice, ...]:
+  """The box as an index."""
+  return tuple(slice(start, stop) for start, stop in box)
+
+
+def boxes(shape, chunk_shape, elements: int) -> Iterator[Box]:
+  """Boxes of whole chunks that cover the array, doubled from one chunk while they have at most `elements`."""
+  steps = list(chunk_shape)
+  for axis in reversed(range(len(shape))):
+    while steps[axis] < shape[axis] and 2 * math.prod(steps) <= elements:
+      steps[axis] *= 2
+  for start in itertools.product(*(range(0, size, step) for size, step in zip(shape, steps))):
+    yield tuple((a, min(a + step, size)) for a, step, size in zip(start, steps, shape))
+
+
+def _compare(path, found, expected, place):
+  """Compares bytes, so that NaNs, signed zeros and every dtype count as they are stored."""
+  if found.dtype != expected.dtype:
+    raise _failure(path, str(expected.dtype), str(found.dtype))
+  bits = _BITS.get(found.dtype.itemsize)
+  if bits and np.array_equal(found.view(bits), expected.view(bits)):  # Copies neither, and goes any stride.
+    return
+  found, expected = np.ascontiguousarray(found), np.ascontiguousarray(expected)
+  if found.tobytes() == expected.tobytes():
+    return
+  as_bytes = lambda array: array.reshape(array.size, 1).view(np.uint8)
+  different = int(np.argmax((as_bytes(found) != as_bytes(expected)).any(axis=1)))
+  inside = np.unravel_index(different, found.shape)
+  index = tuple(int(start + offset) for (start, _), offset in zip(place, inside))
+  raise _failure(path, f"{expected[inside]} at index {index}", f"{found[inside]}")
+
+
+def _failure(path, expected, found) -> errors.VerificationError:
+  return errors.VerificationError(path, expected, found, "Nothing was committed. Check the disk and convert again.")

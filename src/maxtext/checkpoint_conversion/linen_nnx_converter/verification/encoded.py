@@ -1,0 +1,174 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Proves that leaves are equal without decoding them: their chunks are the same bytes, in the places that the plan says.
+
+Shares no code with what reads and moves them: it finds the keys of both anew, starts from those that stand in the target,
+and asks which chunk of the source each should be.
+"""
+
+import asyncio
+from collections.abc import Iterator
+import math
+import os
+
+from etils import epath
+import numpy as np
+
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reopen
+
+Path = abstract_state.Path
+
+_PAIRS_AT_ONCE = 2  # Chunks, each in the source and in the target.
+_REMOTE_PAIRS_AT_ONCE, _REMOTE_SHARE = 8, 1 / 8  # Those that are held whole; their share of the budget.
+_PIECE_BYTES = 2**18  # Of a file: two pieces stay in a core's cache.
+
+
+async def prove(
+    plan: plan_lib.Plan, source: reopen.Arrays, written: reopen.Arrays, *, memory_budget: int
+) -> frozenset[Path]:
+  """Finds the target leaves whose equality can be proven; of the others, which must be decoded, nothing is known.
+
+  Nothing is read of chunks that lie at the same place of one file, which is what hard links are. Others are read as they
+  are encoded.
+
+  Args:
+    plan: the plan that was carried out.
+    source: the source, whose places are read.
+    written: the target, whose places are read.
+    memory_budget: bytes, for the encoded chunks that are compared in remote storage, but for two pairs of large ones.
+  """
+  candidates = await _candidates(plan, source, written)
+  values = {path: [(source.places[old], written.places[new]) for old, new in pairs] for path, pairs in candidates.items()}
+  moved_alike = {(old.file, new.file) for pairs in values.values() for old, new in pairs if old.offset == new.offset}
+  one_file = await _one_file(moved_alike, source.directory, written.directory)
+  largest = max((old.nbytes for pairs in values.values() for old, _ in pairs), default=1)
+  at_once = min(_REMOTE_PAIRS_AT_ONCE, int(memory_budget * _REMOTE_SHARE) // (2 * max(1, largest)))
+  gate = asyncio.Semaphore(max(_PAIRS_AT_ONCE, at_once))
+
+  async def is_equal(path) -> bool:
+    for keys, (old, new) in zip(candidates[path], values[path]):
+      is_referenced = old.inline is new.inline is None and old.offset == new.offset and (old.file, new.file) in one_file
+      if old.nbytes != new.nbytes or not (is_referenced or await _have_equal_bytes(keys, source, written, gate)):
+        return False
+    return True
+
+  equal = await asyncio.gather(*map(is_equal, candidates))
+  return frozenset(path for path, is_the_same in zip(candidates, equal) if is_the_same)
+
+
+async def _candidates(plan, source, written) -> dict[Path, list[tuple[str, str]]]:
+  """The pairs of keys, in the source and in the target, of the leaves whose chunks may be the same bytes."""
+  ours, theirs = await _documents(source, plan.source), await _documents(written, plan.target)
+  candidates = {}
+  for path, move in plan.moves.items():
+    if path not in theirs or not ours.keys() >= set(move.sources):
+      continue
+    target, documents = theirs[path], {origin: ours[origin] for origin in move.sources}
+    if not _is_the_same_encoding(move, list(documents.values()), target) or chunk_keys.count(target) > len(source.places):
+      continue  # Some chunks were left out, if they are more than keys.
+    names = {origin: source.name(origin) for origin in move.sources}
+    pairs = list(_chunk_pairs(move, names, documents, written.name(path), target))
+    if all(old in source.places and new in written.places for old, new in pairs):
+      candidates[path] = pairs
+  return candidates
+
+
+async def _documents(arrays, state) -> dict[Path, chunk_keys.Document]:
+  """The zarr metadata of those arrays that are stored, and are as large as the plan says."""
+  paths = [p for p, leaf in state.leaves.items() if abstract_state.is_array(leaf) and not plan_lib.is_held(p)]
+  documents = zip(paths, await asyncio.gather(*map(arrays.document, paths)))
+  return {path: found for path, found in documents if found and chunk_keys.shape(found) == state.leaves[path].shape}
+
+
+def _is_the_same_encoding(move, documents, target) -> bool:
+  """Whether the zarr metadata agree in all but the layer axes, along which each chunk holds one index."""
+  if move.order:
+    return False
+  if not move.taken and not move.stacked:
+    return documents == [target]
+  return (
+      all(chunk_keys.chunk_shape(document)[axis] == 1 for document in documents for axis in move.taken)
+      and all(chunk_keys.chunk_shape(target)[axis] == 1 for axis in move.stacked)
+      and all(_without_shapes(document) == _without_shapes(target) for document in documents)
+      and all(_chunk_size(document) == _chunk_size(target) for document in documents)
+      and target.get("order", "C") == "C"
+  )
+
+
+def _without_shapes(document):
+  """A zarr metadata document without what tells the shape of the array, of its chunks, and of theirs."""
+  if isinstance(document, dict):
+    shapes = ("shape", "chunks", "chunk_shape")
+    return {name: _without_shapes(value) for name, value in document.items() if name not in shapes}
+  return [_without_shapes(value) for value in document] if isinstance(document, list) else document
+
+
+def _chunk_size(document) -> int:
+  return math.prod(chunk_keys.chunk_shape(document))
+
+
+def _chunk_pairs(move, names, documents, target_name, target) -> Iterator[tuple[str, str]]:
+  """For each chunk of a target leaf, the key that it should have been in the source, and its key."""
+  steps = zip(chunk_keys.shape(target), chunk_keys.chunk_shape(target))
+  for place in np.ndindex(*(-(-size // step) for size, step in steps)):
+    along = [place[axis] for axis in move.stacked]
+    source, at = move.pieces[int(np.ravel_multi_index(along, move.sizes)) if along else 0]
+    inside = [index for axis, index in enumerate(place) if axis not in move.stacked]
+    for axis, index in zip(move.taken, at):
+      inside.insert(axis, index)
+    key = chunk_keys.key(documents[source], tuple(inside))
+    yield f"{names[source]}/{key}", f"{target_name}/{chunk_keys.key(target, place)}"
+
+
+async def _one_file(pairs: set[tuple[str, str]], ours: epath.Path, theirs: epath.Path) -> set[tuple[str, str]]:
+  """Those pairs of files, in the one folder and in the other, that are one, or two that the store says are equal."""
+  pairs = {pair for pair in pairs if all(pair)}
+  found = await asyncio.gather(*(asyncio.to_thread(_is_one_file, ours / old, theirs / new) for old, new in pairs))
+  return {pair for pair, is_one in zip(pairs, found) if is_one}
+
+
+def _is_one_file(ours: epath.Path, theirs: epath.Path) -> bool:
+  remote = [remote_files.is_remote(path) for path in (ours, theirs)]
+  if any(remote):
+    return all(remote) and remote_files.have_one_checksum(ours, theirs)
+  return ours.exists() and theirs.exists() and os.path.samefile(ours, theirs)
+
+
+async def _have_equal_bytes(keys: tuple[str, str], source, written, gate) -> bool:
+  """Whether two encoded chunks are equal."""
+  old, new = source.places[keys[0]], written.places[keys[1]]
+  ours, theirs = source.directory / old.file, written.directory / new.file
+  async with gate:
+    if old.inline is new.inline is None and not remote_files.is_remote(ours) and not remote_files.is_remote(theirs):
+      return await asyncio.to_thread(_are_equal_ranges, ours, old.offset, theirs, new.offset, old.nbytes)
+    values = await asyncio.gather(source.read(keys[0]), written.read(keys[1]))
+    return values[0] == values[1]
+
+
+def _are_equal_ranges(ours: epath.Path, begin: int, theirs: epath.Path, their_begin: int, nbytes: int) -> bool:
+  """Compares two ranges of files, in pieces: fresh memory for whole chunks takes longer than reading them."""
+  with open(ours, "rb", buffering=0) as one, open(theirs, "rb", buffering=0) as other:
+    one.seek(begin)
+    other.seek(their_begin)
+    while nbytes > 0:
+      pieces = one.read(min(nbytes, _PIECE_BYTES)), other.read(min(nbytes, _PIECE_BYTES))
+      if pieces[0] != pieces[1] or not pieces[0]:
+        return False
+      nbytes -= len(pieces[0])
+  return True

@@ -1,0 +1,155 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Opens a checkpoint's arrays for the verifier, by the names of its folder and leaves alone.
+
+Shares nothing with what the converter reads and writes by (`storage`, `key_values`): what these take for a wrong folder,
+file or key must not be verified by the same mistake.
+"""
+
+import asyncio
+from collections.abc import Iterable
+import json
+import os
+from typing import Any, NamedTuple
+from urllib import parse
+
+from etils import epath
+import tensorstore as ts
+
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
+
+Path = abstract_state.Path
+
+
+class Place(NamedTuple):
+  """Where a value lies: in a file below the checkpoint's folder, or `inline` in the tree of keys itself."""
+
+  file: str
+  offset: int
+  nbytes: int
+  inline: bytes | None = None
+
+
+class Pytree(NamedTuple):
+  """A pytree's folder, TensorStore's spec of its store, and what `_METADATA` says of its arrays."""
+
+  folder: epath.Path
+  store: dict[str, Any]
+  is_zarr3: bool
+  has_all_chunks: bool
+
+
+class Arrays:
+  """The arrays of a checkpoint.
+
+  Attributes:
+    directory: its folder.
+    places: where the value of each key lies; none before `read_places`.
+  """
+
+  def __init__(self, directory: epath.Path, split: Iterable[str] = ()):
+    """Finds the pytree that is the folder, or the pytrees of these names in it."""
+    self.directory = directory
+    self.places: dict[str, Place] = {}
+    self._pytrees = {f"{name}/": _pytree(directory / name) for name in split} or {"": _pytree(directory)}
+    self._context = ts.Context({"file_io_concurrency": {"limit": 64}, "cache_pool#ocdbt": {"total_bytes_limit": 10**8}})
+
+  def name(self, path: Path) -> str:
+    """What the keys of a leaf begin with, up to a slash."""
+    return ".".join(path) if "" in self._pytrees else f"{path[0]}/{'.'.join(path[1:])}"
+
+  def names(self) -> set[str]:
+    """The names of all arrays."""
+    keys = [key.rpartition("/") for key in self.places]
+    return {name for name, _, last in keys if last in chunk_keys.DOCUMENT_NAMES.values()}
+
+  async def open(self, path: Path) -> ts.TensorStore:
+    """Opens the array of a leaf."""
+    pytree, name = self._found(self.name(path))
+    spec = {
+        "driver": "zarr3" if pytree.is_zarr3 else "zarr",
+        "kvstore": pytree.store | {"path": pytree.store.get("path", "") + name},
+        "fill_missing_data_reads": not pytree.has_all_chunks,
+    }
+    return await ts.open(spec, open=True, read=True, context=self._context)
+
+  async def document(self, path: Path) -> chunk_keys.Document | None:
+    """The zarr metadata of a leaf, if there are any."""
+    name = self.name(path)
+    key = f"{name}/{chunk_keys.DOCUMENT_NAMES[3 if self._found(name)[0].is_zarr3 else 2]}"
+    return json.loads(await self.read(key)) if key in self.places else None
+
+  async def read(self, key: str) -> bytes:
+    """Reads the value of a key: an encoded chunk, or zarr metadata."""
+    if (inline := self.places[key].inline) is not None:
+      return inline
+    pytree, name = self._found(key)
+    store = await ts.KvStore.open(pytree.store, context=self._context)
+    return (await store.read(name)).value
+
+  async def read_places(self):
+    """Finds where the values lie. Reads the tree of keys, or lists the files; no value."""
+    for prefix, pytree in self._pytrees.items():
+      places = await (_in_tree if "base" in pytree.store else _in_files)(pytree, self._context)
+      for key, place in places:
+        self.places[prefix + key] = place._replace(file=place.file and prefix + place.file)
+
+  def _found(self, key: str) -> tuple[Pytree, str]:
+    """A key's pytree, and what it is called there."""
+    prefix = "" if "" in self._pytrees else key[: key.index("/") + 1]
+    return self._pytrees[prefix], key.removeprefix(prefix)
+
+
+def _pytree(folder) -> Pytree:
+  path = f"{os.fspath(folder)}/"
+  store: dict[str, Any] = {"driver": "file", "path": path}
+  if path.startswith("gs://"):
+    bucket, _, path = path.removeprefix("gs://").partition("/")
+    store = {"driver": "gcs", "bucket": bucket, "path": path}
+  if (folder / "manifest.ocdbt").exists():
+    store = {"driver": "ocdbt", "base": store, "cache_pool": "cache_pool#ocdbt"}
+  metadata = json.loads((folder / "_METADATA").read_text())
+  has_all_chunks = bool(metadata.get("store_array_data_equal_to_fill_value"))
+  return Pytree(folder, store, bool(metadata.get("use_zarr3")), has_all_chunks)
+
+
+async def _in_files(pytree, context) -> list[tuple[str, Place]]:
+  keys = [key.decode() for key in await (await ts.KvStore.open(pytree.store, context=context)).list()]
+  sizes = await asyncio.to_thread(lambda: [(pytree.folder / key).stat().length for key in keys])
+  return [(key, Place(key, 0, size)) for key, size in zip(keys, sizes)]
+
+
+async def _in_tree(pytree, context) -> list[tuple[str, Place]]:
+  """The keys of an OCDBT store's newest version: https://google.github.io/tensorstore/kvstore/ocdbt/index.html."""
+  base = await ts.KvStore.open(pytree.store["base"], context=context)
+
+  async def below(node, height, prefix):
+    entries = (await ts.ocdbt.dump(base, node))["entries"]
+    if not height:
+      return [((prefix + entry["key"]).decode(), _place(entry)) for entry in entries]
+    children = [(entry["location"], height - 1, prefix + entry["subtree_common_prefix"]) for entry in entries]
+    return [leaf for leaves in await asyncio.gather(*(below(*child) for child in children)) for leaf in leaves]
+
+  newest = (await ts.ocdbt.dump(base))["versions"][-1]
+  return await below(newest["root"]["location"], newest["root_height"], b"") if "location" in newest["root"] else []
+
+
+def _place(entry) -> Place:
+  """What TensorStore writes as `value:<folder>:<file>:<offset>:<length>`, each part escaped as in a URL."""
+  if "inline_value" in entry:
+    return Place("", 0, len(entry["inline_value"]), entry["inline_value"])
+  _, folder, file, offset, nbytes = map(parse.unquote, entry["indirect_value"].split(":"))
+  return Place(folder + file, int(offset), int(nbytes))

@@ -1,0 +1,236 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Verifies a target: with its source before the commit, and alone ever after.
+
+Alone, by the digests that were taken when it was verified with the source, so that what rots on a disk is found.
+"""
+
+import asyncio
+from collections.abc import Mapping
+import dataclasses
+import math
+import os
+import time
+
+from etils import epath
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import options
+from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import moving
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import encoded
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reopen
+
+_REMEDY = "The checkpoint is damaged: convert again, or take another copy of it."
+_NAMED = 10  # Leaves that differ, in a message.
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+  """What verifying a checkpoint alone has shown.
+
+  Attributes:
+    items: the folder of its pytree.
+    verified: the leaves whose digests are what they were.
+    without_digest: the array leaves that have none, and were not read.
+    nbytes: the bytes of the arrays that were read.
+    seconds: how long it took.
+  """
+
+  items: epath.Path
+  verified: tuple[abstract_state.Path, ...]
+  without_digest: tuple[abstract_state.Path, ...]
+  nbytes: int
+  seconds: float
+
+  def summary(self) -> str:
+    """One line for a person."""
+    total = len(self.verified) + len(self.without_digest)
+    rest = f"; {len(self.without_digest)} leaves have no digest and were NOT verified" if self.without_digest else ""
+    return (
+        f"verified {len(self.verified)} of {total} leaves by their digests in {self.seconds:.1f} s, "
+        f"{self.nbytes / 2**20:,.1f} MiB{rest} -> {self.items}"
+    )
+
+
+def verify_checkpoint(
+    target_path: str | os.PathLike[str],
+    *,
+    memory_budget_gib: float = 2.0,
+    progress: moving.Progress | None = None,
+) -> Audit:
+  """Reads a checkpoint that the converter wrote, and compares the digest of each leaf with the one that it kept.
+
+  Args:
+    target_path: a checkpoints folder (its latest step is taken), a step, an items folder, or a pytree's folder.
+    memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
+    progress: is told how far the work has come.
+
+  Returns:
+    Which leaves were verified, and which have no digest.
+
+  Raises:
+    VerificationError: naming the first leaves that differ or cannot be read.
+    SourceNotFoundError, NotACheckpointError, UnfinishedCheckpointError: there is no such checkpoint, or no digests in it.
+  """
+  begin = time.monotonic()
+  budget = options.Options.of(memory_budget_gib=memory_budget_gib).memory_budget
+  items = locations.find_source(target_path).items
+  expected = digests.read(items)
+  checkpoint = _opened(items)
+  if not expected:
+    raise errors.NotACheckpointError(
+        items,
+        "digests",
+        f"none of its {len(checkpoint.stored)} leaves with one",
+        "Nothing was verified: convert anew with --verify=full.",
+    )
+  found = coroutines.run(_differences(checkpoint, expected, budget, progress or progress_lib.Silent()))
+  if found:
+    first, difference = next(iter(found.items()))
+    others = f", and {len(found) - 1} more leaves that differ: {_names(list(found)[1:])}" if len(found) > 1 else ""
+    raise errors.VerificationError(first, difference[0], difference[1] + others, _REMEDY)
+  verified = tuple(path for path, leaf in checkpoint.stored.items() if leaf.name in expected)
+  without = tuple(path for path, leaf in checkpoint.stored.items() if leaf.name not in expected)
+  nbytes = sum(checkpoint.stored[path].nbytes for path in verified)
+  return Audit(items, verified, without, nbytes, time.monotonic() - begin)
+
+
+def verify_written(
+    plan: plan_lib.Plan,
+    source: reader.Checkpoint,
+    location: locations.Location,
+    items: epath.Path,
+    budget: int,
+    progress: moving.Progress,
+    *,
+    is_full: bool,
+) -> dict[str, digests.Digest]:
+  """Reads the written pytree back, as anyone would, and compares it with the plan and the source.
+
+  Args:
+    plan: the plan that was carried out.
+    source: the source, of which only the leaves that are held in memory are taken as they are.
+    location: where the source is: its arrays are opened anew.
+    items: the folder of the written pytree.
+    budget: bytes, for the data under way.
+    progress: is told how far the comparison has come.
+    is_full: whether to decode even what can be proven equal without.
+
+  Returns:
+    The digests of the leaves that were decoded, by the names that they are stored under.
+
+  Raises:
+    VerificationError: naming the first leaf that differs.
+  """
+  written = reader.Checkpoint(items)
+  decoded.verify_state(plan.target, written.state)
+  ours, theirs = reopen.Arrays(location.items, location.split), reopen.Arrays(items)
+  for state, arrays in ((plan.source, ours), (plan.target, theirs)):
+    coroutines.run(arrays.read_places())
+    decoded.verify_names(state, arrays.name, arrays.names())
+  proven = frozenset() if is_full else coroutines.run(encoded.prove(plan, ours, theirs, memory_budget=budget))
+  unproven = [path for path in plan.moves if path not in proven and path in written.stored]
+  collector = digests.Collector({path: written.stored[path] for path in unproven})
+  progress.start("verifying", sum(written.stored[path].nbytes for path in unproven))
+  coroutines.run(
+      decoded.verify_arrays(
+          plan,
+          unproven,
+          open_source=lambda path: source.open(path) if plan_lib.is_held(path) else ours.open(path),
+          open_target=theirs.open,
+          chunk_shape_of=lambda path: source.stored[path].chunk_shape,
+          memory_budget=budget,
+          on_verified=progress.advance,
+          on_equal=collector.add,
+      )
+  )
+  progress.finish()
+  taken = collector.digests() | coroutines.run(_take_anew(written, theirs, collector.cut, budget))
+  return {written.stored[path].name: digest for path, digest in taken.items()}
+
+
+async def _take_anew(written, arrays, paths, budget) -> dict[abstract_state.Path, digests.Digest]:
+  """The digests of leaves that are stored in other chunks than those of the source."""
+  taken = {}
+  for path in paths:
+    array = await arrays.open(path)
+    block = written.stored[path].chunk_shape
+    taken[path] = await digests.take(array, block, memory_budget=budget, on_read=lambda _: None)
+  return taken
+
+
+def _opened(items) -> reader.Checkpoint:
+  """The checkpoint, whose metadata and data files must be whole."""
+  try:
+    checkpoint = reader.Checkpoint(items)
+    ocdbt_index.file_lengths(checkpoint.directory, checkpoint.index)
+    return checkpoint
+  except errors.AccessError:
+    raise
+  except errors.ConversionError as e:  # It was readable when it was committed.
+    raise errors.VerificationError(e.path, e.expected, e.found, _REMEDY) from e
+
+
+async def _differences(checkpoint, expected: Mapping[str, digests.Digest], memory_budget, progress):
+  """What was expected and found of each leaf that is not what it was, by its path; sorted."""
+  paths = {leaf.name: path for path, leaf in checkpoint.stored.items()}
+  differences = {(name,): ("this leaf", "none") for name in expected if name not in paths}
+  largest = max(
+      (_block_bytes(checkpoint.stored[paths[name]], expected[name]) for name in expected if name in paths), default=0
+  )
+  gate = asyncio.Semaphore(1 if largest > memory_budget // 16 else 2)
+  arrays = reopen.Arrays(checkpoint.directory)
+
+  async def check(path, leaf, digest):
+    async with gate:
+      if difference := await _difference(arrays, path, leaf, digest, memory_budget, progress):
+        differences[path] = difference
+
+  leaves = [(path, leaf, expected[leaf.name]) for path, leaf in checkpoint.stored.items() if leaf.name in expected]
+  progress.start("verifying", sum(leaf.nbytes for _, leaf, _ in leaves))
+  await streaming.settle(check(*each) for each in leaves)
+  progress.finish()
+  return dict(sorted(differences.items()))
+
+
+async def _difference(arrays, path, leaf, digest, memory_budget, progress) -> tuple[str, str] | None:
+  """What was expected and found of a leaf, where that is not the same."""
+  if (leaf.shape, str(leaf.dtype)) != (digest.shape, digest.dtype):
+    return f"{digest.shape} {digest.dtype}", f"{leaf.shape} {leaf.dtype}"
+  try:
+    array = await arrays.open(path)
+    found = await digests.take(array, digest.block, memory_budget=memory_budget, on_read=progress.advance)
+  except ValueError as e:  # What TensorStore raises for a missing, truncated or corrupt chunk.
+    errors.check_access(path, e)
+    return "chunks that can be read", errors.one_line(e)
+  return None if found == digest else (f"the digest {digest.sha256[:16]}…", f"{found.sha256[:16]}…")
+
+
+def _block_bytes(leaf, digest) -> int:
+  return math.prod(digest.block) * leaf.dtype.itemsize
+
+
+def _names(paths) -> str:
+  return ", ".join("/".join(path) for path in paths[:_NAMED]) + (", …" if len(paths) > _NAMED else "")
