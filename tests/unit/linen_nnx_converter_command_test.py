@@ -71,6 +71,11 @@ def call(*args):
   return code, out.getvalue(), err.getvalue()
 
 
+def usage():
+  """The README, and the page with all jobs and flags."""
+  return (util.ROOT / "README.md").read_text() + (util.ROOT / "docs" / "usage.md").read_text()
+
+
 class CommandTest(parameterized.TestCase):
 
   def setUp(self):
@@ -304,7 +309,7 @@ class CommandTest(parameterized.TestCase):
 
   def test_every_command_in_the_readme_parses(self):
     """`…` stands for the module and two paths; after the flags come a config and its settings, or nothing."""
-    commands = re.findall(r"`…((?: [^`…]+)?)`", (util.ROOT / "README.md").read_text())
+    commands = re.findall(r"`…((?: [^`…]+)?)`", usage())
     self.assertGreater(len(commands), 20)
     for text in commands:
       with self.subTest(text):
@@ -314,8 +319,7 @@ class CommandTest(parameterized.TestCase):
 
   def test_every_flag_is_in_the_readme_and_every_flag_in_the_readme_is_real(self):
     real = {name for name in command.define_flags() if name not in ("h", "help")}
-    text = (util.ROOT / "README.md").read_text()
-    self.assertEqual(set(re.findall(r"--([a-z_]+)\b(?!-)", text)) - {"help"}, real)
+    self.assertEqual(set(re.findall(r"--([a-z_]+)\b(?!-)", usage())) - {"help"}, real)
 
 
 class Terminal(io.StringIO):
