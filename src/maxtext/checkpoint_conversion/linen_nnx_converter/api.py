@@ -31,6 +31,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_route
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import moving
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import resume as resume_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import target_leaves
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import model_check
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import rng_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
@@ -46,9 +47,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_inde
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import target_leaf
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import targets
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import training_engine
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import verify
 
@@ -261,7 +262,13 @@ def _move(job, plan, checkpoint) -> tuple[moving.Move, str]:
   if move.process == 0:
     atomic_target.keep(job.target.final)
   resumption = resume_lib.take(
-      job.target, plan, checkpoint, routes, memory_budget=options.memory_budget, progress=job.progress
+      job.target,
+      plan,
+      checkpoint,
+      routes,
+      memory_budget=options.memory_budget,
+      progress=job.progress,
+      verify_arrays=decoded.verify_arrays,
   )
   move = dataclasses.replace(move, routes={**routes, **resumption.routes}, taken=resumption.origins)
   return move, resumption.summary()
@@ -283,7 +290,7 @@ def _write(job, move, done, stamps, begin) -> record.Conversion:
   try:
     done = orbax_writer.save(
         job.target,
-        dataclasses.replace(plan.target, leaves=target_leaf.target_leaves(plan, checkpoint, move.routes)),
+        dataclasses.replace(plan.target, leaves=target_leaves.target_leaves(plan, checkpoint, move.routes)),
         move.stream,
         move.put_encoded,
         use_ocdbt=checkpoint.use_ocdbt,

@@ -21,18 +21,19 @@ folder: what is of another source, or damaged, is not equal.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 import dataclasses
+import functools
 import json
 from typing import Any
 
 from etils import epath
-from orbax.checkpoint._src.multihost import multihost
-from orbax.checkpoint._src.serialization import ocdbt_utils
+import jax
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import target_leaves
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
@@ -40,9 +41,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import target_leaf
-from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
 
 Path = abstract_state.Path
 
@@ -123,6 +124,7 @@ def take(
     *,
     memory_budget: int,
     progress: Any,
+    verify_arrays: Callable[..., Awaitable[None]],
 ) -> Resumption:
   """Finds the leaves that need not be streamed or copied, and keeps Orbax from removing what they are in.
 
@@ -135,11 +137,20 @@ def take(
     routes: how the plan's leaves would go.
     memory_budget: bytes, for what is compared.
     progress: a `moving.Progress`, is told how far the comparison has come.
+    verify_arrays: compares them, `verification.decoded.verify_arrays`.
   """
+  compare = functools.partial(
+      verify_arrays,
+      plan,
+      open_source=source.open,
+      chunk_shape_of=lambda path: source.stored[path].chunk_shape,
+      memory_budget=memory_budget,
+      on_verified=progress.advance,
+  )
   found: list[Resumption] = []
 
   def find() -> str:
-    found.append(_take(target, plan, source, routes, memory_budget, progress))
+    found.append(_take(target, plan, source, routes, progress, compare))
     return json.dumps([number for number, path in enumerate(routes) if path in found[0].routes])
 
   numbers = set(json.loads(atomic_target.from_first(find, _TIMEOUT_MS)))
@@ -150,12 +161,12 @@ def take(
   )
 
 
-def _take(target, plan, source, routes, memory_budget, progress) -> Resumption:
+def _take(target, plan, source, routes, progress, compare) -> Resumption:
   folders = tuple(atomic_target.kept(target.final))
   moved = (leaf_routes.Way.STREAMED, leaf_routes.Way.RAW)
   wanted = {
       path: leaf
-      for path, leaf in target_leaf.target_leaves(plan, source, routes).items()
+      for path, leaf in target_leaves.target_leaves(plan, source, routes).items()
       if path in routes and routes[path].way in moved
   }
   taken, origins, redone, unreadable = {}, [], set(), []
@@ -169,7 +180,7 @@ def _take(target, plan, source, routes, memory_budget, progress) -> Resumption:
       continue
     if leftover is None:
       continue
-    failed = coroutines.run(_unequal(plan, source, leftover, finished, memory_budget, progress))
+    failed = coroutines.run(_unequal(plan, leftover, finished, progress, compare))
     equal = {path: keys for path, keys in finished.items() if path not in failed}
     origins.append((leftover, tuple(equal)))
     redone |= failed
@@ -183,7 +194,7 @@ def _take(target, plan, source, routes, memory_budget, progress) -> Resumption:
 
 def discard(final: epath.Path):
   """Removes what earlier runs were resumed from."""
-  for folder in atomic_target.kept(final) if multihost.process_index() == 0 else ():
+  for folder in atomic_target.kept(final) if jax.process_index() == 0 else ():
     folder.rmtree()
 
 
@@ -200,7 +211,7 @@ async def _open(directory, source) -> Leftover | None:
     return None
   context = ocdbt_index.new_context()
   if has_stores:  # One store of all, as Orbax makes it before it commits; the data files stay where they are.
-    await ocdbt_utils.merge_ocdbt_per_process_files(directory, context, source.use_zarr3, enable_validation=False)
+    await orbax_writer.merge_stores(directory, context, use_zarr3=source.use_zarr3)
   index = await ocdbt_index.read_index(directory, use_ocdbt=source.use_ocdbt, context=context)
   return Leftover(directory, context, index, source.use_ocdbt, source.use_zarr3)
 
@@ -243,22 +254,13 @@ def _is_there(value: ocdbt_index.Value | None, lengths: Mapping[str, int]) -> bo
   return value.inline is not None or value.offset + value.nbytes <= lengths.get(value.file, 0)
 
 
-async def _unequal(plan, source, leftover, paths, memory_budget, progress) -> set[Path]:
+async def _unequal(plan, leftover, paths, progress, compare) -> set[Path]:
   """Those of the leaves that are not what the plan makes of the source, or cannot be read."""
   failed: dict[Path, Exception | None] = {}
   leaves = plan.target.leaves
   progress.start("verifying what was left", sum(leaves[path].size * leaves[path].dtype.itemsize for path in paths))
   try:
-    await decoded.verify_arrays(
-        plan,
-        paths,
-        open_source=source.open,
-        open_target=leftover.open,
-        chunk_shape_of=lambda path: source.stored[path].chunk_shape,
-        memory_budget=memory_budget,
-        on_verified=progress.advance,
-        on_failure=failed.__setitem__,
-    )
+    await compare(paths, open_target=leftover.open, on_failure=failed.__setitem__)
   except (OSError, ValueError):  # The source cannot be read: streaming it says so.
     failed = dict.fromkeys(paths, None)
   progress.finish()

@@ -231,13 +231,15 @@ def _token() -> str:
 
 def from_first(make: Callable[[], str], timeout_ms: int) -> str:
   """What the first process makes, in all processes, which call this in the same order."""
-  # Whoever clears up after a stop need not wait for Orbax.  pylint: disable-next=import-outside-toplevel
+  # Whoever clears up after a stop need not wait for JAX and Orbax.  pylint: disable=import-outside-toplevel
+  import jax
+
+  if jax.process_count() == 1:
+    return make()
   from orbax.checkpoint._src.multihost import multihost
 
-  if multihost.process_count() == 1:
-    return make()
   key, client = f"linen_nnx_converter/{next(_TOKENS)}", multihost.get_jax_distributed_client()
-  if multihost.process_index() == 0:
+  if jax.process_index() == 0:
     client.key_value_set(key, make())
   return client.blocking_key_value_get(key, timeout_ms)
 

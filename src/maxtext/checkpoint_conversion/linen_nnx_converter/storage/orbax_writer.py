@@ -34,7 +34,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.metadata import array_metadata
 from orbax.checkpoint._src.metadata import array_metadata_store
-from orbax.checkpoint._src.multihost import multihost
+from orbax.checkpoint._src.serialization import ocdbt_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 import tensorstore as ts
 
@@ -127,13 +127,18 @@ def save(
     items: dict[str, Any] = {target.items.name: pytree}
     handler = ocp.CompositeCheckpointHandler(composite_options=options, **items)
     arguments = ocp.args.Composite(**{target.items.name: arguments})
-  is_primary = multihost.process_index() == 0
+  is_primary = jax.process_index() == 0
   with (
       atomic_target.staged(target.final, check_free=check_free, is_primary=is_primary, announce=announce) as path,
       ocp.Checkpointer(handler) as checkpointer,
   ):
     checkpointer.save(path, args=arguments)
   return pytree.seen
+
+
+async def merge_stores(directory: epath.Path, context: ts.Context, *, use_zarr3: bool):
+  """Makes one OCDBT store of those of all processes, as Orbax does before it commits; the data files stay."""
+  await ocdbt_utils.merge_ocdbt_per_process_files(directory, context, use_zarr3, enable_validation=False)
 
 
 def _with_last_look(handler: Any, before_commit: Callable[[epath.Path], Any]) -> Any:
@@ -230,13 +235,13 @@ class _ArrayHandler(_WritingHandler, ocp.type_handlers.ArrayHandler):
   async def _write_metadata(self, values, infos, specs):
     folder = infos[0].parent_dir
     shardings = {info.name: value.sharding for value, info in zip(values, infos) if value.sharding is not None}
-    if shardings and multihost.process_index() == 0:
+    if shardings and jax.process_index() == 0:
       names = {base64.urlsafe_b64encode(name.encode()).decode(): text for name, text in shardings.items()}
       await asyncio.to_thread((folder / "_sharding").write_text, json.dumps(names))
     await self._metadatas.write(
         checkpoint_dir=folder,
         array_metadatas=[_array_metadata(v, i, specs.get(v.path)) for v, i in zip(values, infos)],
-        process_index=multihost.process_index(),
+        process_index=jax.process_index(),
     )
 
 
@@ -266,5 +271,5 @@ def _write_spec(value, info, args):
       local_shape=value.chunk_shape,
       dtype=value.dtype,
       use_ocdbt=info.is_ocdbt_checkpoint,
-      process_index=multihost.process_index() if info.is_ocdbt_checkpoint else None,
+      process_index=jax.process_index() if info.is_ocdbt_checkpoint else None,
   )

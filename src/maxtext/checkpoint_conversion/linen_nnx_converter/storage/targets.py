@@ -29,7 +29,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_tar
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
-from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
 
 Location = locations.Location
 
@@ -39,7 +38,7 @@ _INDICATOR = "orbax.checkpoint"  # Orbax v1's file in the folders that it saves.
 _OF_A_PYTREE = locations.STEP_FILES | {
     locations.METADATA,
     *("_sharding", "_strings.json", "array_metadatas", "checkpoint", "d", "manifest.ocdbt"),
-    *(_INDICATOR, digests.FILE, *layouts.TUNIX_ITEMS),
+    *(_INDICATOR, locations.DIGESTS, *layouts.TUNIX_ITEMS),
 }
 _STORE_OF_A_PROCESS = "ocdbt.process_"
 _MOST_NAMES = 5  # That a message lists.

@@ -39,11 +39,12 @@ import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
 
 Path = abstract_state.Path
 
-FILE = "linen_nnx_converter_digests.json"
+FILE = locations.DIGESTS
 
 _MEANING = "sha256 of the sha256s of the blocks' elements, blocks and elements in C order"
 _SIZE = hashlib.sha256().digest_size
