@@ -37,8 +37,9 @@ import numpy as np
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as command
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress
-from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.command import flags
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan
 
 MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
 COMPARATOR = "maxtext.checkpoint_conversion.linen_nnx_comparator"
@@ -285,13 +286,13 @@ class CommandTest(parameterized.TestCase):
     self.assertEqual(os.listdir(self.tmp), ["source"])
 
   def test_a_failed_verification_has_a_code_of_its_own(self):
-    piece = streaming._piece  # pylint: disable=protected-access
+    piece = plan.Part.piece
 
     def negated(*args):
       region, values = piece(*args)
       return region, np.negative(values) if values.ndim else values
 
-    with absltest.mock.patch.object(streaming, "_piece", negated):
+    with absltest.mock.patch.object(plan.Part, "piece", negated):
       code, _, err = call(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", "--scan_layers=False")
     self.assertEqual(code, command.VERIFICATION_FAILED)
     self.assertIn("Nothing was committed", err)
@@ -313,12 +314,12 @@ class CommandTest(parameterized.TestCase):
     self.assertGreater(len(commands), 20)
     for text in commands:
       with self.subTest(text):
-        _, *config = command.define_flags()(["", "--source_path=a", "--target_path=b", *text.split()])
+        _, *config = flags.define_flags()(["", "--source_path=a", "--target_path=b", *text.split()])
         self.assertIn(config[:1], ([], ["base.yml"]))
         self.assertTrue(all(re.fullmatch(r"[a-z_]+=\S+", setting) for setting in config[1:]), config)
 
   def test_every_flag_is_in_the_readme_and_every_flag_in_the_readme_is_real(self):
-    real = {name for name in command.define_flags() if name not in ("h", "help")}
+    real = {name for name in flags.define_flags() if name not in ("h", "help")}
     self.assertEqual(set(re.findall(r"--([a-z_]+)\b(?!-)", usage())) - {"help"}, real)
 
 

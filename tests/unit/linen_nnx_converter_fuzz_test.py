@@ -37,7 +37,7 @@ import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import in_memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2", "int4", "int8", "uint32", "bool")
@@ -286,7 +286,7 @@ class DamageTest(parameterized.TestCase):
     try:
       source = abstract_state.flatten(state)
       plan = util.plan_conversion(abstract_state.abstract(source), **options)
-      target = streaming.apply(plan, source.leaves)
+      target = in_memory.apply(plan, source.leaves)
     except errors.ConversionError as e:
       event("refused")
       self.assertLen(str(e).splitlines(), 1)
@@ -295,7 +295,7 @@ class DamageTest(parameterized.TestCase):
     event("converted")
     self.assertEmpty(plan.dropped)
     inverse = plan.inverse()
-    again = streaming.apply(inverse, target)
+    again = in_memory.apply(inverse, target)
     leaves = {path: leaf for path, leaf in source.leaves.items() if not abstract_state.is_empty(leaf)}
     self.assertEqual({p: util.bits(again.get(p)) for p in leaves}, {p: util.bits(leaf) for p, leaf in leaves.items()})
 

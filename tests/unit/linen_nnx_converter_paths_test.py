@@ -25,7 +25,7 @@ import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan
 
 
 class PathsTest(util.CheckpointTestCase):
@@ -103,7 +103,7 @@ class PathsTest(util.CheckpointTestCase):
 
   def test_a_target_that_fails_verification_is_not_committed(self):
     """A write that does not write what it should, which only re-reading can notice."""
-    cast = streaming._piece  # pylint: disable=protected-access
+    cast = plan.Part.piece
 
     def flipped(part, region, data):
       region, values = cast(part, region, data)
@@ -113,7 +113,7 @@ class PathsTest(util.CheckpointTestCase):
       return region, values
 
     before = util.files(self.tmp)
-    with absltest.mock.patch.object(streaming, "_piece", flipped):
+    with absltest.mock.patch.object(plan.Part, "piece", flipped):
       with self.assertRaisesRegex(
           errors.VerificationError, r"opt_state/0/mu/decoder/layers/./mlp/wo/kernel: .* at index \(63, 31\)"
       ):
@@ -179,14 +179,14 @@ class PathsTest(util.CheckpointTestCase):
   def break_writing(self):
     """Lets the disk fill up half way: the tenth block cannot be written."""
     blocks = itertools.count()
-    piece = streaming._piece  # pylint: disable=protected-access
+    piece = plan.Part.piece
 
     def failing(part, region, data):
       if next(blocks) == 10:
         raise OSError(28, "No space left on device")
       return piece(part, region, data)
 
-    return absltest.mock.patch.object(streaming, "_piece", failing)
+    return absltest.mock.patch.object(plan.Part, "piece", failing)
 
 
 if __name__ == "__main__":

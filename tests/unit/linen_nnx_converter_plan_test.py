@@ -27,7 +27,7 @@ import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import in_memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
@@ -274,8 +274,8 @@ class PropertiesTest(absltest.TestCase):
     inverse = plan.inverse()
     inverse.validate()
     self.assertEqual(inverse.inverse().moves, plan.moves)
-    there = streaming.apply(plan, source.leaves)
-    back = streaming.apply(inverse, there)
+    there = in_memory.apply(plan, source.leaves)
+    back = in_memory.apply(inverse, there)
     of = lambda leaves: {path: util.bits(leaf) for path, leaf in leaves.items()}
     self.assertEqual(of(back), of(source.leaves))
 

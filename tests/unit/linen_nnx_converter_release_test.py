@@ -32,7 +32,7 @@ import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import in_memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import model_check
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
@@ -240,7 +240,7 @@ class ConfigTest(parameterized.TestCase):
     self.assertEqual(conversion.plan.counts()["transpose"], 1)
     self.assertIn("left out 2 leaves (MaxText 0.2.5 trains no gate/bias)", conversion.summary())
     source = abstract_state.flatten(tree)
-    moved = streaming.apply(conversion.plan, source.leaves)
+    moved = in_memory.apply(conversion.plan, source.leaves)
     np.testing.assert_array_equal(moved["nnx_aux", "model", "decoder", "moe_layers", "gate", "bias"], bias.T)
 
   def test_notes_are_in_the_summary_and_on_record(self):

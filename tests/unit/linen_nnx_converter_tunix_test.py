@@ -30,7 +30,6 @@ import orbax.checkpoint as ocp
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.common import train_state_nnx
@@ -307,11 +306,11 @@ class CheckpointTest(util.CheckpointTestCase):
     self.assertEqual((self.tmp / "out" / "5" / "iter" / "process_0.json").read_text(), "{}")
 
   def test_a_step_that_fails_verification_is_not_committed(self):
-    cast = streaming.checked_cast
+    cast = abstract_state.checked_cast
     wrong = lambda path, value, dtype: cast(path, value + (dtype == np.int32), dtype)
     source = self.save_step(6, MAXTEXTS["adamw"])
     with (
-        absltest.mock.patch.object(streaming, "checked_cast", wrong),
+        absltest.mock.patch.object(abstract_state, "checked_cast", wrong),
         self.assertRaisesRegex(errors.VerificationError, "step: expected 6 .*, found 7"),
     ):
       converter.convert_checkpoint(source, self.tmp / "out")

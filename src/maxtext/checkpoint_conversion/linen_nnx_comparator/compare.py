@@ -27,13 +27,13 @@ from maxtext.checkpoint_conversion.linen_nnx_comparator import blocks
 from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
 from maxtext.checkpoint_conversion.linen_nnx_comparator import difference
 from maxtext.checkpoint_conversion.linen_nnx_comparator import result
-from maxtext.checkpoint_conversion.linen_nnx_converter import api
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import options
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 
 Path = canonical.Path
 PathLike = str | os.PathLike[str]
@@ -85,7 +85,7 @@ def compare_checkpoints(
       for axis in param_scan_axes
   ]
   places = [_of_side(side, locations.find_source, path) for side, path in zip("AB", (a, b))]
-  checkpoints = [_of_side(side, api.open_source, place) for side, place in zip("AB", places)]
+  checkpoints = [_of_side(side, opening.open_source, place) for side, place in zip("AB", places)]
   trees, notes = _trees(checkpoints, chosen)
   aligned = align.align(*trees)
   tolerance = None if atol is None and rtol is None else difference.Tolerance(atol or 0.0, rtol or 0.0)

@@ -28,10 +28,8 @@ import warnings
 from absl import flags
 from absl import logging
 
+from maxtext.checkpoint_conversion.linen_nnx_converter.command import flags as flags_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
-
-_MODULE = "linen_nnx_converter"
-_DIRECTIONS = ("auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx")
 
 DONE, REFUSED, VERIFICATION_FAILED, INTERRUPTED = 0, 1, 2, 130  # Exit codes; 0 whenever the target is there.
 
@@ -41,132 +39,6 @@ _VERIFY_ONLY_FLAGS = ("verify_only", "target_path", "memory_budget_gib", "traceb
 
 _M_ARENA_MAX, _ARENAS = -8, 2  # The first of glibc's <malloc.h>.
 _HEARTBEAT_SECONDS = 20  # How long a process may be silent before the others give up.
-
-USAGE = """Converts a MaxText checkpoint between Flax Linen and Flax NNX, exact to the bit.
-
-usage: python -m maxtext.checkpoint_conversion.linen_nnx_converter --source_path=… --target_path=… [flags]
-           [base.yml model_name=… scan_layers=… …]
-       python -m maxtext.checkpoint_conversion.linen_nnx_converter --verify_only --target_path=…
-"""
-
-
-class _VerifyParser(flags.ArgumentParser):
-  """Yes, no, or full."""
-
-  def parse(self, argument):
-    try:
-      return argument if argument == "full" else flags.BooleanParser().parse(argument)
-    except ValueError as e:
-      raise ValueError("expected true, false or full") from e
-
-
-def define_flags() -> flags.FlagValues:
-  """The command's flags, in a registry of their own so that `main` can be called in-process."""
-  values = flags.FlagValues()
-  values.set_gnu_getopt(True)  # Flags may follow the config.
-  common = {"flag_values": values, "module_name": _MODULE}
-  flags.DEFINE_string(
-      "source_path",
-      None,
-      "The checkpoint to convert: a checkpoints folder (its latest step), a step, an items folder, or a pytree's folder.",
-      **common,
-  )
-  flags.DEFINE_string(
-      "target_path", None, "Where to; it gets the shape of the source, <target_path>/<step>/items.", **common
-  )
-  flags.DEFINE_enum(
-      "direction",
-      "auto",
-      _DIRECTIONS,
-      "auto goes from what the source is to the other framework. The last two change the arrangement or the boxes only.",
-      **common,
-  )
-  flags.DEFINE_boolean(
-      "scan_layers",
-      None,
-      "Whether the target's layers are scanned. Unset: the config's, or yes for linen_to_nnx and otherwise as the source "
-      "has them.",
-      **common,
-  )
-  flags.DEFINE_integer(
-      "param_scan_axis", None, "The layer axis of scanned Params. Unset: the config's, or 1.", lower_bound=0, **common
-  )
-  flags.DEFINE_string(
-      "maxtext_release",
-      None,
-      "The MaxText release that shall read the target, such as 0.2.5. With it, auto goes to the layout that this release "
-      "reads. Unset: the installed one, if a config is given.",
-      **common,
-  )
-  flags.DEFINE_enum(
-      "layer_naming",
-      None,
-      ("flat", "nested"),
-      "How to write layers that are not scanned: flat is layers_<n>, nested is layers/<n>. Unset: flat in Linen, nested "
-      "in NNX.",
-      **common,
-  )
-  flags.DEFINE_enum(
-      "nnx_values",
-      None,
-      ("boxed", "plain", "all_boxed"),
-      "Which leaves of an NNX target are boxed ({value: …}): those of the model, none, or all. Unset: boxed, and as the "
-      "source is for nnx_to_nnx.",
-      **common,
-  )
-  flags.DEFINE_enum(
-      "nnx_aux",
-      "keep",
-      ("keep", "drop"),
-      "Whether to keep NNX state that is no Param: RNG streams, batch statistics and other Variables.",
-      **common,
-  )
-  flags.DEFINE_boolean("params_only", False, "Convert the params alone, without optimizer and step.", **common)
-  flags.DEFINE_boolean(
-      "check_model", True, "With a config, compare the target with the installed MaxText's own state first.", **common
-  )
-  flags.DEFINE_boolean(
-      "init_rngs",
-      False,
-      "With a config, make the NNX RNG state that the source lacks, by MaxText's own model and the config's seed.",
-      **common,
-  )
-  flags.DEFINE_float("memory_budget_gib", 2.0, "GiB of memory for the data under way.", lower_bound=0.0625, **common)
-  flags.DEFINE_enum(
-      "copy_mode",
-      "auto",
-      ("auto", "link", "copy"),
-      "How data files come to the target where their bytes need not change: as hard links, as copies, or, with OCDBT, as "
-      "links where the file system can, and without it as copies.",
-      **common,
-  )
-  verify = "Compare the target with the source, to the bit, before the commit; --verify=full decodes all of both."
-  flags.DEFINE_flag(flags.Flag(_VerifyParser(), None, "verify", True, verify, boolean=True), **common)
-  flags.DEFINE_boolean("overwrite", False, "Replace an existing target.", **common)
-  flags.DEFINE_boolean(
-      "resume",
-      False,
-      "Take the leaves that an interrupted conversion to this target had finished, after comparing each with the source.",
-      **common,
-  )
-  flags.DEFINE_boolean(
-      "verify_only",
-      False,
-      "Convert nothing: compare the leaves of --target_path with the digests that its conversion kept.",
-      **common,
-  )
-  flags.DEFINE_string(
-      "coordinator_address",
-      None,
-      "With several processes, each run alike: <host>:<port> of the first one, as jax.distributed.initialize takes it.",
-      **common,
-  )
-  flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1, **common)
-  flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.", lower_bound=0, **common)
-  flags.DEFINE_boolean("dry_run", False, "Print the plan and write nothing.", **common)
-  flags.DEFINE_boolean("traceback", False, "Show the traceback of a failure.", **common)
-  flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)
-  return values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -221,7 +93,7 @@ def set_up():
 
 
 def _main(argv, announce) -> int:
-  values, argv = define_flags(), list(argv)
+  values, argv = flags_lib.define_flags(), list(argv)
   argv = argv if argv and not argv[0].startswith("-") else ["", *argv]
   try:
     rest = values(_spelled_as_absl(values, argv))[1:]
@@ -229,7 +101,7 @@ def _main(argv, announce) -> int:
   except flags.Error as e:
     return _refuse(e)
   if values.help:
-    streams.show(USAGE + values.module_help(_MODULE), must_be_read=False)
+    streams.show(flags_lib.USAGE + values.module_help(flags_lib.MODULE), must_be_read=False)
     return DONE
   other = [f"--{name}" for name in values if values[name].present and name not in _VERIFY_ONLY_FLAGS] + rest
   if values.verify_only and other:

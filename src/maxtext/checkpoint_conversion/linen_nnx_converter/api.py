@@ -21,12 +21,12 @@ from typing import Any
 
 from etils import epath
 import jax
-import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import record
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import in_memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import moving
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import resume as resume_lib
@@ -44,6 +44,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
@@ -116,24 +117,10 @@ def load_checkpoint(path: PathLike) -> Any:
   """
   location = locations.find_source(path)
   source_files.survey(location.final)
-  open_source(location)  # What it refuses is not for Orbax to read.
+  opening.open_source(location)  # What it refuses is not for Orbax to read.
   if location.split:
-    return {name: reader.restore(location.items / name) for name in location.split}
-  return reader.restore(location.items)
-
-
-def open_source(location: locations.Location) -> reader.Checkpoint:
-  """The checkpoint at a location: one pytree, or Tunix's several, with the step that is its folder's name.
-
-  Raises:
-    ConversionError: one of its subclasses: its metadata cannot be read, or make no sense.
-  """
-  if not location.split:
-    return reader.Checkpoint(location.items)
-  source, path = reader.SplitCheckpoint(location.items, location.split), layouts.FOLDER_STEP
-  if location.step is None or layouts.TUNIX_ITEMS[1] not in location.split:
-    return source
-  return source.with_arrays({path: streaming.checked_cast(path, np.array(location.updates), np.dtype(np.int64))})
+    return {name: opening.restore(location.items / name) for name in location.split}
+  return opening.restore(location.items)
 
 
 def save_checkpoint(state: Any, path: PathLike) -> None:
@@ -145,7 +132,7 @@ def save_checkpoint(state: Any, path: PathLike) -> None:
   directory = locations.absolute(path)
   targets.check_free(locations.Location(directory), overwrite=False)
   orbax_writer.check_target(directory, use_ocdbt=True)
-  reader.save_tree(directory, state)
+  opening.save_tree(directory, state)
 
 
 def convert_checkpoint(
@@ -318,7 +305,7 @@ def _verified(job, plan, checkpoint, items, done) -> record.Conversion:
 
 def _plan(job) -> tuple[plan_lib.Plan, reader.Checkpoint, tuple[str, ...]]:
   """The plan, checked as far as metadata and small leaves allow; the source; and clauses for a person."""
-  checkpoint, config, notes = open_source(job.source), job.config, job.notes
+  checkpoint, config, notes = opening.open_source(job.source), job.config, job.notes
   custom_metadata = job.source.custom_metadata()
   nodes = _recorded_empty_nodes(custom_metadata)
   plan = planner.plan_conversion(checkpoint.state, job.options, job.run, nodes)
@@ -354,7 +341,7 @@ def _convert_tree(state, **options) -> dict[str, Any]:
   run = planner.Run(releases.parse(chosen.maxtext_release) if chosen.maxtext_release else None)
   source = abstract_state.flatten(state)
   plan = planner.plan_conversion(abstract_state.abstract(source), chosen, run)
-  return abstract_state.unflatten(dataclasses.replace(plan.target, leaves=streaming.apply(plan, source.leaves)))
+  return abstract_state.unflatten(dataclasses.replace(plan.target, leaves=in_memory.apply(plan, source.leaves)))
 
 
 def _finish_step(folder, location, conversion):

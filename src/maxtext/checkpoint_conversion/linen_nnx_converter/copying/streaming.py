@@ -21,11 +21,8 @@ import itertools
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
@@ -61,33 +58,6 @@ class Block:
   parts: tuple[plan_lib.Part, ...]
 
 
-def apply(plan: plan_lib.Plan, leaves: Mapping[Path, Any]) -> dict[Path, Any]:
-  """The target's leaves, made of the source's. Leaves that are copied are the very same objects.
-
-  A `jax.ShapeDtypeStruct` keeps its sharding; of one that is stacked, sliced or transposed a `NamedSharding`, of whose
-  spec a new axis gets None.
-  """
-  moved = {path: _moved(move, leaves, plan.target.leaves[path]) for path, move in plan.moves.items()}
-  return {path: moved.get(path, leaf) for path, leaf in plan.target.leaves.items()}
-
-
-def checked_cast(path: Path, value: Any, dtype: np.dtype) -> Any:
-  """Casts the step.
-
-  Raises:
-    StepError: `dtype` cannot hold the value.
-  """
-  limits = np.iinfo(dtype)
-  if not limits.min <= int(value) <= limits.max:
-    raise errors.StepError(
-        path,
-        f"a step from {limits.min} to {limits.max}, the range of {np.dtype(dtype)}",
-        f"{int(value)}",
-        "The checkpoint is damaged, or its step is of an unknown kind.",
-    )
-  return value.astype(dtype)
-
-
 def check_casts(plan: plan_lib.Plan, read: Callable[[Path], Any]):
   """Checks, before anything is written, that the step fits the target's dtype."""
   for path, move in plan.moves.items():
@@ -96,7 +66,7 @@ def check_casts(plan: plan_lib.Plan, read: Callable[[Path], Any]):
       continue
     (source,) = move.sources
     if plan.source.leaves[source].dtype != leaf.dtype:
-      checked_cast(source, read(source), leaf.dtype)
+      abstract_state.checked_cast(source, read(source), leaf.dtype)
 
 
 def blocks(
@@ -205,7 +175,7 @@ async def _write_batch(batch, open_source, targets, new_transaction, on_written)
   sources = {source: await open_source(source) for source in dict.fromkeys(block.source for block in batch)}
   read = await settle(reader.read_region(block.source, sources[block.source], block.region) for block in batch)
   pieces = [(block, part, data) for block, data in zip(batch, read) for part in block.parts]
-  piece_bytes = lambda piece: piece[1].move.values(piece[1].number, piece[0].region, piece[2]).nbytes
+  piece_bytes = lambda piece: piece[1].piece(piece[0].region, piece[2])[1].nbytes
   for some in _batches(pieces, piece_bytes, _BATCH_BYTES):
     transaction = new_transaction()
     await settle(_write_piece(block, part, data, targets, transaction) for block, part, data in some)
@@ -216,10 +186,9 @@ async def _write_batch(batch, open_source, targets, new_transaction, on_written)
 
 async def _write_piece(block, part, data, targets, transaction):
   target = targets[part.target].with_transaction(transaction)
-  region = part.move.region(part.number, block.region)
-  values = part.move.values(part.number, block.region, data)
+  region, values = part.piece(block.region, data)
   if values.dtype != target.dtype.numpy_dtype:
-    values = checked_cast(block.source, values, target.dtype.numpy_dtype)
+    values = abstract_state.checked_cast(block.source, values, target.dtype.numpy_dtype)
   # Nobody changes `values`: TensorStore need not copy them before it encodes them.
   await target[region].write(values, can_reference_source_data_indefinitely=True)
 
@@ -253,53 +222,3 @@ def _batches(work, nbytes_of, limit) -> Iterator[list[Any]]:
     size += nbytes_of(piece)
   if batch:
     yield batch
-
-
-def _moved(move, leaves, target):
-  """The target leaf as an array of the source's kind."""
-  sources = [leaves[source] for source in move.sources]
-  if any(isinstance(source, jax.ShapeDtypeStruct) for source in sources):
-    return _moved_struct(move, sources, target)
-  if move.kind == "copy":
-    is_cast = abstract_state.is_array(target) and sources[0].dtype != target.dtype
-    return checked_cast(move.sources[0], sources[0], target.dtype) if is_cast else sources[0]
-  return _on_bits(lambda arrays: _made(move, dict(zip(move.sources, arrays))), sources)
-
-
-def _made(move, arrays):
-  """The target leaf, of arrays that are all NumPy's or some JAX's."""
-  pieces = []
-  for source, index in move.pieces:
-    inside: list[Any] = [slice(None)] * arrays[source].ndim
-    for axis, at in zip(move.taken, index):
-      inside[axis] = at
-    piece = arrays[source][tuple(inside)] if move.taken else arrays[source]
-    pieces.append(piece.transpose(move.order) if move.order else piece)
-  if not move.stacked:
-    return pieces[0]
-  library: Any = jnp if any(isinstance(piece, jax.Array) for piece in pieces) else np
-  stacked = library.stack(pieces).reshape(*move.sizes, *pieces[0].shape)
-  return library.moveaxis(stacked, tuple(range(len(move.stacked))), move.stacked)
-
-
-def _moved_struct(move, sources, target) -> jax.ShapeDtypeStruct:
-  """The target leaf: a copied one is the source's, others have its sharding as far as that is a matter of axes."""
-  if move.kind == "copy":
-    same = sources[0].dtype == target.dtype
-    return sources[0] if same else jax.ShapeDtypeStruct((), target.dtype, sharding=sources[0].sharding)
-  sharding = getattr(sources[0], "sharding", None)
-  if not isinstance(sharding, jax.sharding.NamedSharding) or any(s.sharding != sharding for s in sources[1:]):
-    return target
-  along = (*sharding.spec, *(None,) * (len(sources[0].shape) - len(sharding.spec)))
-  spec = jax.sharding.PartitionSpec(*move.across(along, (None,) * len(target.shape)))
-  sharding = jax.sharding.NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
-  return jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=sharding)
-
-
-def _on_bits(function, arrays):
-  """Applies `function` to the bits of floating-point JAX arrays: XLA's CPU changes the payload of a bfloat16 NaN."""
-  dtype = arrays[0].dtype
-  if not (any(isinstance(array, jax.Array) for array in arrays) and jnp.issubdtype(dtype, jnp.floating)):
-    return function(arrays)
-  bits = jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
-  return jax.lax.bitcast_convert_type(function([jax.lax.bitcast_convert_type(array, bits) for array in arrays]), dtype)

@@ -49,6 +49,10 @@ class Part:
     """Its index along the axes of the source that are taken."""
     return self.move.pieces[self.number][1]
 
+  def piece(self, region: leaf_moves.Region, data: Any) -> tuple[leaf_moves.Region | None, Any]:
+    """The region of the target that a region of the source fills, and its values, of the `data` in the source's."""
+    return self.move.region(self.number, region), self.move.values(self.number, region, data)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:

@@ -23,6 +23,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
@@ -56,6 +57,23 @@ def is_empty(leaf: Any) -> bool:
 def is_array(leaf: Any) -> bool:
   """Whether `leaf` has a shape and a dtype, whatever kind of array it is."""
   return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def checked_cast(path: Path, value: Any, dtype: np.dtype) -> Any:
+  """Casts the step.
+
+  Raises:
+    StepError: `dtype` cannot hold the value.
+  """
+  limits = np.iinfo(dtype)
+  if not limits.min <= int(value) <= limits.max:
+    raise errors.StepError(
+        path,
+        f"a step from {limits.min} to {limits.max}, the range of {np.dtype(dtype)}",
+        f"{int(value)}",
+        "The checkpoint is damaged, or its step is of an unknown kind.",
+    )
+  return value.astype(dtype)
 
 
 def flatten(tree: Any) -> AbstractState:

@@ -18,7 +18,7 @@ Tried with orbax-checkpoint 0.11.37, 0.12.4 and 0.12.8. What is private to Orbax
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import copy
 import dataclasses
 import importlib.metadata
@@ -258,57 +258,6 @@ class Checkpoint:
     )
 
 
-class SplitCheckpoint(Checkpoint):
-  """The same view of a train state that is split over several pytrees of one folder.
-
-  The names of the pytrees are the topmost keys of the tree, and the first part of the stored leaves' names, of the keys
-  and of the data files, all of which are relative to the common folder.
-  """
-
-  def __init__(self, directory: epath.Path, names: Iterable[str]):
-    """Reads the metadata of the pytrees `<directory>/<name>`.
-
-    Raises:
-      UnfinishedCheckpointError: Orbax cannot read that of one of them.
-      DamagedSourceError: an array has no metadata, or none that makes sense.
-    """
-    # pylint: disable=super-init-not-called
-    self.directory, self._arrays = directory, {}
-    self._items = {name: Checkpoint(directory / name) for name in names}
-    items = self._items.items()
-    self.stores = tuple(f"{name}/" for name in self._items)
-    self.is_uniform = len({(item.use_ocdbt, item.use_zarr3) for _, item in items}) == 1
-    self.use_ocdbt = any(item.use_ocdbt for _, item in items)
-    self.use_zarr3 = all(item.use_zarr3 for _, item in items)
-    self.context = ocdbt_index.new_context()
-    self.has_all_chunks = all(item.has_all_chunks for _, item in items)
-    values = {
-        f"{name}/{key}": dataclasses.replace(value, file=value.file and f"{name}/{value.file}")
-        for name, item in items
-        for key, value in item.index.values.items()
-    }
-    tree_files = frozenset(f"{name}/{file}" for name, item in items for file in item.index.tree_files)
-    self.index = ocdbt_index.Index(values, tree_files)
-    self.stored = {
-        (name, *path): dataclasses.replace(leaf, name=f"{name}/{leaf.name}")
-        for name, item in items
-        for path, leaf in item.stored.items()
-    }
-    lists = frozenset((name, *path) for name, item in items for path in item.state.lists)
-    leaves: dict[Path, Any] = {}
-    for name, item in items:
-      leaves |= {(name, *path): leaf for path, leaf in item.state.leaves.items()}
-    self.state = abstract_state.AbstractState(leaves, lists)
-
-  async def _open(self, path):
-    return await self._items[path[0]].open(path[1:])
-
-  async def read_value(self, key: str) -> bytes:
-    """Reads the value of a key: an encoded chunk, or zarr metadata."""
-    name, _, inner = key.partition("/")
-    return await self._items[name].read_value(inner)
-
-
 async def read_region(path: Path, array: ts.TensorStore, region: Any) -> np.ndarray:
   """Reads a region of the array of a leaf.
 
@@ -320,25 +269,6 @@ async def read_region(path: Path, array: ts.TensorStore, region: Any) -> np.ndar
   except ValueError as e:  # What TensorStore raises for these.
     errors.check_access(path, e)
     raise errors.DamagedSourceError(path, "chunks that can be read", errors.one_line(e)) from e
-
-
-def restore(directory: epath.Path) -> Any:
-  """Restores a pytree into host memory, its arrays as NumPy arrays."""
-  handler = ocp.PyTreeCheckpointHandler()
-  with ocp.Checkpointer(handler) as checkpointer:
-    restore_args = jax.tree.map(
-        lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray)
-        if hasattr(leaf, "storage") and leaf.storage
-        else ocp.RestoreArgs(),
-        handler.metadata(directory).tree,
-    )
-    return checkpointer.restore(directory, args=ocp.args.PyTreeRestore(restore_args=restore_args))
-
-
-def save_tree(directory: epath.Path, tree: Any):
-  """Saves a pytree of arrays as a flat pytree folder."""
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    checkpointer.save(directory, args=ocp.args.PyTreeSave(tree))
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,87 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Carries a plan out on arrays in memory, NumPy's or JAX's, or on their `jax.ShapeDtypeStruct`s."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+
+Path = abstract_state.Path
+
+
+def apply(plan: plan_lib.Plan, leaves: Mapping[Path, Any]) -> dict[Path, Any]:
+  """The target's leaves, made of the source's. Leaves that are copied are the very same objects.
+
+  A `jax.ShapeDtypeStruct` keeps its sharding; of one that is stacked, sliced or transposed a `NamedSharding`, of whose
+  spec a new axis gets None.
+  """
+  moved = {path: _moved(move, leaves, plan.target.leaves[path]) for path, move in plan.moves.items()}
+  return {path: moved.get(path, leaf) for path, leaf in plan.target.leaves.items()}
+
+
+def _moved(move, leaves, target):
+  """The target leaf as an array of the source's kind."""
+  sources = [leaves[source] for source in move.sources]
+  if any(isinstance(source, jax.ShapeDtypeStruct) for source in sources):
+    return _moved_struct(move, sources, target)
+  if move.kind == "copy":
+    is_cast = abstract_state.is_array(target) and sources[0].dtype != target.dtype
+    return abstract_state.checked_cast(move.sources[0], sources[0], target.dtype) if is_cast else sources[0]
+  return _on_bits(lambda arrays: _made(move, dict(zip(move.sources, arrays))), sources)
+
+
+def _made(move, arrays):
+  """The target leaf, of arrays that are all NumPy's or some JAX's."""
+  pieces = []
+  for source, index in move.pieces:
+    inside: list[Any] = [slice(None)] * arrays[source].ndim
+    for axis, at in zip(move.taken, index):
+      inside[axis] = at
+    piece = arrays[source][tuple(inside)] if move.taken else arrays[source]
+    pieces.append(piece.transpose(move.order) if move.order else piece)
+  if not move.stacked:
+    return pieces[0]
+  library: Any = jnp if any(isinstance(piece, jax.Array) for piece in pieces) else np
+  stacked = library.stack(pieces).reshape(*move.sizes, *pieces[0].shape)
+  return library.moveaxis(stacked, tuple(range(len(move.stacked))), move.stacked)
+
+
+def _moved_struct(move, sources, target) -> jax.ShapeDtypeStruct:
+  """The target leaf: a copied one is the source's, others have its sharding as far as that is a matter of axes."""
+  if move.kind == "copy":
+    same = sources[0].dtype == target.dtype
+    return sources[0] if same else jax.ShapeDtypeStruct((), target.dtype, sharding=sources[0].sharding)
+  sharding = getattr(sources[0], "sharding", None)
+  if not isinstance(sharding, jax.sharding.NamedSharding) or any(s.sharding != sharding for s in sources[1:]):
+    return target
+  along = (*sharding.spec, *(None,) * (len(sources[0].shape) - len(sharding.spec)))
+  spec = jax.sharding.PartitionSpec(*move.across(along, (None,) * len(target.shape)))
+  sharding = jax.sharding.NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+  return jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=sharding)
+
+
+def _on_bits(function, arrays):
+  """Applies `function` to the bits of floating-point JAX arrays: XLA's CPU changes the payload of a bfloat16 NaN."""
+  dtype = arrays[0].dtype
+  if not (any(isinstance(array, jax.Array) for array in arrays) and jnp.issubdtype(dtype, jnp.floating)):
+    return function(arrays)
+  bits = jnp.dtype(f"uint{jnp.finfo(dtype).bits}")
+  return jax.lax.bitcast_convert_type(function([jax.lax.bitcast_convert_type(array, bits) for array in arrays]), dtype)
