@@ -40,7 +40,7 @@ _AT_ONCE, _LAYERS_AT_ONCE = 2, 8  # Chunks, and layers of one: about what the co
 
 def start():
   """What the command imports before it reads a byte of a checkpoint."""
-  importlib.import_module(f"{_CONVERTER}.convert")
+  importlib.import_module(f"{_CONVERTER}.api")
   return lambda: None
 
 

@@ -35,7 +35,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_tar
 SCRIPT = """
 import sys, time
 from etils import epath
-from maxtext.checkpoint_conversion.linen_nnx_converter import staging, stopping, streams
+from maxtext.checkpoint_conversion.linen_nnx_converter.command import stopping, streams
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 
 def work(announce):
   with atomic_target.staged(epath.Path(sys.argv[1]), check_free=lambda: None, is_primary=True, announce=announce) as path:

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Moving encoded chunks from one store to another, under new keys. With `framing.py`, all that writes array bytes."""
+"""Moving encoded chunks from one store to another, under new keys. With `orbax_writer`, all that writes array bytes."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
