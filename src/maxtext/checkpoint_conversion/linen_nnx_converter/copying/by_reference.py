@@ -84,7 +84,7 @@ async def rename(
   Args:
     source: the source, with a `directory` and a TensorStore `context`.
     target: the folder of the target's pytree.
-    ranges: old and new keys or prefixes, as `chunks.ranges` gives them.
+    ranges: old and new keys or prefixes, as `chunk_keys.ranges` gives them.
     documents: values to write besides.
   """
   old_stores = {folder: await _open_moved(source, folder, target) for folder in source.stores}

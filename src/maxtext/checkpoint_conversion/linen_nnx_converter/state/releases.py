@@ -40,7 +40,7 @@ class Release:
   layer_naming: str
 
 
-# The latest row of a trainer that applies is taken. Decoder families have rows of their own, in `families.ROWS`.
+# The latest row of a trainer that applies is taken. Decoder families have rows of their own, in `decoder_families.ROWS`.
 ROWS = (
     Release((0, 1, 0), "linen", layouts.LINEN, "flat"),
     Release((0, 2, 3), "nnx", layouts.LINEN_OF_NNX_0_2_3, "nested"),

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Reading checkpoints. All that knows Orbax and TensorStore, with `key_values`, `transfer`, `framing` and `resume`.
+"""Reading checkpoints: the metadata of every leaf, and arrays on demand.
 
 Tried with orbax-checkpoint 0.11.37, 0.12.4 and 0.12.8. What is private to Orbax is imported from `orbax.checkpoint._src`.
 """
