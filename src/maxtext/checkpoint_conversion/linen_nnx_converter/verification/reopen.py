@@ -14,8 +14,8 @@
 
 """Opens a checkpoint's arrays for the verifier, by the names of its folder and leaves alone.
 
-Shares nothing with what the converter reads and writes by (`storage.reader`, `storage.ocdbt_index`): what these take for a
-wrong folder, file or key must not be verified by the same mistake.
+Shares nothing with what the converter reads and writes by (`storage.reader`, `storage.ocdbt_index`): what these take for
+a wrong folder, file or key must not be verified by the same mistake.
 """
 
 import asyncio
