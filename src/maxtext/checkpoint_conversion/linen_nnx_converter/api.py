@@ -275,7 +275,7 @@ def _write(job, move, done, stamps, begin) -> record.Conversion:
 
   job.progress.start("writing", move.nbytes() // move.processes)
   try:
-    done = orbax_writer.save(
+    seen = orbax_writer.save(
         job.target,
         dataclasses.replace(plan.target, leaves=target_leaves.target_leaves(plan, checkpoint, move.routes)),
         move.stream,
@@ -290,7 +290,7 @@ def _write(job, move, done, stamps, begin) -> record.Conversion:
     source_files.check_unchanged(job.source.final, stamps)  # If it was, that is the cause of whatever failed.
     raise
   resume_lib.discard(job.target.final)
-  return done
+  return seen or done  # Only the first process has seen it whole.
 
 
 def _verified(job, plan, checkpoint, items, done) -> record.Conversion:

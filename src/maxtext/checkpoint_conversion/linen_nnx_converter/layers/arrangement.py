@@ -64,6 +64,12 @@ class _Held:
   def __str__(self) -> str:
     return f"{self.shape} {self.leaf.dtype}" if abstract_state.is_array(self.leaf) else repr(self.leaf)
 
+  def is_like(self, other: "_Held") -> bool:
+    """Whether one layer's part has the shape and the dtype of another's."""
+    if not abstract_state.is_array(self.leaf) or not abstract_state.is_array(other.leaf):
+      return str(self) == str(other)
+    return self.shape == other.shape and self.leaf.dtype == other.leaf.dtype
+
 
 # One layer's leaf: what holds it, and its index along the layer axes.
 _Piece = tuple[_Held, leaf_moves.Index]
@@ -189,7 +195,7 @@ def _alike(key, layers, path_of) -> list[_Piece]:
       remedy = shared if key[0] == leaf_roles.NNX_AUX else layer_stacks.REMEDY
       raise layer_stacks.unlike(path, f"a leaf in every layer, as {like}", "none", remedy)
     held = layer[key][0]
-    if str(held) != str(first):
+    if not held.is_like(first):
       raise layer_stacks.unlike(path_of(held.variable), f"{first}, as {like} has", str(held))
   return [layer[key] for layer in layers]
 
