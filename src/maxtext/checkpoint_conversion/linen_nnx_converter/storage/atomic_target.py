@@ -42,6 +42,7 @@ _ORBAX = ".orbax-checkpoint-tmp"  # What ends the name of the folder in which Or
 _KEPT = f"{_ORBAX}-resumed-"
 _OLD = ".replaced"  # What ends the old checkpoint's name beside the new one, where the two cannot change places at once.
 _REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_REMOVALS = 200, 4, 0.1
+_SECONDS_TO_END = 3.0  # What a process that was killed takes at most, to let go of its locks, on a busy machine.
 _TOKENS, _TOKEN_TIMEOUT_MS = itertools.count(), 60_000
 _COMMITTED = "commit_success.txt"  # Orbax's, in remote storage.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Of Linux's <fcntl.h> and <stdio.h>.
@@ -288,14 +289,24 @@ def _locked(folder, *, wait: bool) -> Iterator[bool]:
   """Holds the lock of a folder, and says whether it does: another has it, or the file system knows no locks."""
   descriptor = os.open(folder, os.O_RDONLY)
   try:
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-      has_lock = True
-    except OSError:
-      has_lock = False
-    yield has_lock
+    yield _lock(descriptor, wait)
   finally:
     os.close(descriptor)
+
+
+def _lock(descriptor, wait) -> bool:
+  """Locks a folder; without `wait`, it still waits as long as a process takes to end that was killed just now."""
+  deadline = time.monotonic() + _SECONDS_TO_END
+  while True:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      return True
+    except BlockingIOError:
+      if time.monotonic() > deadline:
+        return False
+      time.sleep(_SECONDS_BETWEEN_REMOVALS)
+    except OSError:
+      return False
 
 
 def _identity(path) -> str | None:
