@@ -95,7 +95,9 @@ class MemoryTest(parameterized.TestCase):
     command = [sys.executable, "-m", "maxtext.checkpoint_conversion.linen_nnx_converter"]
     command += [f"--source_path={self.tmp / 'source'}", f"--target_path={self.tmp / 'stopped'}"]
     command += ["--copy_mode=copy", "--verify=full"]  # By reference alone it would be done before the signal comes.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ignored where the tests run in the background.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, handler)
     while not any((self.tmp).glob("stopped*/**/d/*")):  # Until it writes.
       time.sleep(0.1)
     time.sleep(1)
