@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
-from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
@@ -150,11 +149,6 @@ def as_it_stands(state: abstract_state.AbstractState, keys: Mapping[Path, str]) 
       if not abstract_state.is_empty(leaf)
   }
   return Tree(leaves, str(layouts.detect(state)))
-
-
-def can_place(move: leaf_moves.Move) -> bool:
-  """Whether a leaf that `move` makes stands in one place of the source."""
-  return len(move.pieces) == 1 and not move.order
 
 
 def _place(move) -> Place:
