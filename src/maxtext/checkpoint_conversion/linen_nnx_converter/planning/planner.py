@@ -19,7 +19,6 @@ The passes: `read` what the source is; `goal.set_goal`; `select` the leaves that
 """
 
 from collections.abc import Iterable, Mapping
-import dataclasses
 from typing import Any
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
@@ -107,7 +106,9 @@ def select(source: Source, goal: Goal) -> Selected:
   if goal.release is not None:
     former = _former_params(kept, goal.decoder, goal.release)
     collections |= {variable: layouts.NNX_AUX for variable in variables if variable.path in former}
-    lost = {role for role in kept if isinstance(role, Variable) and _is_lost(role, collections)}
+    untrained = {it.path for it, to in collections.items() if it.subtree is None and to == layouts.NNX_AUX}
+    moments_kept = {role for role in kept if isinstance(role, Variable) and role.subtree is not None}
+    lost = {role for role in moments_kept if role.path in untrained}
     release = ".".join(map(str, goal.release))
     reasons |= {kept[role]: f"MaxText {release} trains no {'/'.join(role.path[-2:])}" for role in lost}
     kept = {role: path for role, path in kept.items() if role not in lost}
@@ -141,11 +142,6 @@ def arrange(
   elif not goal.decoder.known_order:
     arrangement.refuse_new_arrangement(arranged, paths, goal.decoder)
   return arranged, before, after
-
-
-def _is_lost(variable, collections) -> bool:
-  """Whether this is a moment of what is no Param in the target."""
-  return variable.subtree is not None and collections[dataclasses.replace(variable, subtree=None)] == layouts.NNX_AUX
 
 
 def _reason(role, collections, goal) -> str:
