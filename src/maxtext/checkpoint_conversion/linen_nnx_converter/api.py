@@ -253,9 +253,15 @@ def _move(job, plan, checkpoint) -> tuple[moving.Move, str]:
       plan,
       checkpoint,
       routes,
-      memory_budget=options.memory_budget,
       progress=job.progress,
-      verify_arrays=decoded.verify_arrays,
+      compare=lambda paths, open_target, on_failure: decoded.verify_arrays(
+          plan,
+          paths,
+          decoded.Sides(checkpoint.open, open_target, lambda path: checkpoint.stored[path].chunk_shape),
+          memory_budget=options.memory_budget,
+          on_verified=job.progress.advance,
+          on_failure=on_failure,
+      ),
   )
   move = dataclasses.replace(move, routes={**routes, **resumption.routes}, taken=resumption.origins)
   return move, resumption.summary()
@@ -275,17 +281,18 @@ def _write(job, move, done, stamps, begin) -> record.Conversion:
 
   job.progress.start("writing", move.nbytes() // move.processes)
   try:
-    seen = orbax_writer.save(
-        job.target,
-        dataclasses.replace(plan.target, leaves=target_leaves.target_leaves(plan, checkpoint, move.routes)),
-        move.stream,
-        move.put_encoded,
-        use_ocdbt=checkpoint.use_ocdbt,
-        use_zarr3=checkpoint.use_zarr3,
-        before_commit=before_commit,
-        check_free=job.check_free,
-        announce=job.progress.make_at,
-    )
+    with atomic_target.staged(
+        job.target.final, check_free=job.check_free, is_primary=move.process == 0, announce=job.progress.make_at
+    ) as path:
+      seen = orbax_writer.save(
+          path,
+          job.target.step_folder and job.target.items.name,
+          dataclasses.replace(plan.target, leaves=target_leaves.target_leaves(plan, checkpoint, move.routes)),
+          move,
+          use_ocdbt=checkpoint.use_ocdbt,
+          use_zarr3=checkpoint.use_zarr3,
+          before_commit=before_commit,
+      )
   except Exception:
     source_files.check_unchanged(job.source.final, stamps)  # If it was, that is the cause of whatever failed.
     raise

@@ -23,7 +23,6 @@ folder: what is of another source, or damaged, is not equal.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 import dataclasses
-import functools
 import json
 from typing import Any
 
@@ -46,6 +45,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import target_leaf
 
 Path = abstract_state.Path
+
+# Compares target leaves, whose arrays are opened by the second, and tells the third of those that are not equal.
+Compare = Callable[[Iterable[Path], Callable[[Path], Awaitable[Any]], Callable[[Path, Exception], None]], Awaitable[None]]
 
 _READS_AT_ONCE = 1000
 _TIMEOUT_MS = 7 * 24 * 3600 * 1000  # All of the source may have to be read. If the first process dies, the others do too.
@@ -122,9 +124,8 @@ def take(
     source: reader.Checkpoint,
     routes: Mapping[Path, leaf_routes.Route],
     *,
-    memory_budget: int,
     progress: Any,
-    verify_arrays: Callable[..., Awaitable[None]],
+    compare: Compare,
 ) -> Resumption:
   """Finds the leaves that need not be streamed or copied, and keeps Orbax from removing what they are in.
 
@@ -135,18 +136,9 @@ def take(
     plan: the plan.
     source: the source.
     routes: how the plan's leaves would go.
-    memory_budget: bytes, for what is compared.
     progress: a `moving.Progress`, is told how far the comparison has come.
-    verify_arrays: compares them, `verification.decoded.verify_arrays`.
+    compare: compares target leaves with what the plan makes of the source.
   """
-  compare = functools.partial(
-      verify_arrays,
-      plan,
-      open_source=source.open,
-      chunk_shape_of=lambda path: source.stored[path].chunk_shape,
-      memory_budget=memory_budget,
-      on_verified=progress.advance,
-  )
   found: list[Resumption] = []
 
   def find() -> str:
@@ -260,7 +252,7 @@ async def _unequal(plan, leftover, paths, progress, compare) -> set[Path]:
   leaves = plan.target.leaves
   progress.start("verifying what was left", sum(leaves[path].size * leaves[path].dtype.itemsize for path in paths))
   try:
-    await compare(paths, open_target=leftover.open, on_failure=failed.__setitem__)
+    await compare(paths, leftover.open, failed.__setitem__)
   except (OSError, ValueError):  # The source cannot be read: streaming it says so.
     failed = dict.fromkeys(paths, None)
   progress.finish()

@@ -205,7 +205,9 @@ def _move(pieces: list[_Piece], axes: tuple[int, ...], sizes: tuple[int, ...]) -
 
   A layer axis of the source that is a layer axis of the target as it stands goes along whole.
   """
-  held, _ = pieces[0]
+  held, index = pieces[0]
+  if not sizes:
+    return leaf_moves.Move(((held.variable, index),), taken=held.axes)
   own, stacked, passing = list(held.axes), list(range(len(sizes))), {}
   by_place = dict(zip(itertools.product(*map(range, sizes)), ((piece.variable, index) for piece, index in pieces)))
   for at, (axis, size) in enumerate(zip(axes, sizes)):

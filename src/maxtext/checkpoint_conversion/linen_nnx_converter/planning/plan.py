@@ -138,6 +138,11 @@ class Plan:
         _check_result(path, leaf, self.moves.get(path), self.source.leaves)
 
 
+def is_step_cast(origin: abstract_state.Leaf, leaf: abstract_state.Leaf) -> bool:
+  """Whether both are scalars of dtypes that a step has."""
+  return origin.shape == leaf.shape == () and {str(origin.dtype), str(leaf.dtype)} <= STEP_DTYPES
+
+
 def is_held(source: Path) -> bool:
   """Whether a source leaf is held in memory, not read from a checkpoint."""
   return source[0] in (MADE, FROM_FOLDER)
@@ -220,12 +225,11 @@ def _check_result(path, leaf, move, sources):
       if move.kind != "copy" or origin is not leaf:
         raise _result_error(path, "a Python scalar copied as it is", f"{move.kind} of {origin!r}")
       continue
-    shape, dtype = move.shape(origin.shape), str(origin.dtype)
+    shape = move.shape(origin.shape)
     if shape != tuple(leaf.shape):
       raise _result_error(path, f"shape {tuple(leaf.shape)}", f"{shape} made of {'/'.join(source)}")
-    is_step_cast = move.kind == "copy" and shape == () and {dtype, str(leaf.dtype)} <= STEP_DTYPES
-    if dtype != str(leaf.dtype) and not is_step_cast:
-      raise _result_error(path, f"dtype {leaf.dtype}", f"{dtype} of {'/'.join(source)}")
+    if origin.dtype != leaf.dtype and not (move.kind == "copy" and is_step_cast(origin, leaf)):
+      raise _result_error(path, f"dtype {leaf.dtype}", f"{origin.dtype} of {'/'.join(source)}")
 
 
 def _result_error(path, expected, found) -> errors.LayerStackError:

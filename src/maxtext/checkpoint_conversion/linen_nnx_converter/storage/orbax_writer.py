@@ -20,13 +20,13 @@ our own leaf type, `TargetLeaf`, which let the arrays be written block by block 
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import fnmatch
 import json
 import os
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 from etils import epath
 import jax
@@ -40,7 +40,6 @@ import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import target_leaf
 
@@ -48,10 +47,15 @@ Path = abstract_state.Path
 
 _OPENS_AT_ONCE = 1000
 
-# Writes the arrays of these target leaves into these open stores.
-Stream = Callable[[Mapping[Path, ts.TensorStore]], Awaitable[None]]
-# Puts the other arrays, chunks and zarr metadata, into the folder of the pytree.
-PutEncoded = Callable[[epath.Path], Awaitable[None]]
+
+class Content(Protocol):
+  """What writes the bytes of the arrays."""
+
+  async def stream(self, stores: Mapping[Path, ts.TensorStore]) -> None:
+    """Writes the arrays of these target leaves into their stores, which are open for writing."""
+
+  async def put_encoded(self, items: epath.Path) -> None:
+    """Puts the other arrays, chunks and zarr metadata, into the folder of the pytree."""
 
 
 def new_transaction() -> ts.Transaction:
@@ -75,38 +79,31 @@ def check_target(folder: epath.Path, *, use_ocdbt: bool):
 
 
 def save(
-    target: locations.Location,
+    path: epath.Path,
+    item: str | None,
     leaves: abstract_state.AbstractState,
-    stream: Stream,
-    put_encoded: PutEncoded,
+    content: Content,
     *,
     use_ocdbt: bool,
     use_zarr3: bool,
     before_commit: Callable[[epath.Path, epath.Path], Any],
-    check_free: Callable[[], None],
-    announce: Callable[[atomic_target.Place], None],
 ) -> Any:
-  """Saves a pytree of `TargetLeaf`s and others: whole, or not at all.
+  """Saves a pytree of `TargetLeaf`s and others.
 
   Args:
-    target: where to.
+    path: where to, which is free.
+    item: the name of the item that the pytree is of a step; None if it stands alone.
     leaves: the leaves and lists of the pytree.
-    stream: writes the arrays that are streamed; called with stores that are open for writing.
-    put_encoded: puts the others into the folder of the pytree; called once, before Orbax merges the stores.
+    content: writes the bytes; its encoded arrays are put down once, before Orbax merges the stores.
     use_ocdbt: whether the arrays go into an OCDBT store.
     use_zarr3: whether to write zarr 3.
     before_commit: called with the temporary folder of the checkpoint and that of the pytree when all is written. What
       it raises prevents the commit.
-    check_free: refuses what stands at the target unless it may be replaced; called again just before it is.
-    announce: called with the place of the target before anything is made there.
 
   Returns:
     What `before_commit` returned; None in other processes than the first.
-
-  Raises:
-    TargetError: the target cannot be written.
   """
-  writes = _Writes(stream, put_encoded)
+  writes = _Writes(content)
   array_handler = _ArrayHandler(writes)
   registry = ocp.type_handlers.create_type_handler_registry(
       (jax.Array, array_handler),  # Orbax writes array metadata only where it finds this one.
@@ -116,24 +113,21 @@ def save(
       *((kind, ocp.type_handlers.ScalarHandler()) for kind in (int, float, bool, np.number)),
       (str, ocp.type_handlers.StringHandler()),
   )
-  handler = ocp.PyTreeCheckpointHandler(use_ocdbt=use_ocdbt, use_zarr3=use_zarr3, type_handler_registry=registry)
-  handler = pytree = _with_last_look(
-      handler, lambda items: before_commit(items if target.step_folder is None else items.parent, items)
-  )
-  arguments = ocp.args.PyTreeSave(abstract_state.unflatten(leaves))
-  if target.step_folder is not None:
+  pytree = {"use_ocdbt": use_ocdbt, "use_zarr3": use_zarr3, "type_handler_registry": registry}
+  tree, seen = abstract_state.unflatten(leaves), []
+  look = lambda folder: seen.append(before_commit(folder, folder / (item or "")))
+  if item is None:
+    handler, arguments = _PyTreeHandler(look, **pytree), _PyTreeSave(tree)
+  else:
     # Orbax makes an item's folder anew if it exists: it must not do so beside the handlers that write there.
     options = ocp.CompositeOptions(async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
-    items: dict[str, Any] = {target.items.name: pytree}
-    handler = ocp.CompositeCheckpointHandler(composite_options=options, **items)
-    arguments = ocp.args.Composite(**{target.items.name: arguments})
-  is_primary = jax.process_index() == 0
-  with (
-      atomic_target.staged(target.final, check_free=check_free, is_primary=is_primary, announce=announce) as path,
-      ocp.Checkpointer(handler) as checkpointer,
-  ):
+    items: dict[str, Any] = {item: ocp.PyTreeCheckpointHandler(**pytree)}
+    handler, arguments = _StepHandler(look, composite_options=options, **items), _StepSave(
+        **{item: ocp.args.PyTreeSave(tree)}
+    )
+  with ocp.Checkpointer(handler) as checkpointer:
     checkpointer.save(path, args=arguments)
-  return pytree.seen
+  return seen[0] if seen else None
 
 
 async def merge_stores(directory: epath.Path, context: ts.Context, *, use_zarr3: bool):
@@ -141,34 +135,63 @@ async def merge_stores(directory: epath.Path, context: ts.Context, *, use_zarr3:
   await ocdbt_utils.merge_ocdbt_per_process_files(directory, context, use_zarr3, enable_validation=False)
 
 
-def _with_last_look(handler: Any, before_commit: Callable[[epath.Path], Any]) -> Any:
-  """Lets `before_commit` see the merged pytree; Orbax commits when `finalize` returns. `seen` is what it returned.
+class _PyTreeHandler(ocp.PyTreeCheckpointHandler):
+  """Lets `before_commit` see a pytree that stands alone when all is written: Orbax commits when `finalize` returns."""
 
-  Set on the instance. A subclass can be recorded under the name of Orbax's handler, which readers look up, by its
-  `typestr`; but Orbax knows no arguments to save it with where the pytree stands alone, for these go by the very class.
+  def __init__(self, before_commit: Callable[[epath.Path], Any], **options):
+    super().__init__(**options)
+    self._before_commit = before_commit
+
+  def finalize(self, directory):
+    super().finalize(directory)
+    _record_handler(epath.Path(directory), ocp.PyTreeCheckpointHandler.typestr())
+    self._before_commit(epath.Path(directory))
+
+
+class _StepHandler(ocp.CompositeCheckpointHandler):
+  """The same for a step."""
+
+  def __init__(self, before_commit: Callable[[epath.Path], Any], **options):
+    super().__init__(**options)
+    self._before_commit = before_commit
+
+  def finalize(self, directory):
+    super().finalize(directory)
+    self._before_commit(epath.Path(directory))
+
+
+# Orbax takes no handler but with arguments of its own.
+@ocp.args.register_with_handler(_PyTreeHandler, for_save=True, for_restore=True)
+class _PyTreeSave(ocp.args.PyTreeSave):
+  pass
+
+
+@ocp.args.register_with_handler(_StepHandler, for_save=True, for_restore=True)
+class _StepSave(ocp.args.Composite):
+  pass
+
+
+def _record_handler(folder, name):
+  """Puts the name of the handler that readers look up into the metadata, where Orbax put that of ours.
+
+  No second handler can be registered under the name of another.
   """
-  finalize = handler.finalize
-
-  def finalize_and_look(directory):
-    finalize(directory)
-    handler.seen = before_commit(epath.Path(directory))
-
-  handler.finalize, handler.seen = finalize_and_look, None
-  return handler
+  path = folder / locations.STEP_METADATA
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"item_handlers": name}))
 
 
 class _Writes:
   """What writes the bytes. The handlers share it, for what is encoded is put down once, by the first of them."""
 
-  def __init__(self, stream: Stream, put_encoded: PutEncoded):
-    self.stream, self._put_encoded = stream, put_encoded
+  def __init__(self, content: Content):
+    self.stream, self._content = content.stream, content
     self._is_put, self._lock = False, threading.Lock()
 
   async def put_encoded(self, items: epath.Path):
     with self._lock:
       is_first, self._is_put = not self._is_put, True
     if is_first:
-      await self._put_encoded(items)
+      await self._content.put_encoded(items)
 
 
 class _WritingHandler:

@@ -16,6 +16,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -32,6 +33,21 @@ Box = tuple[tuple[int, int], ...]  # (start, stop) for each axis.
 
 _PARTS_AT_ONCE = 4  # Of what is made of a box: more would hold as much of the target as of the source.
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # By the bytes of an element.
+
+
+@dataclasses.dataclass(frozen=True)
+class Sides:
+  """The arrays that are compared.
+
+  Attributes:
+    open_source: opens a source leaf's array.
+    open_target: opens a target leaf's array.
+    chunk_shape_of: the chunk shape of a source leaf.
+  """
+
+  open_source: Open
+  open_target: Open
+  chunk_shape_of: Callable[[Path], tuple[int, ...]]
 
 
 def verify_state(expected: abstract_state.AbstractState, found: abstract_state.AbstractState):
@@ -65,10 +81,8 @@ def verify_names(expected: abstract_state.AbstractState, name_of: Callable[[Path
 async def verify_arrays(
     plan: plan_lib.Plan,
     targets: Iterable[Path],
+    sides: Sides,
     *,
-    open_source: Open,
-    open_target: Open,
-    chunk_shape_of: Callable[[Path], tuple[int, ...]],
     memory_budget: int,
     on_verified: Callable[[int], None],
     on_equal: Callable[[Path, Box, np.ndarray], None] | None = None,
@@ -81,9 +95,7 @@ async def verify_arrays(
   Args:
     plan: the plan that was carried out.
     targets: the target leaves to compare.
-    open_source: opens a source leaf's array.
-    open_target: opens a target leaf's array.
-    chunk_shape_of: the chunk shape of a source leaf.
+    sides: their arrays, and the source's.
     memory_budget: bytes, for all data held at a time; a single chunk may take more.
     on_verified: called with the size of each target leaf's part of a source leaf that was found, in bytes.
     on_equal: called, in a thread, with each box of a target leaf that was found equal, and what stands in it.
@@ -93,10 +105,9 @@ async def verify_arrays(
     VerificationError: naming the first element that differs.
     DamagedSourceError: a chunk of the source cannot be read.
   """
-  box_bytes = (
-      memory_budget // 16
-  )  # Two leaves at a time, each with its box, its counterpart and what decoding them takes.
-  chunk_bytes = lambda path: math.prod(chunk_shape_of(path)) * np.dtype(plan.source.leaves[path].dtype).itemsize
+  # Two leaves at a time, each with its box, its counterpart and what decoding them takes.
+  box_bytes = memory_budget // 16
+  chunk_bytes = lambda path: math.prod(sides.chunk_shape_of(path)) * np.dtype(plan.source.leaves[path].dtype).itemsize
   targets = frozenset(targets)
   wanted = {path: [part for part in parts if part.target in targets] for path, parts in plan.parts().items()}
   stored = {path: parts for path, parts in wanted.items() if parts and abstract_state.is_array(plan.source.leaves[path])}
@@ -115,10 +126,10 @@ async def verify_arrays(
     async with gate:
       if failures:
         return
-      source = await _opened(path, plan.source.leaves[path], open_source)
-      opened = await asyncio.gather(*(_opened(p.target, plan.target.leaves[p.target], open_target) for p in parts))
+      source = await _opened(path, plan.source.leaves[path], sides.open_source)
+      opened = await asyncio.gather(*(_opened(p.target, plan.target.leaves[p.target], sides.open_target) for p in parts))
       itemsize = source.dtype.numpy_dtype.itemsize
-      for box in boxes(source.shape, chunk_shape_of(path), box_bytes // itemsize):
+      for box in boxes(source.shape, sides.chunk_shape_of(path), box_bytes // itemsize):
         data = await _read_source(path, source, box)
         for some in itertools.batched(zip(parts, opened), _PARTS_AT_ONCE):
           await asyncio.gather(*(verify_part(part, target, box, data) for part, target in some))

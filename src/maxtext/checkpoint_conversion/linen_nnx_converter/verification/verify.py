@@ -158,9 +158,11 @@ def verify_written(
       decoded.verify_arrays(
           plan,
           unproven,
-          open_source=lambda path: source.open(path) if plan_lib.is_held(path) else ours.open(path),
-          open_target=theirs.open,
-          chunk_shape_of=lambda path: source.stored[path].chunk_shape,
+          decoded.Sides(
+              lambda path: source.open(path) if plan_lib.is_held(path) else ours.open(path),
+              theirs.open,
+              lambda path: source.stored[path].chunk_shape,
+          ),
           memory_budget=budget,
           on_verified=progress.advance,
           on_equal=collector.add,
