@@ -53,12 +53,12 @@ import orbax.checkpoint as ocp
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as command
-from maxtext.checkpoint_conversion.linen_nnx_converter import api
+from maxtext.checkpoint_conversion.linen_nnx_converter import conversion
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import stopping
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 
-del api, progress, stopping  # Imported here so that the forks need not.
+del conversion, progress, stopping  # Imported here so that the forks need not.
 
 _RUNS = flags.DEFINE_integer("runs", 400, "How many conversions to stop.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 1, "Of the choice of ways, faults and moments.")

@@ -33,7 +33,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint._src.path import async_path
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import api
+from maxtext.checkpoint_conversion.linen_nnx_converter import conversion as conversion_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
 
@@ -287,7 +287,7 @@ class RecordTest(util.CheckpointTestCase):
     converter.convert_checkpoint(self.tmp / "nnx", self.tmp / "plain", direction="nnx_to_nnx", nnx_values="plain")
     converter.convert_checkpoint(self.tmp / "plain", self.tmp / "linen")
     self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "linen")), util.flat(tree))
-    self.assertNotIn(api.RECORD, (self.tmp / "source" / "_CHECKPOINT_METADATA").read_text())
+    self.assertNotIn(conversion_lib.RECORD, (self.tmp / "source" / "_CHECKPOINT_METADATA").read_text())
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ ORDER = (
     "copying",
     "verification",
     "record",
+    "conversion",
     "api",
     "command",
     "__main__",

@@ -217,7 +217,7 @@ class InProcessTest(util.CheckpointTestCase):
 
   @parameterized.parameters(
       (KeyboardInterrupt(), "interrupted: "),
-      (OSError(errno.EIO, "Input/output error"), "{target}: OSError: [Errno 5] Input/output error. "),
+      (OSError(errno.EIO, "Input/output error"), "{target}/2: OSError: [Errno 5] Input/output error. "),
   )
   def test_after_the_commit(self, error, said):
     """The target has its name, and then its parent folder cannot be given to the disk."""

@@ -34,6 +34,7 @@ from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import by_reference
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import folders
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import durable
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 
@@ -119,7 +120,7 @@ class TargetTest(faults.FaultTestCase):
         raise KeyboardInterrupt
       real(old, new)
 
-    no_exchange = absltest.mock.patch.object(atomic_target, "_exchange", lambda *_: False)
+    no_exchange = absltest.mock.patch.object(folders, "exchange", lambda *_: False)
     with no_exchange, absltest.mock.patch.object(os, "rename", rename):
       if is_killed:
         with self.assertRaises(KeyboardInterrupt):
@@ -246,7 +247,7 @@ class SignalTest(faults.FaultTestCase):
 
   def test_a_clean_stop(self):
     """Of a conversion in a background job that waits for a lock, so that it is sure to be under way."""
-    with atomic_target._locked(self.tmp, wait=True):  # pylint: disable=protected-access
+    with folders.locked(self.tmp, wait=True):
       command = [sys.executable, "-m", MODULE, f"--source_path={self.source}", f"--target_path={self.tmp}/out"]
       command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
       process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -42,7 +42,7 @@ with epy.lazy_api_imports(globals()):
   # pylint: disable=g-importing-member
   from maxtext.checkpoint_conversion.linen_nnx_converter.__main__ import main
   from maxtext.checkpoint_conversion.linen_nnx_converter.verification.verify import verify_checkpoint
-  from maxtext.checkpoint_conversion.linen_nnx_converter.api import convert_checkpoint
+  from maxtext.checkpoint_conversion.linen_nnx_converter.conversion import convert_checkpoint
   from maxtext.checkpoint_conversion.linen_nnx_converter.api import convert_linen_to_nnx
   from maxtext.checkpoint_conversion.linen_nnx_converter.api import convert_nnx_to_linen
   from maxtext.checkpoint_conversion.linen_nnx_converter.api import detect_format

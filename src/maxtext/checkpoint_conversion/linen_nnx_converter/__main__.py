@@ -34,6 +34,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
 DONE, REFUSED, VERIFICATION_FAILED, INTERRUPTED = 0, 1, 2, 130  # Exit codes; 0 whenever the target is there.
 
 _OTHER_FLAGS = ("help", "traceback", "h", "verify_only")  # Those that a conversion does not take.
+_CLUSTER_FLAGS = ("coordinator_address", "num_processes", "process_id")
 _WORDS = frozenset({"full", "true", "false", "yes", "no", "t", "f", "y", "n", "1", "0"})  # No names of configs.
 _VERIFY_ONLY_FLAGS = ("verify_only", "target_path", "memory_budget_gib", "traceback")
 
@@ -109,6 +110,10 @@ def _main(argv, announce) -> int:
   for name in ("target_path",) if values.verify_only else ("source_path", "target_path"):
     if not values[name].value and not rest:
       return _refuse(f"--{name}: expected a path, found none. Run with --help to see all flags.")
+  if len({values[name].value is None for name in _CLUSTER_FLAGS}) != 1:
+    return _refuse(
+        "--coordinator_address, --num_processes and --process_id: expected all of them or none. Give all three."
+    )
   return _convert(values, rest, announce)
 
 
@@ -158,35 +163,17 @@ def _quiet(show_all: bool) -> Iterator[None]:
 
 
 def _convert(values, config_arguments, announce) -> int:
-  """Converts or verifies as the flags say, and prints what was done."""
+  """Converts or verifies as the flags say, prints what was done, and returns the exit code."""
   # pylint: disable=import-outside-toplevel
   import jax
 
-  from maxtext.checkpoint_conversion.linen_nnx_converter import api
   from maxtext.checkpoint_conversion.linen_nnx_converter import errors
   from maxtext.checkpoint_conversion.linen_nnx_converter import progress
-  from maxtext.checkpoint_conversion.linen_nnx_converter.command import stopping
-  from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
-  from maxtext.checkpoint_conversion.linen_nnx_converter.verification import verify
 
-  cluster = {name: values[name].value for name in ("coordinator_address", "num_processes", "process_id")}
-  options = {name: values[name].value for name in values if name not in (*_OTHER_FLAGS, *cluster)}
-  if len({value is None for value in cluster.values()}) != 1:
-    return _refuse(
-        "--coordinator_address, --num_processes and --process_id: expected all of them or none. Give all three."
-    )
   told = progress.Progress(announce=announce)
   try:
     with _quiet(values.traceback):
-      if values.verify_only:
-        memory, plan = values.memory_budget_gib, []
-        summary = verify.verify_checkpoint(values.target_path, memory_budget_gib=memory, progress=told).summary()
-      else:
-        if cluster["coordinator_address"]:
-          jax.distributed.initialize(**cluster, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
-        config = run_config.load(config_arguments) if config_arguments else None
-        conversion = api.convert_checkpoint(**options, config=config, progress=told)
-        plan, summary = conversion.lines() if conversion.dry_run else [], conversion.summary()
+      lines = _verified(values, told) if values.verify_only else _converted(values, config_arguments, told)
   except errors.ConversionError as e:
     if values.traceback:
       raise
@@ -195,13 +182,49 @@ def _convert(values, config_arguments, announce) -> int:
   except Exception as e:  # A full disk, a file that vanished: one line as well.  pylint: disable=broad-except
     if values.traceback:
       raise
-    is_there, what = (False, "Nothing was verified.") if values.verify_only else stopping.left(told.place)
-    _refuse(f"{options['target_path']}: {type(e).__name__}: {errors.one_line(e, 500)}. {what[0].upper()}{what[1:]}")
-    return DONE if is_there else REFUSED
-  if jax.process_index() != 0:
-    return DONE
-  streams.show("\n".join([*plan, summary]), must_be_read=not values.dry_run)
+    return _failed(e, values, told.place)
+  if jax.process_index() == 0:
+    streams.show("\n".join(lines), must_be_read=not values.dry_run)
   return DONE
+
+
+def _verified(values, told) -> list[str]:
+  """Verifies a checkpoint alone; what there is to say."""
+  # pylint: disable-next=import-outside-toplevel
+  from maxtext.checkpoint_conversion.linen_nnx_converter.verification import verify
+
+  memory = values.memory_budget_gib
+  return [verify.verify_checkpoint(values.target_path, memory_budget_gib=memory, progress=told).summary()]
+
+
+def _converted(values, config_arguments, told) -> list[str]:
+  """Converts a checkpoint; what there is to say."""
+  # pylint: disable=import-outside-toplevel
+  import jax
+
+  from maxtext.checkpoint_conversion.linen_nnx_converter import conversion
+  from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
+
+  if values.coordinator_address:
+    cluster = {name: values[name].value for name in _CLUSTER_FLAGS}
+    jax.distributed.initialize(**cluster, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+  options = {name: values[name].value for name in values if name not in (*_OTHER_FLAGS, *_CLUSTER_FLAGS)}
+  config = run_config.load(config_arguments) if config_arguments else None
+  done = conversion.convert_checkpoint(**options, config=config, progress=told)
+  return [*(done.lines() if done.dry_run else ()), done.summary()]
+
+
+def _failed(e: Exception, values, place) -> int:
+  """Says in one line what went wrong that no refusal foresaw, and what is on the disk; returns the exit code."""
+  # pylint: disable=import-outside-toplevel
+  from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+  from maxtext.checkpoint_conversion.linen_nnx_converter.command import stopping
+
+  is_there, what = (False, "Nothing was verified.") if values.verify_only else stopping.left(place)
+  path = getattr(e, "filename", None) or (place.final if place else values.target_path)
+  hint = "" if isinstance(e, OSError) else " --traceback shows where."
+  _refuse(f"{path}: {type(e).__name__}: {errors.one_line(e, 500)}. {what[0].upper()}{what[1:]}{hint}")
+  return DONE if is_there else REFUSED
 
 
 def _refuse(message) -> int:

@@ -43,6 +43,15 @@ def define_flags() -> flags.FlagValues:
   values = flags.FlagValues()
   values.set_gnu_getopt(True)  # Flags may follow the config.
   common = {"flag_values": values, "module_name": MODULE}
+  _define_form(common)
+  _define_layout(common)
+  _define_bytes(common)
+  _define_running(common)
+  return values
+
+
+def _define_form(common):
+  """What to convert, and into what."""
   flags.DEFINE_string(
       "source_path",
       None,
@@ -76,6 +85,10 @@ def define_flags() -> flags.FlagValues:
       "reads. Unset: the installed one, if a config is given.",
       **common,
   )
+
+
+def _define_layout(common):
+  """The spelling of the target's leaves, and which of them there are."""
   flags.DEFINE_enum(
       "layer_naming",
       None,
@@ -109,6 +122,10 @@ def define_flags() -> flags.FlagValues:
       "With a config, make the NNX RNG state that the source lacks, by MaxText's own model and the config's seed.",
       **common,
   )
+
+
+def _define_bytes(common):
+  """How the bytes go, and what is checked."""
   flags.DEFINE_float("memory_budget_gib", 2.0, "GiB of memory for the data under way.", lower_bound=0.0625, **common)
   flags.DEFINE_enum(
       "copy_mode",
@@ -133,6 +150,10 @@ def define_flags() -> flags.FlagValues:
       "Convert nothing: compare the leaves of --target_path with the digests that its conversion kept.",
       **common,
   )
+
+
+def _define_running(common):
+  """How the command runs."""
   flags.DEFINE_string(
       "coordinator_address",
       None,
@@ -144,4 +165,3 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_boolean("dry_run", False, "Print the plan and write nothing.", **common)
   flags.DEFINE_boolean("traceback", False, "Show the traceback of a failure.", **common)
   flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)
-  return values

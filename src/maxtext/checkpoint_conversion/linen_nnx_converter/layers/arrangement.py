@@ -22,6 +22,7 @@ import jax
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_names
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
@@ -171,7 +172,7 @@ def _stack_leaves(stack, layers: list[dict[_Key, _Piece]], param_scan_axis, path
     held, _ = pieces[0]
     collection, subtree, rest = key
     variable = Variable(collection, (*stack.prefix, *rest), subtree)
-    if layer_stacks.prefix_of(variable.path) != stack.prefix:
+    if layer_names.prefix_of(variable.path) != stack.prefix:
       path, remedy = path_of(held.variable), "Keep the arrangement: leave out --scan_layers."
       raise layer_stacks.unlike(path, f"a name that {'/'.join(stack.prefix)} can have below it", "a layer's", remedy)
     if abstract_state.is_empty(held.leaf):

@@ -26,6 +26,7 @@ import math
 import re
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_names
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
 
@@ -34,20 +35,7 @@ Variable = leaf_roles.Variable
 PathOf = Callable[[Variable], Path]
 
 FLAT, NESTED = "flat", "nested"  # `layers_<n>` and `layers/<n>`.
-
-_STACK_NAME = re.compile(r"(?:.*_)?layers")
-_FLAT_NAME = re.compile(r"((?:.*_)?layers)_(0|[1-9]\d*)")
-_INTEGER = re.compile(r"0|[1-9]\d*")
-_UNSTACKED_COMPONENTS = frozenset({"vision_encoder", "audio_encoder"})  # MaxText never scans its towers.
-# A block's children, one for each position in it; Qwen3-Next's and Qwen3.5's are singular.
-_BLOCK_CHILD = re.compile(r"layers?_(0|[1-9]\d*)")
-_OLD_DENSE_NAME = re.compile(r"dense_layer_(0|[1-9]\d*)")  # NNX DeepSeek up to MaxText 0.2.3.
-_LINEN_REMAINDER = re.compile(r"Gemma4DecoderLayerToLinen_(0|[1-9]\d*)")
-# Layers in an order that neither names nor shapes tell.
 _MOST_LAYERS = 100_000  # A shape that says more is damaged; listing its layers would take all memory.
-_UNKNOWN_ORDER = re.compile(
-    r"pipeline_module|(?:.*_)?layers_outside_pipeline(?:_\d+)?|(?:.*_)?layers_(?:engram_\d+|\d+_\d+)"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +60,7 @@ class LayerStack:
   def is_scanned(self) -> bool:
     """Whether only a scanned model has this stack; what is left over after its blocks may have no layer axis."""
     name = self.prefix[1] if len(self.prefix) > 1 else ""
-    return bool(self.sizes) or name == "layers_remainder" or _LINEN_REMAINDER.fullmatch(name) is not None
+    return bool(self.sizes) or name == "layers_remainder" or layer_names.LINEN_REMAINDER.fullmatch(name) is not None
 
   def layer(self, index: tuple[int, ...]) -> int:
     """The number in the group of the layer at `index`."""
@@ -122,7 +110,7 @@ def layer_counts(schedule: Schedule) -> dict[Path, int]:
 
 def is_scanned(schedule: Schedule, paths: Iterable[Path]) -> bool | None:
   """What MaxText's `scan_layers` says of a model of this schedule; None if it has no layers that could be scanned."""
-  if any(stack.is_scanned for stack in schedule) or any(map(_has_unknown_order, paths)):
+  if any(stack.is_scanned for stack in schedule) or any(map(layer_names.has_unknown_order, paths)):
     return True
   return False if schedule else None
 
@@ -141,7 +129,7 @@ def find(variables: Mapping[Variable, abstract_state.Leaf], param_scan_axis: int
   """
   prefixes = {}  # The stacks' prefixes, each with the variables below it.
   for variable in variables:
-    if prefix := prefix_of(variable.path):
+    if prefix := layer_names.prefix_of(variable.path):
       prefixes.setdefault(prefix, []).append(variable)
   for parent in [prefix for prefix in prefixes if any(other[:-1] == prefix for other in prefixes)]:
     # RNG state that a block's children share stands beside them; anything else would be a second way of writing.
@@ -150,7 +138,7 @@ def find(variables: Mapping[Variable, abstract_state.Leaf], param_scan_axis: int
     del prefixes[parent]
   sizes = {}
   for prefix, below in prefixes.items():
-    sizes[prefix] = _sizes(below, variables, _axis_count(prefix, prefixes), param_scan_axis, path_of)
+    sizes[prefix] = _sizes(below, variables, layer_names.axis_count(prefix), param_scan_axis, path_of)
   schedule = tuple(sorted(_stacks(sizes), key=lambda stack: (stack.group, stack.first)))
   check(schedule, lambda prefix: _unboxed(path_of(dataclasses.replace(next(iter(variables)), path=prefix, subtree=None))))
   return schedule
@@ -193,43 +181,13 @@ def refuse_unknown_order(variables: Iterable[Variable], path_of: PathOf):
     LayerStackError: naming a variable of such a layer.
   """
   for variable in variables:
-    if _has_unknown_order(variable.path):
+    if layer_names.has_unknown_order(variable.path):
       raise errors.LayerStackError(
           path_of(variable),
           "layers whose order is known",
           "those of a pipeline, or of engram's chunks",
           "Keep the arrangement: leave out --scan_layers.",
       )
-
-
-def _has_unknown_order(path: Path) -> bool:
-  return len(path) > 1 and _UNKNOWN_ORDER.fullmatch(path[1]) is not None
-
-
-def prefix_of(path: Path) -> Path | None:
-  """The prefix of the layer stack that a variable belongs to, or None."""
-  if len(path) < 3 or path[0] in _UNSTACKED_COMPONENTS or _has_unknown_order(path):
-    return None
-  name, below = path[1], path[2] if len(path) > 3 else ""
-  if _FLAT_NAME.fullmatch(name) or _OLD_DENSE_NAME.fullmatch(name) or _LINEN_REMAINDER.fullmatch(name):
-    return path[:2]
-  is_child = _BLOCK_CHILD.fullmatch(below) or below in ("local_layers", "global_layer")
-  if name in ("layers", "scanned_blocks", "layers_remainder") and is_child:
-    return path[:3]
-  if not _STACK_NAME.fullmatch(name):
-    return None
-  return path[:3] if _INTEGER.fullmatch(below) else path[:2]
-
-
-def _axis_count(prefix: Path, prefixes) -> int:
-  """The number of layer axes of the leaves below a prefix."""
-  component, name, *child = prefix
-  if name == "layers_remainder":
-    return 1 if child == ["local_layers"] else 0
-  if child == ["local_layers"]:
-    return 2
-  is_one_layer = _FLAT_NAME.fullmatch(name) or _OLD_DENSE_NAME.fullmatch(name) or _LINEN_REMAINDER.fullmatch(name)
-  return 0 if is_one_layer or (child and _INTEGER.fullmatch(child[0])) else 1
 
 
 def _sizes(below, variables, axis_count, param_scan_axis, path_of) -> tuple[int, ...]:
@@ -277,10 +235,12 @@ def _stacks(sizes: Mapping[Path, tuple[int, ...]]) -> Iterator[LayerStack]:
   for component in dict.fromkeys(prefix[0] for prefix in sizes):
     of = {prefix: size for prefix, size in sizes.items() if prefix[0] == component}
     blocks = {prefix: size for prefix, size in of.items() if len(prefix) > 2 and size and prefix[1] != "layers_remainder"}
-    before = sum(_FLAT_NAME.sub(r"\1", prefix[1]) == "layers" and not of[prefix] for prefix in of if len(prefix) == 2)
+    before = sum(
+        layer_names.FLAT.sub(r"\1", prefix[1]) == "layers" and not of[prefix] for prefix in of if len(prefix) == 2
+    )
     period = _period(blocks)
     after = before * bool(blocks) + period * max((size[0] for size in blocks.values()), default=0)
-    dense = sum(_OLD_DENSE_NAME.fullmatch(prefix[1]) is not None for prefix in of)
+    dense = sum(layer_names.OLD_DENSE.fullmatch(prefix[1]) is not None for prefix in of)
     for prefix, size in of.items():
       yield _stack(prefix, size, _Numbering(dense, before, period, after))
 
@@ -289,15 +249,15 @@ def _stack(prefix: Path, size: tuple[int, ...], numbering: _Numbering) -> LayerS
   """The stack of one prefix, whose layer axes have these lengths."""
   component, name, *child = prefix
   layers = (component, "layers")
-  if match := _OLD_DENSE_NAME.fullmatch(name):
+  if match := layer_names.OLD_DENSE.fullmatch(name):
     return LayerStack(prefix, (component, "dense_layers"), int(match[1]))
-  if match := _LINEN_REMAINDER.fullmatch(name):
+  if match := layer_names.LINEN_REMAINDER.fullmatch(name):
     return LayerStack(prefix, layers, numbering.after + int(match[1]))
-  if match := _FLAT_NAME.fullmatch(name):
+  if match := layer_names.FLAT.fullmatch(name):
     return LayerStack(prefix, (component, match[1]), int(match[2]))
   if not child:
     return LayerStack(prefix, (component, name), 0, (1,), size)
-  if _INTEGER.fullmatch(child[0]):
+  if layer_names.INTEGER.fullmatch(child[0]):
     is_moe = numbering.dense and name == "layers"
     group = (component, "moe_layers" if is_moe else name)
     return LayerStack(prefix, group, int(child[0]) - (numbering.dense if is_moe else 0))
@@ -319,7 +279,7 @@ def _block_stack(prefix, size, layers, numbering) -> LayerStack:
 def _period(blocks) -> int:
   """The number of layers in a block: its positions, or its local layers and the global one."""
   local = [size[1] for prefix, size in blocks.items() if prefix[2] == "local_layers"]
-  return local[0] + 1 if local else sum(_INTEGER.fullmatch(prefix[2]) is None for prefix in blocks)
+  return local[0] + 1 if local else sum(layer_names.INTEGER.fullmatch(prefix[2]) is None for prefix in blocks)
 
 
 def _two_ways(path, group) -> errors.PathCollisionError:

@@ -21,19 +21,17 @@ was left behind by a run that was killed; one that somebody holds is never touch
 
 from collections.abc import Callable, Iterator
 import contextlib
-import ctypes
 import dataclasses
 import errno
-import fcntl
 import itertools
 import os
-import time
 import uuid
 
 from etils import epath
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import durable
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import folders
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 
 SUFFIX = ".orbax-checkpoint-tmp-linen_nnx_converter"
@@ -41,12 +39,8 @@ _A_DATA_FILE = "/ocdbt.process_0/d/0123456789abcdef0123456789abcdef"
 _ORBAX = ".orbax-checkpoint-tmp"  # What ends the name of the folder in which Orbax makes a checkpoint.
 _KEPT = f"{_ORBAX}-resumed-"
 _OLD = ".replaced"  # What ends the old checkpoint's name beside the new one, where the two cannot change places at once.
-_REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_REMOVALS = 200, 4, 0.1
-_SECONDS_TO_END = 3.0  # What a process that was killed takes at most, to let go of its locks, on a busy machine.
 _TOKENS, _TOKEN_TIMEOUT_MS = itertools.count(), 60_000
 _COMMITTED = "commit_success.txt"  # Orbax's, in remote storage.
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Of Linux's <fcntl.h> and <stdio.h>.
-_NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +79,8 @@ def clear_up(place: Place):
       with _claimed(final) as staging:
         _discard(staging)
   elif making.exists() and not (making == final and is_there(place)):
-    remove(making)
-  _remove_empty(list(final.parents)[: place.new_parents])
+    folders.remove(making)
+  folders.remove_empty(list(final.parents)[: place.new_parents])
 
 
 @contextlib.contextmanager
@@ -113,7 +107,7 @@ def staged(
   if not is_primary:
     yield _staging(final) / final.name
     return
-  created = _make_parents(final)
+  created = folders.make_parents(final)
   try:
     with _claimed(final) as staging:
       yield staging / final.name
@@ -123,7 +117,7 @@ def staged(
         durable.sync(folder)
       _discard(staging)  # With the old checkpoint in it, if there was one.
   except BaseException:
-    _remove_empty(created)
+    folders.remove_empty(created)
     raise
 
 
@@ -155,8 +149,8 @@ def recover(final: epath.Path):
   staging = _staging(final)
   if remote_files.is_remote(final) or not staging.exists():
     return
-  with _locked(staging.parent, wait=True), contextlib.suppress(FileNotFoundError):  # It has ended meanwhile.
-    with _locked(staging, wait=False) as is_left:
+  with folders.locked(staging.parent, wait=True), contextlib.suppress(FileNotFoundError):  # It has ended meanwhile.
+    with folders.locked(staging, wait=False) as is_left:
       if not is_left:
         raise _under_way(final)
       _put_back(staging, final)
@@ -168,7 +162,7 @@ def keep(final: epath.Path):
   """Moves what a killed conversion to `final` was making to a name of its own beside it, which `kept` finds."""
   if remote_files.is_remote(final) or not _staging(final).exists():
     return
-  with _locked(_staging(final), wait=False) as is_left:
+  with folders.locked(_staging(final), wait=False) as is_left:
     for folder in remote_files.children(_staging(final)) if is_left else ():
       if folder.name.startswith(f"{final.name}{_ORBAX}"):
         folder.rename(final.parent / f"{final.name}{_KEPT}{uuid.uuid4().hex[:8]}")
@@ -179,26 +173,6 @@ def kept(final: epath.Path) -> list[epath.Path]:
   if remote_files.is_remote(final) or not final.parent.exists():
     return []
   return sorted(path for path in remote_files.children(final.parent) if path.name.startswith(f"{final.name}{_KEPT}"))
-
-
-def remove(folder: epath.Path):
-  """Removes a folder into which TensorStore may still be writing, since what is under way cannot be called back.
-
-  Raises:
-    TargetError: something remains.
-  """
-  gone = 0
-  for _ in range(_REMOVALS):
-    gone = 0 if folder.exists() else gone + 1
-    if gone == _CHECKS_AFTER_REMOVAL:
-      return
-    try:
-      if not gone:
-        folder.rmtree()
-    except OSError:  # A file appeared while the folder was being emptied.
-      pass
-    time.sleep(_SECONDS_BETWEEN_REMOVALS)
-  raise errors.TargetError(folder, "to be removed", "files that come back", "Remove it by hand.")
 
 
 def _staging(final) -> epath.Path:
@@ -217,7 +191,7 @@ def _staged_remotely(final, check_free, is_primary, announce):
     check_free()
   except BaseException:
     if is_primary:
-      remove(new)
+      folders.remove(new)
     raise
   old = final.parent / f"{final.name}{_OLD}-{uuid.uuid4().hex[:8]}"
   final.rename(old)
@@ -251,10 +225,10 @@ def _claimed(final) -> Iterator[epath.Path]:
   staging, is_ours = _staging(final), False
   with contextlib.ExitStack() as locks:
     try:
-      with _locked(staging.parent, wait=True):  # So that none is between making its folder and locking it.
+      with folders.locked(staging.parent, wait=True):  # So that none is between making its folder and locking it.
         is_ours = not staging.exists()
         staging.mkdir(exist_ok=True)
-        is_ours = locks.enter_context(_locked(staging, wait=False)) or is_ours
+        is_ours = locks.enter_context(folders.locked(staging, wait=False)) or is_ours
       if not is_ours:
         raise _under_way(final)
       _put_back(staging, final)
@@ -264,8 +238,8 @@ def _claimed(final) -> Iterator[epath.Path]:
     except BaseException:
       if is_ours:
         _put_back(staging, final)
-        with _locked(staging.parent, wait=True):
-          remove(staging)
+        with folders.locked(staging.parent, wait=True):
+          folders.remove(staging)
       raise
 
 
@@ -280,33 +254,8 @@ def _under_way(final) -> errors.TargetError:
 
 def _discard(staging):
   """Removes a staging folder while nobody else can be about to lock it."""
-  with _locked(staging.parent, wait=True):
+  with folders.locked(staging.parent, wait=True):
     staging.rmtree()
-
-
-@contextlib.contextmanager
-def _locked(folder, *, wait: bool) -> Iterator[bool]:
-  """Holds the lock of a folder, and says whether it does: another has it, or the file system knows no locks."""
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    yield _lock(descriptor, wait)
-  finally:
-    os.close(descriptor)
-
-
-def _lock(descriptor, wait) -> bool:
-  """Locks a folder; without `wait`, it still waits as long as a process takes to end that was killed just now."""
-  deadline = time.monotonic() + _SECONDS_TO_END
-  while True:
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-      return True
-    except BlockingIOError:
-      if time.monotonic() > deadline:
-        return False
-      time.sleep(_SECONDS_BETWEEN_REMOVALS)
-    except OSError:
-      return False
 
 
 def _identity(path) -> str | None:
@@ -320,29 +269,12 @@ def _identity(path) -> str | None:
   return f"{found.st_dev}:{found.st_ino}"
 
 
-def _remove_empty(folders):
-  """Removes folders, the lowest first, up to one in which another conversion has put something."""
-  with contextlib.suppress(OSError):
-    for folder in folders:
-      os.rmdir(folder)
-
-
-def _make_parents(path) -> list[epath.Path]:
-  """Makes the parent folders, and returns those that were made, the lowest first."""
-  missing = list(itertools.takewhile(lambda parent: not parent.exists(), path.parents))
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise errors.TargetError(path, "a place that can be written", f"{type(e).__name__}: {e}") from e
-  return missing
-
-
 def _put(new, final, check_free):
   """Puts the finished checkpoint in its place; one that stands there moves to `new`'s, or beside it."""
   is_free = not final.exists() or (final.is_dir() and not remote_files.children(final))
   if not is_free:
     check_free()
-    if _exchange(new, final):
+    if folders.exchange(new, final):
       return
     os.rename(final, new.parent / f"{final.name}{_OLD}")
   try:
@@ -358,16 +290,3 @@ def _put_back(staging, final):
   old = staging / f"{final.name}{_OLD}"
   if old.exists() and not final.exists():
     old.rename(final)
-
-
-def _exchange(one, other) -> bool:
-  """Lets two folders change places at once; False where the system cannot."""
-  renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-  if renameat2 is None:
-    return False
-  if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
-    return True
-  number = ctypes.get_errno()
-  if number in _NO_EXCHANGE:
-    return False
-  raise OSError(number, os.strerror(number), os.fspath(other))
