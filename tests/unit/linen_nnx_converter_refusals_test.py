@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The table of refusals: every one that the code can raise is in it, and those that are provoked print what it says.
+"""The list of refusals: every one that the code can raise is in it, and those that are provoked print what the code says.
 
-`python tests/unit/linen_nnx_converter_refusals_test.py --write` writes the table anew.
+`python tests/unit/linen_nnx_converter_refusals_test.py --write` writes the list anew.
 """
 
 import ast
@@ -41,16 +41,17 @@ HELPERS = {"unlike": ("LayerStackError", 1, 3), "_layout_error": ("LayoutError",
 
 INTRODUCTION = """# Refusals
 
-Whatever the converter refuses, it says in one line, and leaves nothing at the target:
+Every refusal is one line, and leaves nothing at the target:
 
 ```
 <path>: expected <expected>, found <what is there>. <remedy>
 ```
 
-`path` is that of a leaf, a file or a folder; `…` stands for what differs from case to case. From Python each is an
-exception of the named class, a subclass of `errors.ConversionError`; the command prints it and exits with 1, with 2 for a
-`VerificationError`. `tests/unit/linen_nnx_converter_refusals_test.py` writes this page, and checks it against the code
-and against what is printed.
+`path` is a leaf, a file or a folder. From Python it is an exception of the class below, a subclass of
+`errors.ConversionError`. The command prints it and exits with 1; with 2 for a `VerificationError`.
+
+Below are the classes, what each means, its usual remedy, and what it may have expected. `…` differs from case to case;
+what differs as a whole is left out. `tests/unit/linen_nnx_converter_refusals_test.py` writes this page from the code.
 """
 
 Row = tuple[str, str, str]  # The class, what was expected, and the remedy, with … for what differs from case to case.
@@ -81,6 +82,7 @@ def rows_of(call: ast.Call) -> list[Row]:
   return [(name, e, r) for e in texts(call.args[1]) for r in remedies]
 
 
+@functools.cache
 def rows_of_code() -> set[Row]:
   calls = (
       node for path in CODE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
@@ -97,23 +99,13 @@ def classes() -> dict[str, type]:
 
 
 def document(rows: set[Row]) -> str:
-  """The whole page."""
+  """The whole page, with the classes' own remedies; each message ends with the one that applies."""
   page = INTRODUCTION
   for name, cls in classes().items():
-    mine = sorted(f"| {expected} | {remedy} |\n" for row_class, expected, remedy in rows if row_class == name)
-    page += f"\n## {name}\n\n{cls.__doc__}\n\n| Expected | Remedy |\n| --- | --- |\n{''.join(mine)}"
+    expectations = sorted({expected for row_class, expected, _ in rows if row_class == name} - {"…"})
+    remedy = f"Remedy: {cls.REMEDY}\n\n" if cls.REMEDY else ""
+    page += f"\n## {name}\n\n{cls.__doc__}\n\n{remedy}" + "".join(f"- {expected}\n" for expected in expectations)
   return page
-
-
-def rows_of_document() -> set[Row]:
-  rows, cls = set(), ""
-  for line in DOCUMENT.read_text().splitlines():
-    if line.startswith("## "):
-      cls = line.removeprefix("## ")
-    elif line.startswith("| ") and not line.startswith(("| Expected", "| ---")):
-      _, expected, remedy, _ = (cell.strip() for cell in line.split("|"))
-      rows.add((cls, expected, remedy))
-  return rows
 
 
 def params(**decoder):
@@ -216,7 +208,7 @@ ON_DISK = (
 
 class RefusalsTest(util.CheckpointTestCase):
 
-  def test_every_refusal_of_the_code_is_in_the_table_and_no_other(self):
+  def test_every_refusal_of_the_code_is_in_the_list_and_no_other(self):
     self.assertMultiLineEqual(
         DOCUMENT.read_text(), document(rows_of_code()), "write it anew, as this file's docstring says"
     )
@@ -224,11 +216,11 @@ class RefusalsTest(util.CheckpointTestCase):
   def test_every_class_is_raised(self):
     self.assertEqual({cls for cls, *_ in rows_of_code()}, set(classes()))
 
-  def assert_in_the_table(self, error):
-    """The message is one line, and that of a row of its class."""
+  def assert_in_the_code(self, error):
+    """The message is one line, and one of those that the code has for its class."""
     self.assertLen(str(error).splitlines(), 1)
     pattern = lambda text: ".*".join(map(re.escape, text.split("…")))
-    rows = [row for row in rows_of_document() if row[0] == type(error).__name__]
+    rows = [row for row in rows_of_code() if row[0] == type(error).__name__]
     matching = [r for r in rows if re.fullmatch(f".*: expected {pattern(r[1])}, found .*\\. {pattern(r[2])}", str(error))]
     self.assertNotEmpty(matching, str(error))
 
@@ -239,7 +231,7 @@ class RefusalsTest(util.CheckpointTestCase):
     )
     with self.assertRaises(errors.ConversionError) as caught:
       convert(state, **options)
-    self.assert_in_the_table(caught.exception)
+    self.assert_in_the_code(caught.exception)
 
   @parameterized.named_parameters(*ON_DISK)
   def test_on_disk(self, damage, options):
@@ -251,7 +243,7 @@ class RefusalsTest(util.CheckpointTestCase):
     target = options.pop("target")
     with self.assertRaises(errors.ConversionError) as caught:
       converter.convert_checkpoint(source, target and self.tmp / target, **options)
-    self.assert_in_the_table(caught.exception)
+    self.assert_in_the_code(caught.exception)
 
 
 if __name__ == "__main__":
