@@ -14,6 +14,8 @@
 
 """Measures conversions beside the straightforward way and `cp`, each in a process of its own, and prints one table.
 
+`--docs` has the figures that are compared put beside each other in performance.md.
+
 usage: uv run --group bench benchmarks/linen_nnx_converter_benchmark.py [--gib=4] [--plot] [--docs=docs]
 
 Data is made in a temporary folder below `--scratch` and removed as soon as no row needs it: three times the size of the
@@ -24,7 +26,6 @@ has left, is ended, and its row says so.
 from collections.abc import Iterable, Iterator, Sequence
 import datetime
 import importlib.metadata
-import itertools
 import os
 import pathlib
 import platform
@@ -35,6 +36,7 @@ import time
 
 from absl import app
 from absl import flags
+import page
 import runs
 
 _GIB = flags.DEFINE_float("gib", 4.0, "GiB of the arrays of the large checkpoints.")
@@ -180,31 +182,28 @@ def _cells(run: runs.Run) -> Iterator[str]:
   yield number(run.new, 2, runs.MIB)
 
 
-def _printed(lines: Iterable[Sequence[str]]) -> str:
-  """The lines as a table's, each printed as soon as it is there; those that there are if a checkpoint cannot be made."""
-  text = []
+def _printed(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> tuple[list[Sequence[str]], str]:
+  """The lines, each printed as soon as it is there, and why there are no more if a checkpoint cannot be made."""
+  print(page.table([headings]), flush=True)
+  measured = []
   try:
     for cells in lines:
-      text.append(f"| {' | '.join(cells)} |")
-      print(text[-1], flush=True)
+      measured.append(cells)
+      print(f"| {' | '.join(cells)} |", flush=True)
   except runs.NoCheckpointError as e:
-    text.append(f"\nNothing more was measured: {e}.")
-    print(text[-1], flush=True)
-  return "\n".join(text)
-
-
-def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-  return _printed(itertools.chain([headings, ["---"] * len(headings)], lines))
+    print(why := f"\nNothing more was measured: {e}.", flush=True)
+    return measured, why
+  return measured, ""
 
 
 def _machine() -> str:
-  """What it was measured on, in a line."""
+  """What it was measured on."""
   cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
   memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / runs.GIB
   versions = [f"{name} {importlib.metadata.version(name)}" for name in ("orbax-checkpoint", "tensorstore", "jax")]
   return (
       f"{datetime.date.today()}, {os.cpu_count()} cores ({cpu[1] if cpu else platform.machine()}), "
-      f"{memory:.0f} GiB of memory, load {os.getloadavg()[0]:.1f} before, "
+      f"{memory:.0f} GiB of memory, load {os.getloadavg()[0]:.1f} before,\n"
       f"Python {platform.python_version()}, {', '.join(versions)}"
   )
 
@@ -212,8 +211,9 @@ def _machine() -> str:
 def _measured_table(scratch) -> str:
   machine, begin = _machine(), time.monotonic()
   lines = ((job, way, *_cells(run), bound) for job, way, run, bound in rows(scratch, _GIB.value, _SMALL_GIB.value))
-  table = _table(_HEADINGS, lines)
-  return f"{machine}; all rows in one run of {(time.monotonic() - begin) / 60:.0f} minutes.\n\n{table}"
+  measured, why = _printed(_HEADINGS, lines)
+  minutes = f"{(time.monotonic() - begin) / 60:.0f} minutes"
+  return f"{machine}; all rows in one run of {minutes}.\n\n{page.tables(_HEADINGS, measured)}{why}"
 
 
 def _measured_plot(scratch, path: pathlib.Path) -> str:
@@ -226,17 +226,18 @@ def _measured_plot(scratch, path: pathlib.Path) -> str:
       curves.setdefault(way, []).append(run)
       yield f"{gib:g} GiB", way, *_cells(run)
 
-  table = _table(("Size", *_HEADINGS[1:-1]), lines())
+  headings = ("Size", *_HEADINGS[1:-1])
+  measured, why = _printed(headings, lines())
   plot.draw(path, gibs, curves)
-  return f"![Seconds and memory against size]({path.name})\n\n{machine}.\n\n{table}"
+  return f"![Seconds and memory against size]({path.name})\n\n{machine}.\n\n{page.by_size(headings, measured)}{why}"
 
 
 def _write(docs: pathlib.Path, mark: str, text: str):
   """Puts text between two marks of performance.md."""
-  page = docs / "performance.md"
+  path = docs / "performance.md"
   begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-  before, _, rest = page.read_text().partition(begin)
-  page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+  before, _, rest = path.read_text().partition(begin)
+  path.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 def _check_room(folder: str):
