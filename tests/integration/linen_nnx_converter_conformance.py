@@ -18,7 +18,8 @@
 
 Needs a Python with MaxText 0.2.4, its trainer's dependencies and this package. Both trainers' states of each
 `configs/models/*.yml`, with its optimizer, scanned and unscanned, are traced from MaxText itself: all layers, real
-shapes, no weights. Each is planned into the others, by the model's own config:
+shapes, no weights. Each is planned into the others, by the model's own config. Models of one decoder that fare alike
+share a row; standard error has a row for each model:
 
   ok       every leaf landed on MaxText's own (path, shape, dtype), and there was no other, both ways
   –        MaxText has no such state; the reason is below the table
@@ -27,7 +28,7 @@ shapes, no weights. Each is planned into the others, by the model's own config:
   FAILED   none of these
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
 import math
@@ -35,6 +36,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import sys
 import tempfile
 from typing import Any
 from unittest import mock
@@ -80,13 +82,8 @@ ARRANGEMENTS = (
     NNX_SCANNED := ("nnx", True),
     NNX_UNSCANNED := ("nnx", False),
 )
-COLUMNS = (
-    "Model",
-    "Decoder",
-    "Layers",
-    "Params",
-    "Leaves, scanned",
-    "Unscanned",
+FACTS = ("Model", "Decoder", "Layers", "Params", "Leaves, scanned", "Unscanned")
+CHECKS = (
     "Linen: scanned ↔ unscanned",
     "NNX: scanned ↔ unscanned",
     "Scanned: Linen ↔ NNX",
@@ -216,8 +213,23 @@ def mismatch(source, wanted, options, run) -> Iterator[str]:
     yield f"the lists differ: {sorted(found.lists ^ wanted.lists)[0]}"
 
 
-def row(model: str) -> tuple[list[str], list[str]]:
-  """The cells of a model in the table, and its notes."""
+@dataclasses.dataclass(frozen=True)
+class Checked:
+  """What came of a model.
+
+  Attributes:
+    facts: what it is, a cell for each of `FACTS`.
+    verdicts: a cell for each of `CHECKS`.
+    notes: of each reason, which states or checks it is the reason of.
+  """
+
+  facts: tuple[str, ...]
+  verdicts: tuple[str, ...]
+  notes: dict[str, tuple[str, ...]]
+
+
+def checked(model: str) -> Checked:
+  """Traces a model, and plans its states into each other."""
   jax.config.update("jax_default_prng_impl", "unsafe_rbg")  # As the trainers do.
   logging.set_verbosity("fatal")
   traced, reasons = {}, {}
@@ -238,13 +250,14 @@ def row(model: str) -> tuple[list[str], list[str]]:
   for which, column in ((NNX_SCANNED, "Scanned: Linen ↔ NNX"), (NNX_UNSCANNED, "Unscanned: Linen ↔ NNX")):
     if own := _problems(traced, (which,), saved_and_restored):
       problems[column] = own
-  notes = [f"- {model}, {', '.join(which)}: {reason}" for reason, which in reasons.items()]
-  cells = [verdict(model, column, found) for column, found in problems.items()]
-  for (column, found), cell in zip(problems.items(), cells):
+  verdicts = tuple(verdict(model, column, problems[column]) for column in CHECKS)
+  for column, cell in zip(CHECKS, verdicts):
     if cell in ("refused", "FAILED", "differs"):
-      notes.append(f"- {model}, {column}, {cell}: {KNOWN.get((model, column)) or found[0].removeprefix(REFUSED)}")
+      reason = KNOWN.get((model, column)) or problems[column][0].removeprefix(REFUSED)
+      reasons.setdefault(f"{cell}: {reason}", []).append(column)
   jax.clear_caches()  # What one model traced is of no use to the next.
-  return facts(model, traced) + cells, notes
+  notes = {reason.replace(model, "…"): tuple(which) for reason, which in reasons.items()}
+  return Checked(tuple(facts(model, traced)), verdicts, notes)
 
 
 def _problems(traced, which, check, *options) -> list[str] | None:
@@ -266,7 +279,7 @@ def verdict(model: str, column: str, problems: list[str] | None) -> str:
 def short(reason: str) -> str:
   """The gist of an error of MaxText's."""
   found = re.search(r"Value error, (.*?) \[type=", reason)
-  return found[1] if found else f"{reason[:160]}…" if len(reason) > 160 else reason
+  return found[1] if found else f"{reason[:100]}…" if len(reason) > 100 else reason
 
 
 def facts(model: str, traced) -> list[str]:
@@ -284,19 +297,39 @@ def facts(model: str, traced) -> list[str]:
   return [model, block, str(config.num_decoder_layers), params, *leaves]
 
 
+def page(results: Sequence[Checked]) -> Iterator[str]:
+  """The lines of the table, a row for the models of one decoder with the same verdicts, and of the notes."""
+  families, notes = {}, {}
+  for each in results:
+    families.setdefault((each.facts[FACTS.index("Decoder")], each.verdicts), []).append(each.facts[0])
+    for reason, which in each.notes.items():
+      notes.setdefault((which, reason), []).append(each.facts[0])
+  yield line(("Decoder", "Models", *CHECKS))
+  yield line(["---"] * (2 + len(CHECKS)))
+  for (decoder, verdicts), models in families.items():
+    yield line((decoder, ", ".join(models), *verdicts))
+  yield ""
+  for (which, reason), models in notes.items():
+    yield f"- {', '.join(models)} ({', '.join(which)}): {reason}"
+
+
+def line(cells: Sequence[str]) -> str:
+  return f"| {' | '.join(cells)} |"
+
+
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError("Too many arguments.")
   folder = pathlib.Path(maxtext.__file__).parent / "configs" / "models"
   models = _MODELS.value or sorted(path.stem for path in folder.glob("*.yml"))
-  print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
-  notes = [""]
+  print(line(FACTS + CHECKS), file=sys.stderr)
+  results = []
   spawn = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(_PROCESSES.value, mp_context=spawn) as pool:
-    for cells, of_model in pool.map(row, models):
-      print(f"| {' | '.join(cells)} |", flush=True)
-      notes += of_model
-  print(*notes, sep="\n")
+    for result in pool.map(checked, models):
+      print(line(result.facts + result.verdicts), file=sys.stderr, flush=True)
+      results.append(result)
+  print(*page(results), sep="\n")
 
 
 if __name__ == "__main__":
