@@ -68,7 +68,7 @@ def by_size(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def table(lines: Iterable[Sequence[str]]) -> str:
   """Markdown of lines of cells, of which the first are the headings."""
   first, *others = (f"| {' | '.join(cells)} |" for cells in lines)
-  return "\n".join((first, f"|{' --- |' * (first.count('|') - 1)}", *others))
+  return "\n".join((first, "|" + "---|" * (first.count("|") - 1), *others))
 
 
 def _jobs(headings, lines) -> Jobs:

@@ -279,7 +279,7 @@ def verdict(model: str, column: str, problems: list[str] | None) -> str:
 def short(reason: str) -> str:
   """The gist of an error of MaxText's."""
   found = re.search(r"Value error, (.*?) \[type=", reason)
-  return found[1] if found else f"{reason[:100]}…" if len(reason) > 100 else reason
+  return found[1] if found else f"{reason[:80]}…" if len(reason) > 80 else reason
 
 
 def facts(model: str, traced) -> list[str]:
@@ -298,16 +298,16 @@ def facts(model: str, traced) -> list[str]:
 
 
 def page(results: Sequence[Checked]) -> Iterator[str]:
-  """The lines of the table, a row for the models of one decoder with the same verdicts, and of the notes."""
+  """The lines of the table, a row for the models of one decoder that fare alike, and of the notes."""
   families, notes = {}, {}
   for each in results:
     families.setdefault((each.facts[FACTS.index("Decoder")], each.verdicts), []).append(each.facts[0])
     for reason, which in each.notes.items():
       notes.setdefault((which, reason), []).append(each.facts[0])
-  yield line(("Decoder", "Models", *CHECKS))
-  yield line(["---"] * (2 + len(CHECKS)))
+  yield line(("Decoder", "Models", "Results"))
+  yield "|---|---|---|"
   for (decoder, verdicts), models in families.items():
-    yield line((decoder, ", ".join(models), *verdicts))
+    yield line((decoder, ", ".join(models), ", ".join(verdicts) if len(set(verdicts)) > 1 else verdicts[0]))
   yield ""
   for (which, reason), models in notes.items():
     yield f"- {', '.join(models)} ({', '.join(which)}): {reason}"

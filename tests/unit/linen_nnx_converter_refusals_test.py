@@ -24,6 +24,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -47,11 +48,11 @@ Every refusal is one line, and leaves nothing at the target:
 <path>: expected <expected>, found <what is there>. <remedy>
 ```
 
-`path` is a leaf, a file or a folder. From Python it is an exception of the class below, a subclass of
+`path` is a leaf, a file or a folder. From Python it is an exception of a class below, all subclasses of
 `errors.ConversionError`. The command prints it and exits with 1; with 2 for a `VerificationError`.
 
-Below are the classes, what each means, its usual remedy, and what it may have expected. `…` differs from case to case;
-what differs as a whole is left out. `tests/unit/linen_nnx_converter_refusals_test.py` writes this page from the code.
+Below, for each class: what it means, its usual remedy, and all that it may have expected. `…` differs from case to case.
+`tests/unit/linen_nnx_converter_refusals_test.py` writes this page from the code.
 """
 
 Row = tuple[str, str, str]  # The class, what was expected, and the remedy, with … for what differs from case to case.
@@ -103,8 +104,8 @@ def document(rows: set[Row]) -> str:
   page = INTRODUCTION
   for name, cls in classes().items():
     expectations = sorted({expected for row_class, expected, _ in rows if row_class == name} - {"…"})
-    remedy = f"Remedy: {cls.REMEDY}\n\n" if cls.REMEDY else ""
-    page += f"\n## {name}\n\n{cls.__doc__}\n\n{remedy}" + "".join(f"- {expected}\n" for expected in expectations)
+    meaning, expected = f"{cls.__doc__} {cls.REMEDY}".strip(), f"Expected: {'; '.join(expectations)}."
+    page += f"\n## {name}\n\n{textwrap.fill(meaning, 120)}\n\n{textwrap.fill(expected, 120)}\n"
   return page
 
 
