@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The list of refusals: every one that the code can raise is in it, and those that are provoked print what the code says.
+"""The list of refusals: every one that the code can raise is in it, and those that are provoked print what it says.
 
-`python tests/unit/linen_nnx_converter_refusals_test.py --write` writes the list anew.
+`python tests/unit/linen_nnx_converter_refusals_test.py --write` writes the list, and the page of their classes, anew.
 """
 
 import ast
@@ -24,7 +24,6 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -35,7 +34,8 @@ from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
 
-DOCUMENT = util.ROOT / "docs" / "refusals.md"
+PAGE = util.ROOT / "docs" / "refusals.md"
+LIST = util.ROOT / "tests" / "golden" / "refusals.txt"
 CODE = util.ROOT / "src" / "maxtext" / "checkpoint_conversion" / "linen_nnx_converter"
 # Functions that make a refusal of what they are given: its class, and where they take what was expected and the remedy.
 HELPERS = {"unlike": ("LayerStackError", 1, 3), "_layout_error": ("LayoutError", 1, 2)}
@@ -50,9 +50,11 @@ Every refusal is one line, and leaves nothing at the target:
 
 `path` is a leaf, a file or a folder. From Python it is an exception of a class below, all subclasses of
 `errors.ConversionError`. The command prints it and exits with 1; with 2 for a `VerificationError`.
+`tests/golden/refusals.txt` lists all that can be expected, with the remedies.
+`tests/unit/linen_nnx_converter_refusals_test.py` writes that list and this page.
 
-Below, for each class: what it means, its usual remedy, and all that it may have expected. `…` differs from case to case.
-`tests/unit/linen_nnx_converter_refusals_test.py` writes this page from the code.
+| Class | Meaning |
+|---|---|
 """
 
 Row = tuple[str, str, str]  # The class, what was expected, and the remedy, with … for what differs from case to case.
@@ -83,7 +85,6 @@ def rows_of(call: ast.Call) -> list[Row]:
   return [(name, e, r) for e in texts(call.args[1]) for r in remedies]
 
 
-@functools.cache
 def rows_of_code() -> set[Row]:
   calls = (
       node for path in CODE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
@@ -99,14 +100,19 @@ def classes() -> dict[str, type]:
   }
 
 
-def document(rows: set[Row]) -> str:
-  """The whole page, with the classes' own remedies; each message ends with the one that applies."""
-  page = INTRODUCTION
-  for name, cls in classes().items():
-    expectations = sorted({expected for row_class, expected, _ in rows if row_class == name} - {"…"})
-    meaning, expected = f"{cls.__doc__} {cls.REMEDY}".strip(), f"Expected: {'; '.join(expectations)}."
-    page += f"\n## {name}\n\n{textwrap.fill(meaning, 120)}\n\n{textwrap.fill(expected, 120)}\n"
-  return page
+def page() -> str:
+  """The page: what each class means."""
+  return INTRODUCTION + "".join(f"| `{name}` | {cls.__doc__} |\n" for name, cls in classes().items())
+
+
+def listed(rows: set[Row]) -> str:
+  """The list: a line for each refusal, in the order of the classes."""
+  order = list(classes())
+  return "".join(f"{' | '.join(row)}\n" for row in sorted(rows, key=lambda row: (order.index(row[0]), *row)))
+
+
+def rows_of_list() -> set[Row]:
+  return {tuple(line.split(" | ")) for line in LIST.read_text().splitlines()}
 
 
 def params(**decoder):
@@ -210,18 +216,17 @@ ON_DISK = (
 class RefusalsTest(util.CheckpointTestCase):
 
   def test_every_refusal_of_the_code_is_in_the_list_and_no_other(self):
-    self.assertMultiLineEqual(
-        DOCUMENT.read_text(), document(rows_of_code()), "write it anew, as this file's docstring says"
-    )
+    self.assertMultiLineEqual(LIST.read_text(), listed(rows_of_code()), "write it anew, as this file's docstring says")
+    self.assertMultiLineEqual(PAGE.read_text(), page(), "write it anew, as this file's docstring says")
 
   def test_every_class_is_raised(self):
     self.assertEqual({cls for cls, *_ in rows_of_code()}, set(classes()))
 
-  def assert_in_the_code(self, error):
-    """The message is one line, and one of those that the code has for its class."""
+  def assert_in_the_list(self, error):
+    """The message is one line, and one of those of its class."""
     self.assertLen(str(error).splitlines(), 1)
     pattern = lambda text: ".*".join(map(re.escape, text.split("…")))
-    rows = [row for row in rows_of_code() if row[0] == type(error).__name__]
+    rows = [row for row in rows_of_list() if row[0] == type(error).__name__]
     matching = [r for r in rows if re.fullmatch(f".*: expected {pattern(r[1])}, found .*\\. {pattern(r[2])}", str(error))]
     self.assertNotEmpty(matching, str(error))
 
@@ -232,7 +237,7 @@ class RefusalsTest(util.CheckpointTestCase):
     )
     with self.assertRaises(errors.ConversionError) as caught:
       convert(state, **options)
-    self.assert_in_the_code(caught.exception)
+    self.assert_in_the_list(caught.exception)
 
   @parameterized.named_parameters(*ON_DISK)
   def test_on_disk(self, damage, options):
@@ -244,11 +249,12 @@ class RefusalsTest(util.CheckpointTestCase):
     target = options.pop("target")
     with self.assertRaises(errors.ConversionError) as caught:
       converter.convert_checkpoint(source, target and self.tmp / target, **options)
-    self.assert_in_the_code(caught.exception)
+    self.assert_in_the_list(caught.exception)
 
 
 if __name__ == "__main__":
   if sys.argv[1:] == ["--write"]:
-    DOCUMENT.write_text(document(rows_of_code()))
+    LIST.write_text(listed(rows_of_code()))
+    PAGE.write_text(page())
   else:
     absltest.main()
