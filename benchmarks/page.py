@@ -48,12 +48,12 @@ Jobs = dict[str, dict[str, Mapping[str, str]]]
 
 
 def tables(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-  """The tables of the benchmark's lines: of what is linked, of what is streamed, and of the rest."""
+  """The tables of the benchmark's lines: of what is linked, of what is streamed, and of the rest, without `cp`."""
   jobs = _jobs(headings, lines)
   linked = {job: ways for job, ways in jobs.items() if "link, not verified" in ways}
   streamed = {job: ways for job, ways in jobs.items() if "streamed, not verified" in ways}
   others = [figures for job, ways in jobs.items() if job not in linked | streamed for figures in ways.values()]
-  rest = [[figures[name] for name in _OTHERS] for figures in others]
+  rest = [[figures[name] for name in _OTHERS] for figures in others if figures[RSS]]
   return "\n\n".join((_pivoted(linked, _BY_REFERENCE), _pivoted(streamed, _STREAMED), table([_OTHERS, *rest])))
 
 

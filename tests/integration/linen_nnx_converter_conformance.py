@@ -38,6 +38,7 @@ import pathlib
 import re
 import sys
 import tempfile
+import textwrap
 from typing import Any
 from unittest import mock
 
@@ -310,7 +311,8 @@ def page(results: Sequence[Checked]) -> Iterator[str]:
     yield line((decoder, ", ".join(models), ", ".join(verdicts) if len(set(verdicts)) > 1 else verdicts[0]))
   yield ""
   for (which, reason), models in notes.items():
-    yield f"- {', '.join(models)} ({', '.join(which)}): {reason}"
+    note = f"- {', '.join(models)} ({', '.join(which)}): {reason}"
+    yield from textwrap.wrap(note, 118, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def line(cells: Sequence[str]) -> str:
