@@ -191,7 +191,7 @@ def _printed(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> tuple[l
       measured.append(cells)
       print(f"| {' | '.join(cells)} |", flush=True)
   except runs.NoCheckpointError as e:
-    print(why := f"\nNothing more was measured: {e}.", flush=True)
+    print(why := f"\n\nNothing more was measured: {e}.", flush=True)
     return measured, why
   return measured, ""
 
