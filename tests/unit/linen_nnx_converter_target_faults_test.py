@@ -34,8 +34,8 @@ from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import by_reference
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import folders
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import durable
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import folders
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 
 MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
