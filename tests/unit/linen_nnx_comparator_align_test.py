@@ -31,9 +31,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import options
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 
 
-def tree(state, *, scan_layers=False, keys=(), **chosen):
+def tree(state, *, apart=True, keys=(), **chosen):
   state = abstract_state.abstract(abstract_state.flatten(state))
-  return canonical.by_plan(state, dict(keys), options.PlanOptions.of(**chosen), scan_layers=scan_layers)
+  return canonical.by_plan(state, dict(keys), options.PlanOptions.of(**chosen), apart=apart)
 
 
 def params(layers):

@@ -108,7 +108,7 @@ class Tree:
 
 
 def by_plan(
-    state: abstract_state.AbstractState, keys: Mapping[Path, str], options: options_lib.PlanOptions, *, scan_layers: bool
+    state: abstract_state.AbstractState, keys: Mapping[Path, str], options: options_lib.PlanOptions, *, apart: bool
 ) -> Tree:
   """The canonical tree of a checkpoint.
 
@@ -116,7 +116,7 @@ def by_plan(
     state: its abstract state.
     keys: the implementation of each typed PRNG key, by path.
     options: of these, param_scan_axis, nnx_aux and params_only count.
-    scan_layers: False takes all layers apart; True leaves scanned layers as they are, for those whose order is unknown.
+    apart: whether to take all layers apart; if not, scanned layers stay as they are, for those whose order is unknown.
 
   Raises:
     ConversionError: the converter has no plan for it.
@@ -124,7 +124,7 @@ def by_plan(
   options = dataclasses.replace(
       options,
       direction="linen_to_nnx" if layouts.detect(state).framework == "linen" else "nnx_to_nnx",
-      scan_layers=scan_layers,
+      scan_layers=False if apart else None,
       layer_naming="flat",
       nnx_values="all_boxed",  # In which alone a leaf may have the name `value`.
   )

@@ -116,19 +116,19 @@ def _trees(checkpoints, chosen) -> tuple[list[canonical.Tree], list[str]]:
   keys = [_keys(checkpoint) for checkpoint in checkpoints]
   found = [_of_side(side, layouts.detect, checkpoint.state) for side, checkpoint in zip("AB", checkpoints)]
 
-  def planned(scan_layers):
+  def planned(apart):
     trees = []
     for side, checkpoint, key, options_of_side in zip("AB", checkpoints, keys, chosen):
-      plan = functools.partial(canonical.by_plan, scan_layers=scan_layers)
+      plan = functools.partial(canonical.by_plan, apart=apart)
       trees.append(_of_side(side, plan, checkpoint.state, key, options_of_side))
     return trees
 
   try:
-    return planned(False), []
+    return planned(True), []
   except errors.ConversionError as refusal:
     if isinstance(refusal, errors.LayerStackError):
       try:
-        return planned(True), ["Layers whose order is unknown: scanned layers are compared whole."]
+        return planned(False), ["Layers whose order is unknown: scanned layers are compared whole."]
       except errors.ConversionError:
         pass
     if found[0] != found[1] or chosen[0].params_only or chosen[0].nnx_aux != "keep":

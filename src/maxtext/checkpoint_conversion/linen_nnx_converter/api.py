@@ -45,13 +45,13 @@ def detect_format(state: Any) -> str:
   return layouts.detect(abstract_state.flatten(state)).framework
 
 
-def convert_linen_to_nnx(state: Any, scan_layers: bool = True, **options) -> dict[str, Any]:
+def convert_linen_to_nnx(state: Any, scan_layers: bool | None = None, **options) -> dict[str, Any]:
   """Converts a Linen train state in memory. The input is not modified; leaves that only move are shared with it.
 
   Args:
     state: a pytree: nested dicts and lists, or a Flax `TrainState`, with leaves of NumPy arrays, JAX arrays or
       `jax.ShapeDtypeStruct`.
-    scan_layers: whether the result's layers are scanned.
+    scan_layers: whether the result's layers are scanned; None is True, but for a pipeline, which it keeps.
     **options: the others of `options.PlanOptions`, but for the direction.
 
   Returns:

@@ -53,9 +53,9 @@ def _made(move, arrays):
   pieces = []
   for source, index in move.pieces:
     inside: list[Any] = [slice(None)] * arrays[source].ndim
-    for axis, at in zip(move.taken, index):
+    for axis, at in zip(move.axes(source), index):
       inside[axis] = at
-    piece = arrays[source][tuple(inside)] if move.taken else arrays[source]
+    piece = arrays[source][tuple(inside)] if index else arrays[source]
     pieces.append(piece.transpose(move.order) if move.order else piece)
   if not move.stacked:
     return pieces[0]

@@ -16,7 +16,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
-import itertools
 
 import jax
 
@@ -25,12 +24,14 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_fam
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_names
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import restacking
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
 
 Path = abstract_state.Path
 Variable = leaf_roles.Variable
 LayerStack = layer_stacks.LayerStack
+Piece = restacking.Piece
 Schedule = layer_stacks.Schedule
 CollectionOf = Callable[[Variable], str]
 
@@ -44,51 +45,29 @@ class Arranged:
   leaf: abstract_state.Leaf
 
 
-@dataclasses.dataclass(frozen=True)
-class _Held:
-  """A source variable that holds layers.
-
-  Attributes:
-    variable: the variable.
-    leaf: its leaf.
-    stack: the stack of layers that it is of.
-    axes: the layer axes of its leaf.
-    shape: the shape of one layer.
-  """
-
-  variable: Variable
-  leaf: abstract_state.Leaf
-  stack: LayerStack
-  axes: tuple[int, ...]
-  shape: tuple[int, ...]
-
-  def __str__(self) -> str:
-    return f"{self.shape} {self.leaf.dtype}" if abstract_state.is_array(self.leaf) else repr(self.leaf)
-
-  def is_like(self, other: "_Held") -> bool:
-    """Whether one layer's part has the shape and the dtype of another's."""
-    if not abstract_state.is_array(self.leaf) or not abstract_state.is_array(other.leaf):
-      return str(self) == str(other)
-    return self.shape == other.shape and self.leaf.dtype == other.leaf.dtype
-
-
-# One layer's leaf: what holds it, and its index along the layer axes.
-_Piece = tuple[_Held, leaf_moves.Index]
 # What a layer's leaf is, apart from the layer: its collection, its optimizer subtree, its path inside the layer.
 _Key = tuple[str, Path | None, Path]
 
 
-def target_schedule(source: Schedule, scan_layers: bool | None, naming: str, model: Schedule | None = None) -> Schedule:
+def target_schedule(
+    source: Schedule,
+    scan_layers: bool | None,
+    naming: str,
+    model: Schedule | None = None,
+    *,
+    keeps_pipelines: bool = False,
+) -> Schedule:
   """The schedule of the target.
 
   Where no model gives it, layers that are scanned already stay as they are for `scan_layers`, blocks among them, and
-  others are stacked plainly.
+  others are stacked plainly, as those of a pipeline are.
 
   Args:
     source: the schedule of the source.
     scan_layers: whether the target's layers are scanned; None keeps what each group is.
     naming: how to write layers that are not scanned, `flat` or `nested`.
     model: the schedule that the model's config gives for its decoder.
+    keeps_pipelines: whether a decoder with a pipeline stays as it is, unless the model gives its schedule.
 
   Raises:
     LayerStackError: the source has another number of layers than the model.
@@ -102,13 +81,13 @@ def target_schedule(source: Schedule, scan_layers: bool | None, naming: str, mod
           f"{counts.get(group, 0)} in the checkpoint",
           "Give the config of the model that this is a checkpoint of.",
       )
-  target = list(model or ())
+  target, kept = list(model or ()), {stack.prefix[0] for stack in source if stack.is_piped and keeps_pipelines}
   for group, count in counts.items():
     if group in wanted:
       continue
     stacks = [stack for stack in source if stack.group == group]
-    is_scanned = any(stack.is_scanned for stack in stacks)
-    if is_scanned and scan_layers is not False:
+    is_scanned = any(stack.is_scanned for stack in stacks) and not any(stack.is_piped for stack in stacks)
+    if group[0] in kept or (is_scanned and scan_layers is not False):
       target += stacks
     else:
       target += layer_stacks.plain(group, count) if scan_layers else layer_stacks.unscanned(group, count, naming)
@@ -149,23 +128,31 @@ def arrange(
     for index in stack.indices():
       key = collection, variable.subtree, variable.path[len(stack.prefix) :]
       layers.setdefault((stack.group, stack.layer(index)), {})[key] = held, index
+  mixed = _mixed(source) | _mixed(target)
   for stack in target:
-    arranged += _stack_leaves(stack, [layers[stack.group, n] for n in stack.layers()], param_scan_axis, path_of)
+    of_stack = [layers[stack.group, n] for n in stack.layers()]
+    arranged += _stack_leaves(stack, of_stack, param_scan_axis, path_of, stack.group in mixed)
   return arranged
 
 
+def _mixed(schedule) -> set[Path]:
+  """The groups of which some layers are in a pipeline and some are not, so that they stand along different axes."""
+  groups = ({stack.group for stack in schedule if stack.is_piped == is_piped} for is_piped in (True, False))
+  return set.intersection(*groups)
+
+
 def _stack_of(variable: Variable, prefixes: Mapping[Path, LayerStack]) -> LayerStack | None:
-  """The stack below whose prefix, of three keys or of two, the variable stands."""
-  return prefixes.get(variable.path[:3]) or prefixes.get(variable.path[:2])
+  """The stack below whose prefix, of two to four keys, the variable stands."""
+  return next((prefixes[variable.path[:n]] for n in (4, 3, 2) if variable.path[:n] in prefixes), None)
 
 
-def _held(variable, leaf, stack, param_scan_axis) -> _Held:
+def _held(variable, leaf, stack, param_scan_axis) -> restacking.Held:
   shape = tuple(getattr(leaf, "shape", ()))
   axes = stack.axes(variable, len(shape) - len(stack.sizes), param_scan_axis)
-  return _Held(variable, leaf, stack, axes, leaf_moves.remove(shape, axes))
+  return restacking.Held(variable, leaf, stack, axes, leaf_moves.remove(shape, axes))
 
 
-def _stack_leaves(stack, layers: list[dict[_Key, _Piece]], param_scan_axis, path_of) -> Iterator[Arranged]:
+def _stack_leaves(stack, layers: list[dict[_Key, Piece]], param_scan_axis, path_of, is_mixed) -> Iterator[Arranged]:
   """The leaves of one stack of the target: all that its layers have, which they must have alike."""
   for key in dict.fromkeys(key for layer in layers for key in layer):
     pieces = _alike(key, layers, path_of)
@@ -178,13 +165,13 @@ def _stack_leaves(stack, layers: list[dict[_Key, _Piece]], param_scan_axis, path
     if abstract_state.is_empty(held.leaf):
       yield Arranged(variable, None, held.leaf)
       continue
-    move = _move(pieces, stack.axes(variable, len(held.shape), param_scan_axis), stack.sizes)
+    move = restacking.move(pieces, stack.axes(variable, len(held.shape), param_scan_axis), stack.sizes, is_mixed)
     is_as_it_was = move.kind == "copy"
     shape = () if is_as_it_was else move.shape(held.leaf.shape)
     yield Arranged(variable, move, held.leaf if is_as_it_was else jax.ShapeDtypeStruct(shape, held.leaf.dtype))
 
 
-def _alike(key, layers, path_of) -> list[_Piece]:
+def _alike(key, layers, path_of) -> list[Piece]:
   """The pieces of one leaf of every layer, each of the first one's shape and dtype."""
   first = next(layer[key][0] for layer in layers if key in layer)
   like = "/".join(path_of(first.variable))
@@ -199,49 +186,6 @@ def _alike(key, layers, path_of) -> list[_Piece]:
     if not held.is_like(first):
       raise layer_stacks.unlike(path_of(held.variable), f"{first}, as {like} has", str(held))
   return [layer[key] for layer in layers]
-
-
-def _move(pieces: list[_Piece], axes: tuple[int, ...], sizes: tuple[int, ...]) -> leaf_moves.Move:
-  """The move that puts pieces, in C order of their places, along the `axes` of a leaf; these have the given `sizes`.
-
-  A layer axis of the source that is a layer axis of the target as it stands goes along whole.
-  """
-  held, index = pieces[0]
-  if not sizes:
-    return leaf_moves.Move(((held.variable, index),), taken=held.axes)
-  own, stacked, passing = list(held.axes), list(range(len(sizes))), {}
-  by_place = dict(zip(itertools.product(*map(range, sizes)), ((piece.variable, index) for piece, index in pieces)))
-  for at, (axis, size) in enumerate(zip(axes, sizes)):
-    for source_axis in list(own):
-      smaller = _without(by_place, stacked.index(at), own.index(source_axis))
-      if smaller is not None and held.leaf.shape[source_axis] == size:
-        by_place, passing[axis] = smaller, source_axis
-        stacked.remove(at)
-        own.remove(source_axis)
-        break
-  inner = iter(axis for axis in range(len(held.leaf.shape)) if axis not in held.axes) if held.axes else itertools.count()
-  rank = len(held.shape) + len(sizes)
-  new = {axes[at] for at in stacked}
-  order = [passing[axis] if axis in passing else next(inner) for axis in range(rank) if axis not in new]
-  kept = sorted(order)
-  order = tuple(kept.index(axis) for axis in order)
-  return leaf_moves.Move(
-      tuple(by_place.values()),
-      taken=tuple(own),
-      order=() if order == tuple(range(len(order))) else order,
-      stacked=tuple(sorted(new)),
-      sizes=tuple(sizes[at] for at in stacked),
-  )
-
-
-def _without(by_place, at: int, own: int):
-  """The pieces without an axis of their places and one of their sources, along which they stand alike; else None."""
-  smaller = {}
-  for place, (variable, index) in by_place.items():
-    piece = variable, (*index[:own], *index[own + 1 :])
-    if place[at] != index[own] or smaller.setdefault((*place[:at], *place[at + 1 :]), piece) != piece:
-      return None
-  return smaller
 
 
 def check_one_role(variables: Iterable[Variable], schedule: Schedule, path_of: layer_stacks.PathOf):
@@ -278,11 +222,14 @@ def refuse_blocks(arranged: Iterable[Arranged], paths: Mapping[leaf_roles.Role, 
 def refuse_new_arrangement(
     arranged: Iterable[Arranged], paths: Mapping[leaf_roles.Role, Path], decoder: decoder_families.Decoder
 ):
-  """Refuses to stack or unstack layers whose order the model's config does not tell.
+  """Refuses to stack or unstack layers whose order the model's config does not tell, or to leave them without a pipeline.
 
   Raises:
     ConfigError: naming the first leaf, by its path among `paths`, that would be.
   """
+  arranged = list(arranged)
+  if decoder.pipeline and not any(layer_names.is_of_pipeline(item.variable.path) for item in arranged):
+    raise decoder_families.unknown_order(("decoder", "pipeline_module"), "layers outside a pipeline", decoder)
   for item in arranged:
     if item.move is not None and (item.move.stacked or item.move.taken):
       what = "layers to stack" if item.move.stacked else "layers to unstack"

@@ -23,12 +23,12 @@ import dataclasses
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import pipelines
 
 LayerStack = layer_stacks.LayerStack
 Release = tuple[int, ...]
 
 _LAYERS = ("decoder", "layers")
-
 
 # MaxText's `DecoderBlockType`s in 0.2.3, 0.2.4 and 0.2.5, each with the first release that is known to have it.
 DECODER_BLOCKS: dict[str, Release] = {
@@ -50,7 +50,8 @@ class Decoder:
     num_hash_layers: `first_num_hash_layers`, of DeepSeek 4.
     cycle: `inhomogeneous_layer_cycle_interval`, the length of a block where the family does not fix it.
     model_name: `model_name`; MaxText decides by it which variables are Params.
-    known_order: whether the config tells which leaf holds which layers; not so with pipelines and engram.
+    known_order: whether the config tells which leaf holds which layers; not so with engram.
+    pipeline: the pipeline that they go through, or None.
   """
 
   block: str
@@ -60,6 +61,7 @@ class Decoder:
   cycle: int = 1
   model_name: str = ""
   known_order: bool = True
+  pipeline: pipelines.Pipeline | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,7 @@ BLOCK_MARKS = {
     "post_mlp_layer_norm": ("olmo3",),
 }
 
-# NNX numbered its layers under integer keys until this release.
+# NNX numbered its layers under integer keys, and had no pipelines, until this release.
 _FLAT_NNX_SINCE = (0, 2, 4)
 
 
@@ -147,7 +149,9 @@ class FormerParam:
 
 
 # DeepSeek-V3's routing bias, a `MoEBiasVar` (`GateLogit` in MaxText's `layers/moe.py`).
-FORMER_PARAMS = (FormerParam((0, 2, 5), ("deepseek3", "kimi-k2"), ("moe_layers", "mtp_block"), ("gate", "bias")),)
+FORMER_PARAMS = (
+    FormerParam((0, 2, 5), ("deepseek3", "kimi-k2"), ("moe_layers", "mtp_block", "pipeline_module"), ("gate", "bias")),
+)
 
 
 def is_former_param(path: tuple[str, ...], decoder: Decoder | None, release: Release) -> bool:
@@ -177,15 +181,17 @@ def is_former_param(path: tuple[str, ...], decoder: Decoder | None, release: Rel
 def for_release(decoder: Decoder, release: Release) -> Decoder:
   """The decoder, whose order is unknown if the release has no such block or this table has not."""
   is_known = DECODER_BLOCKS.get(decoder.block, release + (1,)) <= release
+  if decoder.pipeline:  # MaxText pipelines whole blocks, or layers of one kind where the model's are of several.
+    is_known &= release >= _FLAT_NNX_SINCE and not any(decoder.block in row.decoder_blocks for row in ROWS)
   return dataclasses.replace(decoder, known_order=decoder.known_order and is_known)
 
 
 def unknown_order(path: tuple[str, ...], found: str, decoder: Decoder) -> errors.ConfigError:
-  """The refusal of what the config of a pipeline, of engram, or of an unknown decoder block leaves open."""
+  """The refusal of what the config of an unknown decoder block, of engram or of a pipeline of blocks leaves open."""
   return errors.ConfigError(
       path,
-      "the arrangement kept, since none is known for a pipeline, engram, or a decoder_block new to the release",
-      f"{found}, of decoder_block={decoder.block}",
+      "the arrangement kept, since none is known for engram, a decoder_block new to the release, or a pipeline of blocks",
+      f"{found}, of decoder_block={decoder.block}{' in a pipeline' if decoder.pipeline else ''}",
       "Give scan_layers as the checkpoint has it, and the release that wrote it.",
   )
 
@@ -229,17 +235,16 @@ def schedule(decoder: Decoder, scan_layers: bool, trainer: str, release: Release
   Raises:
     LayerStackError: MaxText itself would lose layers that are left over after the blocks.
   """
-  if decoder.block == "deepseek":
+  dense = decoder.num_dense_layers if decoder.block == "deepseek" else None
+  if decoder.pipeline is not None:
+    return pipelines.schedule(decoder.pipeline, decoder.num_layers, dense, scan_layers, trainer)
+  if dense is not None:
     return tuple(_deepseek(decoder, scan_layers, trainer, release))
   if not scan_layers:
-    naming = layer_stacks.NESTED if _is_nested(trainer, release) else layer_stacks.FLAT
+    naming = layer_stacks.NESTED if trainer == "nnx" and release < _FLAT_NNX_SINCE else layer_stacks.FLAT
     return layer_stacks.unscanned(_LAYERS, decoder.num_layers, naming)
   blocks = _blocks(decoder.block, trainer, release)
   return tuple(_in_blocks(decoder, blocks)) if blocks else layer_stacks.plain(_LAYERS, decoder.num_layers)
-
-
-def _is_nested(trainer, release) -> bool:
-  return trainer == "nnx" and release < _FLAT_NNX_SINCE
 
 
 def _blocks(block, trainer, release) -> Blocks | None:
@@ -255,7 +260,7 @@ def _deepseek(decoder, scan_layers, trainer, release) -> Iterator[LayerStack]:
   for group, count in counts.items():
     if scan_layers:
       yield from layer_stacks.plain(group, count) if count else ()
-    elif not _is_nested(trainer, release):
+    elif not (trainer == "nnx" and release < _FLAT_NNX_SINCE):
       yield from layer_stacks.unscanned(group, count, layer_stacks.FLAT)
     elif group == dense:
       yield from (LayerStack(("decoder", f"dense_layer_{n}"), dense, n) for n in range(count))

@@ -28,17 +28,23 @@ _STACK = re.compile(r"(?:.*_)?layers")
 _UNSTACKED_COMPONENTS = frozenset({"vision_encoder", "audio_encoder"})  # MaxText never scans its towers.
 # A block's children, one for each position in it; Qwen3-Next's and Qwen3.5's are singular.
 _BLOCK_CHILD = re.compile(r"layers?_(0|[1-9]\d*)")
-# Layers in an order that neither names nor shapes tell.
-_UNKNOWN_ORDER = re.compile(
-    r"pipeline_module|(?:.*_)?layers_outside_pipeline(?:_\d+)?|(?:.*_)?layers_(?:engram_\d+|\d+_\d+)"
-)
+# The layers of a pipeline, those of a stage that MaxText scans, and those that stand before or after a pipeline.
+PIPELINE_LAYERS, SCANNED_STAGE = ("pipeline_module", "layers"), "scanned_layers"
+OUTSIDE = re.compile(r"((?:.*_)?layers)_outside_pipeline(?:_(0|[1-9]\d*))?")
+# Chunks of layers around engram's, in an order that neither names nor shapes tell.
+_CHUNK = re.compile(r"(?:.*_)?layers_(?:engram_\d+|\d+_\d+)")
 
 
 def prefix_of(path: Path) -> Path | None:
   """The prefix of the layer stack that a variable belongs to, or None."""
-  if len(path) < 3 or path[0] in _UNSTACKED_COMPONENTS or has_unknown_order(path):
+  if len(path) < 3 or path[0] in _UNSTACKED_COMPONENTS or is_chunk(path):
     return None
   name, below = path[1], path[2] if len(path) > 3 else ""
+  if is_piped(path):
+    is_in_stage = len(path) > 4 and (_BLOCK_CHILD.fullmatch(path[3]) or path[3] == SCANNED_STAGE)
+    return path[:4] if is_in_stage else path[:3]
+  if OUTSIDE.fullmatch(name):
+    return path[:2]
   if FLAT.fullmatch(name) or OLD_DENSE.fullmatch(name) or LINEN_REMAINDER.fullmatch(name):
     return path[:2]
   is_child = _BLOCK_CHILD.fullmatch(below) or below in ("local_layers", "global_layer")
@@ -50,8 +56,12 @@ def prefix_of(path: Path) -> Path | None:
 
 
 def axis_count(prefix: Path) -> int:
-  """The number of layer axes of the leaves below a prefix."""
+  """The number of layer axes of the leaves below a prefix, without those of a pipeline's stages and repeats."""
   component, name, *child = prefix
+  if is_piped(prefix):
+    return int(is_scanned_stage(prefix))
+  if match := OUTSIDE.fullmatch(name):
+    return int(match[2] is None)
   if name == "layers_remainder":
     return 1 if child == ["local_layers"] else 0
   if child == ["local_layers"]:
@@ -60,6 +70,21 @@ def axis_count(prefix: Path) -> int:
   return 0 if is_one_layer or (child and INTEGER.fullmatch(child[0])) else 1
 
 
-def has_unknown_order(path: Path) -> bool:
-  """Whether it is of layers in an order that the tree does not tell."""
-  return len(path) > 1 and _UNKNOWN_ORDER.fullmatch(path[1]) is not None
+def is_piped(path: Path) -> bool:
+  """Whether it is of the layers in a pipeline."""
+  return path[1:3] == PIPELINE_LAYERS
+
+
+def is_scanned_stage(path: Path) -> bool:
+  """Whether it is of a pipeline's stage whose layers are stacked."""
+  return is_piped(path) and path[3:4] == (SCANNED_STAGE,)
+
+
+def is_of_pipeline(path: Path) -> bool:
+  """Whether it is of a pipeline, or of the layers outside one."""
+  return len(path) > 1 and (path[1] == PIPELINE_LAYERS[0] or OUTSIDE.fullmatch(path[1]) is not None)
+
+
+def is_chunk(path: Path) -> bool:
+  """Whether it is of engram's chunks of layers."""
+  return len(path) > 1 and _CHUNK.fullmatch(path[1]) is not None

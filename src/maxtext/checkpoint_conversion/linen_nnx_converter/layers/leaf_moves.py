@@ -33,10 +33,11 @@ class Move:
   Attributes:
     pieces: in C order of their place along `stacked`, each a source leaf and its index along `taken`. A source is a
       path; while layers are being arranged, a variable.
-    taken: the axes of the sources along which a piece is one index, ascending.
+    taken: the axes of the sources along which a piece is one index, ascending; of a source in `other_axes`, those.
     order: the order in which the target has the other axes, as `np.transpose` takes it; () keeps it.
     stacked: the axes of the target along which the pieces lie, ascending.
     sizes: the lengths of these.
+    other_axes: sources whose layers stand along other axes than `taken`, as those in a pipeline and outside it do.
   """
 
   pieces: tuple[tuple[Any, Index], ...]
@@ -44,12 +45,13 @@ class Move:
   order: tuple[int, ...] = ()
   stacked: tuple[int, ...] = ()
   sizes: tuple[int, ...] = ()
+  other_axes: tuple[tuple[Any, tuple[int, ...]], ...] = ()
 
   @property
   def kind(self) -> str:
     """`copy`, `stack`, `slice`, `restack` (slices, stacked) or `transpose`."""
     if self.stacked:
-      return "restack" if self.taken else "stack"
+      return "restack" if self.taken or self.other_axes else "stack"
     return "slice" if self.taken else "transpose" if self.order else "copy"
 
   @property
@@ -57,14 +59,18 @@ class Move:
     """The source leaves, each once."""
     return list(dict.fromkeys(source for source, _ in self.pieces))
 
-  def across[T](self, values: Sequence[T], new: Iterable[T]) -> tuple[T, ...]:
-    """What a source has for each axis, as the target has it; `new` for the axes along which the pieces lie."""
-    left = remove(values, self.taken)
+  def axes(self, source: Any) -> tuple[int, ...]:
+    """The axes of a source along which a piece of it is one index."""
+    return next((axes for other, axes in self.other_axes if other == source), self.taken)
+
+  def across[T](self, values: Sequence[T], new: Iterable[T], source: Any = None) -> tuple[T, ...]:
+    """What a source, the first if none is given, has for each axis, as the target has it; `new` for the stacked ones."""
+    left = remove(values, self.taken if source is None else self.axes(source))
     return insert([left[axis] for axis in self.order] if self.order else left, self.stacked, new)
 
-  def shape(self, source_shape: Sequence[int]) -> tuple[int, ...]:
-    """The target's shape, of sources of this shape."""
-    return self.across(source_shape, self.sizes)
+  def shape(self, source_shape: Sequence[int], source: Any = None) -> tuple[int, ...]:
+    """The target's shape, of a source of this shape: the first if none is given."""
+    return self.across(source_shape, self.sizes, source)
 
   def place(self, number: int) -> Index:
     """Where a piece lies along the `stacked` axes."""
@@ -72,16 +78,17 @@ class Move:
 
   def region(self, number: int, region: Region) -> Region | None:
     """The region of the target that a region of a piece's source fills; None if it holds nothing of the piece."""
-    taken = zip(self.taken, self.pieces[number][1])
-    if not all(region[axis].start <= index < region[axis].stop for axis, index in taken):
+    source, index = self.pieces[number]
+    if not all(region[axis].start <= at < region[axis].stop for axis, at in zip(self.axes(source), index)):
       return None
-    return self.across(region, (slice(at, at + 1) for at in self.place(number)))
+    return self.across(region, (slice(at, at + 1) for at in self.place(number)), source)
 
   def values(self, number: int, region: Region, data: Any) -> Any:
     """What stands in that region of the target, of the `data` in the region of the source: a view, no copy."""
     inside: list[Any] = [slice(None)] * len(region)
-    for axis, index in zip(self.taken, self.pieces[number][1]):
-      inside[axis] = index - region[axis].start
+    source, index = self.pieces[number]
+    for axis, at in zip(self.axes(source), index):
+      inside[axis] = at - region[axis].start
     left = data[tuple(inside)]
     return np.expand_dims(left.transpose(self.order) if self.order else left, self.stacked)
 

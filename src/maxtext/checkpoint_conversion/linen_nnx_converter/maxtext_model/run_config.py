@@ -24,11 +24,10 @@ from typing import Any
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import pipelines
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
-
-_LAYER_STACKS_OF_UNKNOWN_ORDER = ("using_pipeline_parallelism", "engram_layers")
 
 
 def load(arguments: Sequence[str]) -> Any:
@@ -84,7 +83,20 @@ def decoder(config: Any) -> decoder_families.Decoder:
       getattr(config, "first_num_hash_layers", 0),
       getattr(config, "inhomogeneous_layer_cycle_interval", 1),
       config.model_name,
-      known_order=not any(getattr(config, name, None) for name in _LAYER_STACKS_OF_UNKNOWN_ORDER),
+      known_order=not getattr(config, "engram_layers", None),
+      pipeline=_pipeline(config),
+  )
+
+
+def _pipeline(config) -> pipelines.Pipeline | None:
+  """The pipeline that the config sets up; its numbers are those that MaxText works out."""
+  if not getattr(config, "using_pipeline_parallelism", False):
+    return None
+  return pipelines.Pipeline(
+      int(config.ici_pipeline_parallelism * config.dcn_pipeline_parallelism),
+      config.num_pipeline_repeats,
+      config.num_layers_per_pipeline_stage,
+      bool(config.scan_layers_per_stage),
   )
 
 

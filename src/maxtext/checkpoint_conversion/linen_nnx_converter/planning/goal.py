@@ -51,6 +51,7 @@ class Goal:
   Attributes:
     layout: its state layout.
     scan_layers: whether its layers are scanned; None keeps what each stack of layers is.
+    keeps_pipelines: whether a pipeline stays as it is where no config tells otherwise.
     layer_naming: how layers that are not scanned are written, `flat` or `nested`.
     param_scan_axis: the layer axis of scanned Params, in the source and in the target.
     keeps_form: whether what is not asked for stays as it is: within Linen, the form that a trainer gave to a nested
@@ -65,6 +66,7 @@ class Goal:
 
   layout: layouts.StateLayout
   scan_layers: bool | None
+  keeps_pipelines: bool
   layer_naming: str
   param_scan_axis: int
   keeps_form: bool
@@ -96,6 +98,7 @@ def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run:
   return Goal(
       layout,
       scan_layers,
+      options.scan_layers is None or (decoder is not None and not decoder.known_order),
       options.layer_naming or (reads.layer_naming if reads else default_naming),
       1 if options.param_scan_axis is None else options.param_scan_axis,
       keeps_form=source.framework == layout.framework and not takes_release_form,

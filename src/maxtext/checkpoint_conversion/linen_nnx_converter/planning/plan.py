@@ -49,6 +49,11 @@ class Part:
     """Its index along the axes of the source that are taken."""
     return self.move.pieces[self.number][1]
 
+  @property
+  def axes(self) -> tuple[int, ...]:
+    """The axes of the source along which it is one index."""
+    return self.move.axes(self.move.pieces[self.number][0])
+
   def piece(self, region: leaf_moves.Region, data: Any) -> tuple[leaf_moves.Region | None, Any]:
     """The region of the target that a region of the source fills, and its values, of the `data` in the source's."""
     return self.move.region(self.number, region), self.move.values(self.number, region, data)
@@ -177,12 +182,14 @@ def _numbers(values: tuple[int, ...]) -> str:
 def _inverted(parts: list[Part]) -> leaf_moves.Move:
   """The move that rebuilds a source leaf from the parts that it gave."""
   first, ordered = parts[0].move, sorted(parts, key=lambda part: part.index)
+  stacked = {part.target: part.move.stacked for part in parts}
   return leaf_moves.Move(
       tuple((part.target, part.move.place(part.number)) for part in ordered),
       taken=first.stacked,
       order=tuple(map(int, np.argsort(first.order))),
-      stacked=first.taken,
+      stacked=parts[0].axes,
       sizes=tuple(last + 1 for last in ordered[-1].index),
+      other_axes=tuple((target, axes) for target, axes in stacked.items() if axes != first.stacked),
   )
 
 
@@ -201,7 +208,7 @@ def _check_paths(paths, moves):
 
 def _check_consumed(path, leaf, parts, is_dropped):
   """A source leaf is wholly consumed, exactly once, or dropped."""
-  taken = {part.move.taken for part in parts}
+  taken = {part.axes for part in parts}
   if is_dropped or len(taken) != 1:
     complete = is_dropped and not parts
   else:
@@ -225,7 +232,7 @@ def _check_result(path, leaf, move, sources):
       if move.kind != "copy" or origin is not leaf:
         raise _result_error(path, "a Python scalar copied as it is", f"{move.kind} of {origin!r}")
       continue
-    shape = move.shape(origin.shape)
+    shape = move.shape(origin.shape, source)
     if shape != tuple(leaf.shape):
       raise _result_error(path, f"shape {tuple(leaf.shape)}", f"{shape} made of {'/'.join(source)}")
     if origin.dtype != leaf.dtype and not (move.kind == "copy" and is_step_cast(origin, leaf)):

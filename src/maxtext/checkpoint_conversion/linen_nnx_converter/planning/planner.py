@@ -24,6 +24,7 @@ from typing import Any
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import arrangement
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_finding
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import goal as goal_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
@@ -66,7 +67,7 @@ def plan_conversion(
   selected = select(source, goal)
   arranged, before, after = arrange(source, selected, goal)
   target, moves, nodes = target_state.build(source, selected, goal, arranged, empty_nodes or {})
-  paths = [item.variable.path for item in arranged]
+  flag = layer_stacks.is_scanned(after, [item.variable.path for item in arranged])
   plan = plan_lib.Plan(
       state,
       target,
@@ -75,8 +76,8 @@ def plan_conversion(
       source_layout=layout,
       target_layout=goal.layout,
       empty_nodes=nodes,
-      scan_layers=layer_stacks.is_scanned(after, paths),
-      source_scan_layers=layer_stacks.is_scanned(before, paths),
+      scan_layers=goal.scan_layers if flag is None and goal.schedule is not None else flag,
+      source_scan_layers=layer_stacks.is_scanned(before, [it.path for it in selected.paths if isinstance(it, Variable)]),
   )
   plan.validate()
   return plan
@@ -124,11 +125,19 @@ def arrange(
   leaves, paths = source.state.leaves, selected.paths
   variables = {role: leaves[path] for role, path in paths.items() if isinstance(role, Variable)}
   path_of = lambda it: paths.get(it) or roles_lib.write(it, source.layout, source.roles.bare_subtrees)
-  before = layer_stacks.find(variables, goal.param_scan_axis, path_of)
-  after = arrangement.target_schedule(before, goal.scan_layers, goal.layer_naming, goal.schedule)
+  before = layer_finding.find(variables, goal.param_scan_axis, path_of)
+  has_schedule = goal.schedule is not None
+  layer_finding.refuse_unknown_order(
+      variables,
+      before,
+      path_of,
+      keeps_pipelines=goal.keeps_pipelines and not has_schedule,
+      keeps_chunks=goal.keeps_pipelines or (goal.scan_layers is not False and not has_schedule),
+  )
+  after = arrangement.target_schedule(
+      before, goal.scan_layers, goal.layer_naming, goal.schedule, keeps_pipelines=goal.keeps_pipelines
+  )
   arrangement.check_one_role(variables, before, path_of)
-  if goal.scan_layers is False:
-    layer_stacks.refuse_unknown_order(variables, path_of)
   arranged = arrangement.arrange(
       variables,
       before,

@@ -145,7 +145,8 @@ def _put(leaves, path, leaf):
 
 def _located(move, source_paths) -> leaf_moves.Move:
   """The move with the paths of the source leaves in place of their roles."""
-  return dataclasses.replace(move, pieces=tuple((source_paths[source], index) for source, index in move.pieces))
+  named = lambda pairs: tuple((source_paths[source], of) for source, of in pairs)
+  return dataclasses.replace(move, pieces=named(move.pieces), other_axes=named(move.other_axes))
 
 
 def _cast_step(path, leaf, layout):

@@ -168,7 +168,7 @@ async def _read_source(path, source, box) -> np.ndarray:
 async def _verify_part(part, target, box, data, on_equal):
   """Compares what `part` takes of this box of the source with what stands in the target."""
   move, place, expected = part.move, list(box), data
-  for axis, index in reversed(list(zip(move.taken, part.index))):
+  for axis, index in reversed(list(zip(part.axes, part.index))):
     start, stop = place.pop(axis)
     if not start <= index < stop:
       return

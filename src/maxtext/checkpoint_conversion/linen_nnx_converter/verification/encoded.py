@@ -80,7 +80,7 @@ async def _candidates(plan, source, written) -> dict[Path, list[tuple[str, str]]
     if path not in theirs or not ours.keys() >= set(move.sources):
       continue
     target, documents = theirs[path], {origin: ours[origin] for origin in move.sources}
-    if not _is_the_same_encoding(move, list(documents.values()), target) or chunk_keys.count(target) > len(source.places):
+    if not _is_the_same_encoding(move, documents, target) or chunk_keys.count(target) > len(source.places):
       continue  # Some chunks were left out, if they are more than keys.
     names = {origin: source.name(origin) for origin in move.sources}
     pairs = list(_chunk_pairs(move, names, documents, written.name(path), target))
@@ -101,12 +101,16 @@ def _is_the_same_encoding(move, documents, target) -> bool:
   if move.order:
     return False
   if not move.taken and not move.stacked:
-    return documents == [target]
+    return list(documents.values()) == [target]
   return (
-      all(chunk_keys.chunk_shape(document)[axis] == 1 for document in documents for axis in move.taken)
+      all(
+          chunk_keys.chunk_shape(document)[axis] == 1
+          for source, document in documents.items()
+          for axis in move.axes(source)
+      )
       and all(chunk_keys.chunk_shape(target)[axis] == 1 for axis in move.stacked)
-      and all(_without_shapes(document) == _without_shapes(target) for document in documents)
-      and all(_chunk_size(document) == _chunk_size(target) for document in documents)
+      and all(_without_shapes(document) == _without_shapes(target) for document in documents.values())
+      and all(_chunk_size(document) == _chunk_size(target) for document in documents.values())
       and target.get("order", "C") == "C"
   )
 
@@ -130,7 +134,7 @@ def _chunk_pairs(move, names, documents, target_name, target) -> Iterator[tuple[
     along = [place[axis] for axis in move.stacked]
     source, at = move.pieces[int(np.ravel_multi_index(along, move.sizes)) if along else 0]
     inside = [index for axis, index in enumerate(place) if axis not in move.stacked]
-    for axis, index in zip(move.taken, at):
+    for axis, index in zip(move.axes(source), at):
       inside.insert(axis, index)
     key = chunk_keys.key(documents[source], tuple(inside))
     yield f"{names[source]}/{key}", f"{target_name}/{chunk_keys.key(target, place)}"

@@ -1,0 +1,239 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Finding a schedule: which layers the leaves of a checkpoint hold, as their names and shapes tell. No I/O."""
+
+from collections.abc import Iterable, Iterator, Mapping
+import dataclasses
+import math
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_names
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import pipelines
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
+
+LayerStack = layer_stacks.LayerStack
+Path = abstract_state.Path
+PathOf = layer_stacks.PathOf
+Schedule = layer_stacks.Schedule
+Variable = leaf_roles.Variable
+unlike = layer_stacks.unlike
+
+_MOST_LAYERS = 100_000  # A shape that says more is damaged; listing its layers would take all memory.
+
+
+def find(variables: Mapping[Variable, abstract_state.Leaf], param_scan_axis: int, path_of: PathOf) -> Schedule:
+  """The schedule that the names and shapes of a model's variables tell.
+
+  Layers of unknown order are left out: those in engram's chunks, and a pipeline that does not tell.
+
+  Args:
+    variables: the variables and their leaves.
+    param_scan_axis: the layer axis of scanned Params.
+    path_of: the path that messages give for a variable.
+
+  Raises:
+    LayerStackError: a layer is missing, or leaves disagree on the number of layers.
+    PathCollisionError: the layers of a group are written in two ways.
+  """
+  prefixes = {}  # The stacks' prefixes, each with the variables below it.
+  for variable in variables:
+    if prefix := layer_names.prefix_of(variable.path):
+      prefixes.setdefault(prefix, []).append(variable)
+  for parent in [prefix for prefix in prefixes if any(other[:-1] == prefix for other in prefixes)]:
+    # RNG state that a block's children share stands beside them; anything else would be a second way of writing.
+    if any(variable.collection == leaf_roles.PARAMS for variable in prefixes[parent]):
+      raise layer_stacks.two_ways(path_of(prefixes[parent][0]), parent)
+    del prefixes[parent]
+  leading = _pipelines(prefixes, variables)
+  sizes = {}
+  for prefix, below in prefixes.items():
+    if not layer_names.is_of_pipeline(prefix) or prefix[0] in leading:
+      sizes[prefix] = _sizes(below, variables, _blank(prefix, leading), param_scan_axis, path_of)
+  _check_stages(sizes, prefixes, path_of)
+  schedule = tuple(sorted(_stacks(sizes), key=lambda stack: (stack.group, stack.first)))
+  module_path = lambda prefix: path_of(dataclasses.replace(next(iter(variables)), path=prefix, subtree=None))
+  layer_stacks.check(schedule, lambda prefix: _unboxed(module_path(prefix)))
+  return schedule
+
+
+def _pipelines(prefixes, variables) -> dict[str, int]:
+  """The components with a pipeline whose order is known, each with the number of axes of its repeats and stages."""
+  leading = {}
+  for component in {prefix[0] for prefix in prefixes if layer_names.is_piped(prefix)}:
+    names = [it for prefix, below in prefixes.items() if prefix[:2] == (component, "pipeline_module") for it in below]
+    has_blocks = any(decoder_families.BLOCK_MARKS.keys() & set(variable.path) for variable in names)
+    if not has_blocks and (count := pipelines.leading_axes(variables, names)):
+      leading[component] = count
+  return leading
+
+
+def _blank(prefix, leading) -> LayerStack:
+  """A stack with the layer axes of the prefix, of unknown length."""
+  first = leading[prefix[0]] if layer_names.is_piped(prefix) else 0
+  axes = (0,) * (first + layer_names.axis_count(prefix))
+  return LayerStack(prefix, (), 0, axes, axes, first)
+
+
+def _check_stages(sizes, prefixes, path_of):
+  """Checks that all layers of a pipeline's stage are of as many stages and repeats."""
+  piped = {prefix: size for prefix, size in sizes.items() if layer_names.is_piped(prefix)}
+  for prefix, size in piped.items():
+    first = next(other for other in piped if other[0] == prefix[0])
+    if size != piped[first]:
+      wanted, found = (" x ".join(map(str, of)) for of in (piped[first], size))
+      raise unlike(path_of(prefixes[prefix][0]), f"{wanted} stages, as {'/'.join(first)} has", f"{found} stages")
+
+
+def _unboxed(path: Path) -> Path:
+  """The path of a module: boxes stand around leaves alone."""
+  return path[:-1] if path[-1] == leaf_roles.VALUE else path
+
+
+def refuse_unknown_order(
+    variables: Iterable[Variable],
+    schedule: Schedule,
+    path_of: PathOf,
+    *,
+    keeps_pipelines: bool,
+    keeps_chunks: bool,
+):
+  """Refuses layers in an order that the tree does not tell, unless they stay as they are.
+
+  Args:
+    variables: the source's variables.
+    schedule: their schedule.
+    path_of: the path that messages give for a variable.
+    keeps_pipelines: whether a pipeline stays as it is.
+    keeps_chunks: whether engram's chunks do.
+
+  Raises:
+    LayerStackError: naming a variable of such a layer.
+  """
+  known = {stack.prefix[0] for stack in schedule if stack.is_piped}
+  for variable in variables:
+    if layer_names.is_chunk(variable.path) and not keeps_chunks:
+      raise _unknown_order(path_of(variable), "those of engram's chunks")
+    is_unknown = layer_names.is_of_pipeline(variable.path) and variable.path[0] not in known
+    if is_unknown and not keeps_pipelines:
+      why = "those of a pipeline without a norm's scale, which would tell the number of its axes, or of blocks of layers"
+      raise _unknown_order(path_of(variable), why)
+
+
+def _unknown_order(path, found) -> errors.LayerStackError:
+  remedy = "Keep the arrangement: leave out --scan_layers, or give the config of the run that wrote it."
+  return errors.LayerStackError(path, "layers whose order is known", found, remedy)
+
+
+def _sizes(below, variables, stack, param_scan_axis, path_of) -> tuple[int, ...]:
+  """The lengths of the layer axes, on which all leaves below a prefix agree."""
+  axis_count, sizes, first = len(stack.sizes), None, None
+  for variable in below if axis_count else ():
+    leaf = variables[variable]
+    if abstract_state.is_empty(leaf):
+      continue
+    shape = tuple(getattr(leaf, "shape", ()))
+    if len(shape) < axis_count:
+      raise unlike(path_of(variable), f"{axis_count} layer axes", f"shape {shape}")
+    axes = stack.axes(variable, len(shape) - axis_count, param_scan_axis)
+    found = tuple(shape[axis] for axis in axes)
+    if sizes is None:
+      sizes, first = found, variable
+      if math.prod(sizes) > _MOST_LAYERS:
+        raise unlike(path_of(variable), f"at most {_MOST_LAYERS} layers", str(math.prod(sizes)))
+    elif found != sizes:
+      numbers = lambda values: " x ".join(map(str, values))
+      wanted = f"{numbers(sizes)} layers, as {'/'.join(path_of(first))} has on its layer axis"
+      raise unlike(path_of(variable), wanted, f"{numbers(found)} on axis {numbers(axes)} of {shape}")
+  return sizes if sizes is not None else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbering:
+  """How the layers of a component are numbered where they are written in blocks, or by DeepSeek's old names.
+
+  Attributes:
+    dense: the number of layers under DeepSeek's old names, which come before those of `layers/<n>`.
+    before: the number of layers before the blocks.
+    period: the number of layers in a block.
+    after: the number of layers before the remainder, which comes last.
+    piped: the number of layers in a pipeline, which come before `layers_outside_pipeline`.
+  """
+
+  dense: int
+  before: int
+  period: int
+  after: int
+  piped: int
+
+
+def _stacks(sizes: Mapping[Path, tuple[int, ...]]) -> Iterator[LayerStack]:
+  """The stacks of these prefixes, whose axes have these lengths."""
+  for component in dict.fromkeys(prefix[0] for prefix in sizes):
+    of = {prefix: size for prefix, size in sizes.items() if prefix[0] == component}
+    piped = {prefix: of.pop(prefix) for prefix in list(of) if layer_names.is_piped(prefix)}
+    stacks = list(pipelines.found(piped, of)) if piped else []
+    yield from stacks
+    blocks = {prefix: size for prefix, size in of.items() if len(prefix) > 2 and size and prefix[1] != "layers_remainder"}
+    before = sum(
+        layer_names.FLAT.sub(r"\1", prefix[1]) == "layers" and not of[prefix] for prefix in of if len(prefix) == 2
+    )
+    period = _period(blocks)
+    after = before * bool(blocks) + period * max((size[0] for size in blocks.values()), default=0)
+    dense = sum(layer_names.OLD_DENSE.fullmatch(prefix[1]) is not None for prefix in of)
+    for prefix, size in of.items():
+      yield _stack(prefix, size, _Numbering(dense, before, period, after, sum(math.prod(it.sizes) for it in stacks)))
+
+
+def _stack(prefix: Path, size: tuple[int, ...], numbering: _Numbering) -> LayerStack:
+  """The stack of one prefix, whose layer axes have these lengths."""
+  component, name, *child = prefix
+  layers = (component, "layers")
+  if match := layer_names.OLD_DENSE.fullmatch(name):
+    return LayerStack(prefix, (component, "dense_layers"), int(match[1]))
+  if match := layer_names.LINEN_REMAINDER.fullmatch(name):
+    return LayerStack(prefix, layers, numbering.after + int(match[1]))
+  if match := layer_names.OUTSIDE.fullmatch(name):
+    before = 0 if match[1] == pipelines.MOE else numbering.piped
+    return LayerStack(prefix, (component, match[1]), before + int(match[2] or 0), (1,) * len(size), size)
+  if match := layer_names.FLAT.fullmatch(name):
+    return LayerStack(prefix, (component, match[1]), int(match[2]))
+  if not child:
+    return LayerStack(prefix, (component, name), 0, (1,), size)
+  if layer_names.INTEGER.fullmatch(child[0]):
+    is_moe = numbering.dense and name == "layers"
+    group = (component, "moe_layers" if is_moe else name)
+    return LayerStack(prefix, group, int(child[0]) - (numbering.dense if is_moe else 0))
+  return _block_stack(prefix, size, layers, numbering)
+
+
+def _block_stack(prefix, size, layers, numbering) -> LayerStack:
+  """The stack of a position in the blocks, or in the remainder after them."""
+  _, name, child = prefix
+  if name == "layers_remainder":
+    position = 0 if child == "local_layers" else int(child.rpartition("_")[2])
+    return LayerStack(prefix, layers, numbering.after + position, (1,) * len(size), size)
+  if child == "local_layers":
+    return LayerStack(prefix, layers, numbering.before, (numbering.period, 1), size)
+  position = numbering.period - 1 if child == "global_layer" else int(child.rpartition("_")[2])
+  return LayerStack(prefix, layers, numbering.before + position, (numbering.period,), size)
+
+
+def _period(blocks) -> int:
+  """The number of layers in a block: its positions, or its local layers and the global one."""
+  local = [size[1] for prefix, size in blocks.items() if prefix[2] == "local_layers"]
+  return local[0] + 1 if local else sum(layer_names.INTEGER.fullmatch(prefix[2]) is None for prefix in blocks)
