@@ -289,7 +289,7 @@ class LayersTest(parameterized.TestCase):
       self.assert_tree(converter.convert_nnx_to_linen({"model": {"decoder": decoder}}, **options), state(decoder))
 
   def test_layers_of_unknown_order_are_never_guessed(self):
-    for name in ("pipeline_module", "dense_layers_0_1", "moe_layers_engram_3", "layers_outside_pipeline"):
+    for name in ("pipeline_module", "dense_layers_0_1", "moe_layers_engram_3", "layers_outside_pipeline"):  # No scale.
       decoder = {name: {"layers": {"w": util.array(3, 4)}}}
       model = converter.convert_linen_to_nnx(state(decoder), nnx_values="plain")["model"]
       self.assert_tree(model, {"decoder": decoder})
