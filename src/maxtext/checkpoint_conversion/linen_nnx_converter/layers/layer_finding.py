@@ -135,8 +135,12 @@ def refuse_unknown_order(
 
 
 def _unknown_order(path, found) -> errors.LayerStackError:
-  remedy = "Keep the arrangement: leave out --scan_layers, or give the config of the run that wrote it."
-  return errors.LayerStackError(path, "layers whose order is known", found, remedy)
+  return errors.LayerStackError(
+      path,
+      "layers whose order is known",
+      found,
+      "Keep the arrangement: leave out --scan_layers, or give the config of the run that wrote it.",
+  )
 
 
 def _sizes(below, variables, stack, param_scan_axis, path_of) -> tuple[int, ...]:
