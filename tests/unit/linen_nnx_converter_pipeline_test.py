@@ -24,6 +24,7 @@ import linen_nnx_converter_golden_test as golden
 import linen_nnx_converter_util as util
 import numpy as np
 
+from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import in_memory
@@ -50,8 +51,7 @@ def put(tree, path, leaf):
 
 
 def stacked(layers, sizes, axis=1):
-  """The leaves of layers, stacked in C order along axes of these sizes, from the given axis of a Param on, from the first
-  of all others."""
+  """Layers stacked in C order along axes of these sizes: from the given axis of a Param on, from the first of others."""
   result = {}
   for path in layers[0] if layers else ():
     parts = np.stack([one[path] for one in layers]).reshape(*sizes, *np.shape(layers[0][path]))
@@ -178,6 +178,7 @@ class PipelineTest(util.CheckpointTestCase):
       options = {"direction": "linen_to_linen", "scan_layers": scan_layers, "verify": "full"}
       converter.convert_checkpoint(source, target, **options)
       self.assert_tree(converter.load_checkpoint(target), util.linen(wanted["params"]["params"]))
+      self.assertTrue(comparator.compare_checkpoints(source, target).is_accepted)
 
   @parameterized.parameters(("circ_s", (2, 2, 1)), ("lps2_s", (2, 1, 2)), ("lps2_u", (2, 1, 2)))
   def test_what_a_trainer_saved(self, name, shape):
@@ -214,10 +215,24 @@ class PipelineTest(util.CheckpointTestCase):
         count += 1
     self.assertGreater(count, 5)
 
+  def test_a_param_that_0_2_5_made_another_variable(self):
+    """DeepSeek-V3's routing bias has its layer axes first, in a pipeline as outside it."""
+    trees = [
+        zipfile.Path(ASSETS / "golden.zip", f"{name}.txt")
+        for name in ("0.2.4/pipeline-deepseek3.ondisk.scanned", "0.2.5/pipeline-deepseek3.ondisk.unscanned")
+    ]
+    source, wanted = (golden.without(golden.read(tree), "rngs", "dropout") for tree in trees)
+    settings = json.loads((trees[1].parent / "pipeline-deepseek3.config.json").read_text())
+    of = golden.decoder_of(settings, pipeline=pipeline_of(settings))
+    plan = util.plan_conversion(source, release=(0, 2, 5), decoder=of, scan_layers=False)
+    self.assertEqual(*({"/".join(p): str(leaf) for p, leaf in s.leaves.items()} for s in (plan.target, wanted)))
+    with self.assertRaisesRegex(errors.ConfigError, "gate/bias: expected the model's name"):
+      util.plan_conversion(source, release=(0, 2, 5))
+
   def assert_blocks_stay(self, state, of, release, trainer):
     """Of GPT-OSS, MaxText pipelines as many blocks of two layers as the model has layers."""
-    options = {"direction": "linen_to_linen", "release": release, "trainer": trainer}
-    plan = util.plan_conversion(state, decoder=of, scan_layers=True, **options)
+    by_config = {"release": release, "trainer": trainer, "decoder": of}
+    plan = util.plan_conversion(state, direction="linen_to_linen", scan_layers=True, **by_config)
     self.assertEqual(plan.counts()["copy"], len(plan.moves))
     for scan_layers in (True, False):
       with self.assertRaisesRegex(errors.LayerStackError, "expected layers whose order is known, .* or of blocks"):
