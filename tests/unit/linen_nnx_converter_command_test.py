@@ -33,6 +33,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as command
@@ -208,6 +209,7 @@ class CommandTest(parameterized.TestCase):
       ("| true", "0 0", True),
       ("<&- >&- 2>&-", "0", False),
   )
+  @pytest.mark.integration
   def test_a_conversion_whose_output_nobody_takes(self, streams, codes, is_told):
     """It is done, and says so on standard error, if that is there."""
     done = run_with(streams, f"--source_path={SOURCE}", f"--target_path={self.tmp}/out")
@@ -216,11 +218,13 @@ class CommandTest(parameterized.TestCase):
     self.assertEqual(converter.detect_format(converter.load_checkpoint(self.tmp / "out")), "nnx")
     self.assertEqual(os.listdir(self.tmp / "out"), ["2"])
 
+  @pytest.mark.integration
   def test_a_plan_that_nobody_reads_to_its_end(self):
     flags = f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", "--scan_layers=False", "--dry_run"
     self.assertEqual(run_with("| true", *flags), ("0 0", "", ""))
 
   @parameterized.product(streams=("| true", ">&-", ">/dev/full"), module=(MODULE, COMPARATOR))
+  @pytest.mark.integration
   def test_help_that_nobody_reads(self, streams, module):
     codes, _, err = run_with(streams, "--help", module=module)
     self.assertEqual(codes.split()[0], "0")
@@ -228,9 +232,11 @@ class CommandTest(parameterized.TestCase):
     self.assertEqual(err == "", streams == "| true")
 
   @parameterized.parameters("2>&-", "2>/dev/full", ">&- 2>&-")
+  @pytest.mark.integration
   def test_a_refusal_that_nobody_reads(self, streams):
     self.assertEqual(run_with(streams, "--no_such_flag"), ("1", "", ""))
 
+  @pytest.mark.integration
   def test_a_name_that_standard_output_has_no_characters_for(self):
     done = run(f"--source_path={SOURCE}", f"--target_path={self.tmp}/\u00fc", "--dry_run", PYTHONIOENCODING="ascii")
     self.assertEqual((done.returncode, done.stderr), (0, ""))
@@ -274,6 +280,7 @@ class CommandTest(parameterized.TestCase):
     self.assertStartsWith(err, "linen_nnx_converter: ")
     self.assertIn(message, err)
 
+  @pytest.mark.integration
   def test_any_failure_is_one_line_unless_a_traceback_is_asked_for(self):
     source = shutil.copytree(SOURCE, self.tmp / "source")
     for data in (source / "2" / "items" / "ocdbt.process_0" / "d").iterdir():

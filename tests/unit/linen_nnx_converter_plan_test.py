@@ -226,7 +226,7 @@ def linen_states(draw):
 
 class PropertiesTest(absltest.TestCase):
 
-  @settings(max_examples=150, deadline=None)
+  @settings(max_examples=50, deadline=None)
   @given(linen_states(), st.sampled_from(["boxed", "plain", "all_boxed"]), st.booleans())
   def test_there_and_back_is_identity(self, state, nnx_values, scan_layers):
     before = util.flat(state)
@@ -238,7 +238,7 @@ class PropertiesTest(absltest.TestCase):
       back = converter.convert_nnx_to_linen(nnx, scan_layers=kinds.pop() if kinds else None)
       self.assertEqual(util.flat(back), before)
 
-  @settings(max_examples=150, deadline=None)
+  @settings(max_examples=50, deadline=None)
   @given(
       st.dictionaries(
           st.lists(st.sampled_from(["gate", "key", "value"]), min_size=1, max_size=3).map(tuple),
@@ -265,7 +265,7 @@ class PropertiesTest(absltest.TestCase):
     self.assertEqual(util.flat(converter.convert_nnx_to_linen(nnx)), util.flat(state))
     self.assertEqual(util.flat(converter.convert_nnx_to_linen(nnx, params_only=True)), util.flat(alone))
 
-  @settings(max_examples=150, deadline=None)
+  @settings(max_examples=50, deadline=None)
   @given(linen_states(), st.booleans())
   def test_inverse(self, state, scan_layers):
     """A plan's inverse is valid, leads back, and is its own inverse's inverse."""
@@ -279,7 +279,7 @@ class PropertiesTest(absltest.TestCase):
     of = lambda leaves: {path: util.bits(leaf) for path, leaf in leaves.items()}
     self.assertEqual(of(back), of(source.leaves))
 
-  @settings(max_examples=100, deadline=None)
+  @settings(max_examples=40, deadline=None)
   @given(linen_states(), st.data())
   def test_a_lost_moment_is_named(self, state, data):
     """A leaf of mu, nu or acc_grads cannot go missing without being noticed."""
