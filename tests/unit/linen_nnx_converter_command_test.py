@@ -15,9 +15,7 @@
 """The command line: flags, output, exit codes; as users run it and as MaxText's CI calls it."""
 
 import contextlib
-import errno
 import io
-import itertools
 import logging as python_logging
 import os
 import pathlib
@@ -37,7 +35,6 @@ import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as command
-from maxtext.checkpoint_conversion.linen_nnx_converter import progress
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import flags
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan
@@ -328,55 +325,6 @@ class CommandTest(parameterized.TestCase):
   def test_every_flag_is_in_the_readme_and_every_flag_in_the_readme_is_real(self):
     real = {name for name in flags.define_flags() if name not in ("h", "help")}
     self.assertEqual(set(re.findall(r"--([a-z_]+)\b(?!-)", usage())) - {"help"}, real)
-
-
-class Terminal(io.StringIO):
-
-  def isatty(self):
-    return True
-
-
-class Full(io.StringIO):
-  """A stream of which every write fails, as of one to `/dev/full`; that would fail again when it is closed."""
-
-  def __init__(self, is_terminal):
-    super().__init__()
-    self.isatty = lambda: is_terminal
-
-  def write(self, text):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-class ProgressTest(parameterized.TestCase):
-
-  @parameterized.parameters(True, False)
-  def test_a_stream_that_takes_nothing(self, is_terminal):
-    """A terminal that has gone, a full disk: the work goes on."""
-    told = progress.Progress(Full(is_terminal))
-    with absltest.mock.patch.object(time, "monotonic", side_effect=itertools.count(step=11)):
-      told.start("writing", 2**20)
-      for _ in range(2):
-        told.advance(2**19)
-      told.finish()
-
-  def test_a_bar_on_a_terminal(self):
-    stream = Terminal()
-    bar = progress.Progress(stream)
-    bar.start("writing", 2**20)
-    bar.advance(2**20)
-    bar.finish()
-    self.assertIn("writing: 100%", stream.getvalue())
-
-  def test_lines_elsewhere(self):
-    stream = io.StringIO()
-    lines = progress.Progress(stream)
-    with absltest.mock.patch.object(time, "monotonic", side_effect=[0.0, 5.0, 11.0, 12.0]):
-      lines.start("writing", 4 * 2**20)
-      for _ in range(3):
-        lines.advance(2**20)
-      lines.finish()
-    self.assertLen(stream.getvalue().splitlines(), 1)  # One in ten seconds.
-    self.assertIn("2.00M/4.00M", stream.getvalue())
 
 
 if __name__ == "__main__":
