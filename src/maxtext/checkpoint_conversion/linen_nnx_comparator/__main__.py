@@ -125,13 +125,11 @@ def _compare(values, paths, axes) -> int:
   from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 
   options = {name: values[name].value for name in ("nnx_aux", "params_only", "atol", "rtol", "memory_budget_gib")}
+  options["param_scan_axes"] = (axes[0], axes[-1]) if axes else None
   a, b, *config_arguments = paths
   try:
     config = run_config.load(config_arguments) if config_arguments else None
-    axes = axes or [config.param_scan_axis if config else 1]
-    comparison = compare.compare_checkpoints(
-        a, b, param_scan_axes=(axes[0], axes[-1]), progress=progress.Progress(), **options
-    )
+    comparison = compare.compare_checkpoints(a, b, config=config, progress=progress.Progress(), **options)
     _write(values, comparison)
   except errors.ConversionError as e:
     if values.traceback:

@@ -12,18 +12,19 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The report of a comparison: for a person, and as JSON."""
+"""What a comparison found of two checkpoints, and the report of it: for a person, and as JSON."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 import dataclasses
 import math
 from typing import Any
 
-from maxtext.checkpoint_conversion.linen_nnx_comparator import align
-from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
+from maxtext.checkpoint_conversion.linen_nnx_comparator import alignment
 from maxtext.checkpoint_conversion.linen_nnx_comparator import difference
-from maxtext.checkpoint_conversion.linen_nnx_comparator import result
-from maxtext.checkpoint_conversion.linen_nnx_comparator import tree
+
+Path = alignment.Path
+Pair = alignment.Pair
 
 # How a leaf is shown, by what `grade` says of it.
 GRADES = ("equal", "near", "far", "structure")
@@ -31,18 +32,94 @@ _COLORS = {"equal": "32", "near": "33", "far": "31", "structure": "35"}
 _NEAR_ULP = 4  # Up to here values are apart as rounding sets them apart.
 
 
-def grade(outcome: result.Outcome) -> str:
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What was found of two checkpoints.
+
+  Attributes:
+    a: the canonical tree of the first checkpoint.
+    b: that of the second.
+    leaves: every leaf of either, in the order of A's.
+    tolerance: what values were allowed to differ by; None where any bit counts.
+    notes: what is to be known about how they were compared.
+    seconds: how long it took.
+  """
+
+  a: alignment.Tree
+  b: alignment.Tree
+  leaves: Sequence[Pair]
+  tolerance: difference.Tolerance | None = None
+  notes: Sequence[str] = ()
+  seconds: float = 0.0
+
+  @property
+  def is_accepted(self) -> bool:
+    """Whether structure and values agree: to the bit, or within the tolerance if there is one."""
+    return all(pair.status in (alignment.EQUAL, alignment.WITHIN) for pair in self.leaves)
+
+  @property
+  def grade(self) -> str:
+    """The grade of all: `equal`, `near` or `far`."""
+    return "far" if not self.is_accepted else "near" if self.worst_first() else "equal"
+
+  def worst_first(self) -> list[Pair]:
+    """The leaves that are not equal, the worst first."""
+    unequal = [pair for pair in self.leaves if pair.status != alignment.EQUAL]
+    return sorted(unequal, key=lambda pair: pair.badness, reverse=True)
+
+  def counts(self, part: str | None = None) -> dict[str, int]:
+    """How many leaves have each status, of one part of the state or of all."""
+    return count(pair for pair in self.leaves if part in (None, pair.part))
+
+  def by_part(self) -> dict[str, dict[str, int]]:
+    """The same of each part that has leaves."""
+    return {part: counts for part in alignment.PARTS if (counts := self.counts(part))}
+
+  def elements(self) -> tuple[int, int]:
+    """How many elements differ, and how many were compared."""
+    return sum(pair.values.differing for pair in self.leaves), sum(pair.values.elements for pair in self.leaves)
+
+
+def count(pairs: Iterable[Pair]) -> dict[str, int]:
+  """How many leaves have each status, in a fixed order."""
+  found = collections.Counter(pair.status for pair in pairs)
+  return {status: found[status] for status in alignment.STATUSES if found[status]}
+
+
+def grade(pair: Pair) -> str:
   """`equal`; `near`, within the tolerance or a few units in the last place; `far`; or `structure`."""
-  if outcome.status == result.EQUAL:
+  if pair.status == alignment.EQUAL:
     return "equal"
-  if outcome.status not in (result.WITHIN, result.DIFFERENT):
+  if pair.status not in (alignment.WITHIN, alignment.DIFFERENT):
     return "structure"
-  found = outcome.values
+  found = pair.values
   is_rounding = found.largest_ulp is not None and found.largest_ulp.value <= _NEAR_ULP and not found.not_finite
-  return "near" if outcome.status == result.WITHIN or is_rounding else "far"
+  return "near" if pair.status == alignment.WITHIN or is_rounding else "far"
 
 
-def lines(comparison: result.Comparison, *, color: bool, most_leaves: int) -> Iterator[str]:
+def worst(pairs: Iterable[Pair]) -> Pair:
+  """The worst of these leaves."""
+  return max(pairs, key=lambda pair: pair.badness)
+
+
+def branches(pairs: Iterable[Pair], depth: int) -> list[tuple[str, list[Pair]]]:
+  """The tree of names at this depth of the paths: each name with the leaves that it leads to, the worst first.
+
+  A leaf has a branch of its own, which `is_leaf`. Equal branches keep their order.
+  """
+  found = {}
+  for pair in pairs:
+    found.setdefault((pair.keys[depth], is_leaf([pair], depth)), []).append(pair)
+  named = [(name, below) for (name, _), below in found.items()]
+  return sorted(named, key=lambda branch: worst(branch[1]).badness, reverse=True)
+
+
+def is_leaf(below: Sequence[Pair], depth: int) -> bool:
+  """Whether a branch at this depth is a leaf."""
+  return len(below[0].keys) == depth + 1
+
+
+def lines(comparison: Comparison, *, color: bool, most_leaves: int) -> Iterator[str]:
   """The report for a person: both checkpoints, the worst leaves, the tree, a line for each part, and the summary.
 
   Args:
@@ -54,71 +131,55 @@ def lines(comparison: result.Comparison, *, color: bool, most_leaves: int) -> It
   yield f"A  {comparison.a}"
   yield f"B  {comparison.b}"
   yield from (f"note: {note}" for note in comparison.notes)
-  for side, left_out in zip("AB", comparison.left_out):
-    if left_out:
-      yield f"left out of {side}: {len(left_out)} leaves ({', '.join(sorted(set(left_out.values())))})"
-  worst, shown = comparison.worst_first(), set()
-  for title, outcomes in of_structure_and_values(worst):
+  for side, tree in (("A", comparison.a), ("B", comparison.b)):
+    if tree.left_out:
+      yield f"left out of {side}: {len(tree.left_out)} leaves ({', '.join(sorted(set(tree.left_out.values())))})"
+  shown = set()
+  for title, pairs in of_structure_and_values(comparison):
     yield ""
-    yield f"{title}, worst first" + (f", {most_leaves} of {len(outcomes):,}" if len(outcomes) > most_leaves else "")
-    for outcome in outcomes[:most_leaves]:
-      shown.add(outcome.aligned.path)
-      yield "  " + paint(f"{outcome.path}  {detail(outcome)}", grade(outcome))
+    yield f"{title}, worst first" + (f", {most_leaves} of {len(pairs):,}" if len(pairs) > most_leaves else "")
+    for pair in pairs[:most_leaves]:
+      shown.add(pair.keys)
+      yield "  " + paint(f"{pair.path}  {detail(pair)}", grade(pair))
   yield ""
-  yield from _tree_lines(tree.build(comparison.leaves), shown, paint, "")
+  yield from _tree_lines(comparison.leaves, 0, shown, paint)
   yield ""
-  for part in canonical.PARTS:
-    if counts := comparison.counts(part):
-      yield f"{part:<10} {counted(counts)}"
-  yield paint(summary(comparison), "far" if not comparison.is_accepted else "near" if worst else "equal")
+  yield from (f"{part:<10} {counted(counts)}" for part, counts in comparison.by_part().items())
+  yield paint(summary(comparison), comparison.grade)
 
 
-def of_structure_and_values(worst: Sequence[result.Outcome]) -> Iterator[tuple[str, list[result.Outcome]]]:
+def of_structure_and_values(comparison: Comparison) -> Iterator[tuple[str, list[Pair]]]:
   """The leaves whose structure differs and those whose values do, under these titles, so that neither hides the other."""
+  unequal = comparison.worst_first()
   for title, is_wanted in (("structure", True), ("values", False)):
-    if some := [outcome for outcome in worst if (grade(outcome) == "structure") == is_wanted]:
+    if some := [pair for pair in unequal if (grade(pair) == "structure") == is_wanted]:
       yield title, some
 
 
-def detail(outcome: result.Outcome) -> str:
+def detail(pair: Pair) -> str:
   """What was found of a leaf, in one line."""
-  a, b = outcome.aligned.a, outcome.aligned.b
-  if outcome.status in (align.ONLY_A, align.ONLY_B):
-    return f"{outcome.status}: {a or b}"
-  if outcome.failure:
-    return f"{outcome.status}: {outcome.failure}"
-  head = f"{a}" if outcome.aligned.structure is None else f"{outcome.status}: {a} in A, {b} in B"
-  return f"{head}  {values_line(outcome.found)}" if outcome.found is not None else head
+  if pair.a is None or pair.b is None:
+    return f"{pair.status}: {pair.a or pair.b}"
+  if pair.failure:
+    return f"{pair.status}: {pair.failure}"
+  head = f"{pair.a}" if pair.structure is None else f"{pair.status}: {pair.a} in A, {pair.b} in B"
+  return f"{head}  {_values_line(pair.values)}" if pair.has_values else head
 
 
-def values_line(found: difference.Difference) -> str:
-  """How the values of a leaf differ, in one line."""
-  if not found.differing:
-    return "equal to the bit" if found.elements else "no elements"
-  if found.outside < found.differing:
-    where = f"{found.differing:,} of {found.elements:,} differ, {found.outside:,} outside of the tolerance"
-  else:
-    where = f"{found.differing:,} of {found.elements:,} differ"
-  said = [where]
-  for name, largest in _largest(found):
-    said.append(f"{name} {number(largest.value)} at {index(largest.element)}")
-  if first := found.first:
-    said.append((f"first at {index(first)}: " if first.index else "") + f"{first.a} and {first.b}")
-    said[-1] += f" ({first.a_bits} and {first.b_bits})" if first.a == first.b else ""
-  if odd := found.first_not_finite:
-    said.append(f"{found.not_finite:,} NaN or infinite on one side, first at {index(odd)}: {odd.a} and {odd.b}")
-  if found.nan_bits:
-    said.append(f"{found.nan_bits:,} NaNs with other bits")
-  if found.zero_signs:
-    said.append(f"{found.zero_signs:,} zeros with other signs")
-  return "; ".join(said)
+def short(pair: Pair) -> str:
+  """What was found of a leaf, in a few words."""
+  if pair.status not in (alignment.WITHIN, alignment.DIFFERENT):
+    return pair.status
+  found = pair.values
+  largest = [f"{name} {_number(it.value)}" for name, it in _largest(found)]
+  return ", ".join((f"{found.differing:,} of {found.elements:,}", *largest))
 
 
-def summary(comparison: result.Comparison) -> str:
+def summary(comparison: Comparison) -> str:
   """One line for a person."""
   differing, elements = comparison.elements()
   counts = comparison.counts()
-  verdict = "equal to the bit" if set(counts) <= {result.EQUAL} else "equal within the tolerance"
+  verdict = "equal to the bit" if set(counts) <= {alignment.EQUAL} else "equal within the tolerance"
   if not comparison.is_accepted:
     verdict = "different"
   return (
@@ -127,35 +188,70 @@ def summary(comparison: result.Comparison) -> str:
   )
 
 
-def as_json(comparison: result.Comparison) -> dict[str, Any]:
+def counted(counts: Mapping[str, int]) -> str:
+  """Numbers of leaves by status, as text."""
+  return ", ".join(f"{count:,} {status}" for status, count in counts.items())
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
   """The report as a JSON document. Leaves that are equal are in it too, with their number of elements."""
   differing, elements = comparison.elements()
-  tolerance = comparison.tolerance
+  sides = (("a", comparison.a), ("b", comparison.b))
+  equal = [pair for pair in comparison.leaves if pair.status == alignment.EQUAL]
   return {
       "accepted": comparison.is_accepted,
       "summary": summary(comparison),
-      "a": dataclasses.asdict(comparison.a),
-      "b": dataclasses.asdict(comparison.b),
-      "tolerance": dataclasses.asdict(tolerance) if tolerance else None,
+      **{name: {field: getattr(tree, field) for field in ("path", "layout", "is_scanned")} for name, tree in sides},
+      "tolerance": dataclasses.asdict(comparison.tolerance) if comparison.tolerance else None,
       "notes": list(comparison.notes),
-      "left_out": [{"/".join(path): reason for path, reason in side.items()} for side in comparison.left_out],
+      "left_out": [{"/".join(path): reason for path, reason in tree.left_out.items()} for _, tree in sides],
       "leaves": len(comparison.leaves),
       "elements": elements,
       "differing": differing,
-      "by_part": {part: counts for part in canonical.PARTS if (counts := comparison.counts(part))},
-      "worst_first": [_json_leaf(outcome) for outcome in comparison.worst_first()],
-      "equal": {outcome.path: _elements(outcome) for outcome in comparison.leaves if outcome.status == result.EQUAL},
+      "by_part": comparison.by_part(),
+      "worst_first": [_json_leaf(pair) for pair in comparison.worst_first()],
+      "equal": {pair.path: pair.values.elements for pair in equal},
       "seconds": round(comparison.seconds, 3),
   }
 
 
-def number(value: float | int) -> str:
-  return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+def _tree_lines(pairs: Iterable[Pair], depth: int, shown: Set[Path], paint: Callable[[str, str], str]) -> Iterator[str]:
+  """The tree of names, down to the leaves that are shown; the rest is counted where it branches off."""
+  indent, hidden = "  " * depth, []
+  for name, below in branches(pairs, depth):
+    mark = grade(worst(below))
+    if not any(pair.keys in shown for pair in below):
+      if is_leaf(below, depth):
+        hidden += below
+      else:
+        yield indent + paint(f"{name}  {counted(count(below))}", mark)
+    elif is_leaf(below, depth):
+      yield indent + paint(f"{name}  {short(below[0])}", mark)
+    else:
+      yield indent + paint(name, mark)
+      yield from _tree_lines(below, depth + 1, shown, paint)
+  if hidden:
+    yield indent + paint(f"… {counted(count(hidden))}", grade(worst(hidden)))
 
 
-def index(element: difference.Element) -> str:
-  """An index as NumPy takes it."""
-  return "[" + ", ".join(map(str, element.index)) + "]"
+def _values_line(found: difference.Difference) -> str:
+  """How the values of a leaf differ, in one line."""
+  if not found.differing:
+    return "equal to the bit" if found.elements else "no elements"
+  said = [f"{found.differing:,} of {found.elements:,} differ"]
+  if found.outside < found.differing:
+    said[0] += f", {found.outside:,} outside of the tolerance"
+  said += [f"{name} {_number(largest.value)} at {_index(largest.element)}" for name, largest in _largest(found)]
+  if first := found.first:
+    said.append((f"first at {_index(first)}: " if first.index else "") + f"{first.a} and {first.b}")
+    said[-1] += f" ({first.a_bits} and {first.b_bits})" if first.a == first.b else ""
+  if odd := found.first_not_finite:
+    said.append(f"{found.not_finite:,} NaN or infinite on one side, first at {_index(odd)}: {odd.a} and {odd.b}")
+  if found.nan_bits:
+    said.append(f"{found.nan_bits:,} NaNs with other bits")
+  if found.zero_signs:
+    said.append(f"{found.zero_signs:,} zeros with other signs")
+  return "; ".join(said)
 
 
 def _largest(found: difference.Difference) -> Iterator[tuple[str, difference.Largest]]:
@@ -163,69 +259,35 @@ def _largest(found: difference.Difference) -> Iterator[tuple[str, difference.Lar
   yield from ((name, largest) for name, largest in kinds if largest is not None)
 
 
-def _elements(outcome) -> int:
-  return outcome.found.elements if outcome.found else 0
+def _number(value: float | int) -> str:
+  return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def counted(counts: Mapping[str, int]) -> str:
-  """Numbers of leaves by status, as text."""
-  return ", ".join(f"{count:,} {status}" for status, count in counts.items())
+def _index(element: difference.Element) -> str:
+  """An index as NumPy takes it."""
+  return "[" + ", ".join(map(str, element.index)) + "]"
 
 
-def _tree_lines(nodes, shown, paint, indent) -> Iterator[str]:
-  """The tree below `nodes`, down to the leaves that are shown; the rest is counted where it branches off."""
-  for node in nodes:
-    leaves = list(node.leaves())
-    mark = grade(node.worst)
-    if node.outcome is not None and not node.children:
-      if node.outcome.aligned.path in shown:
-        yield indent + paint(f"{node.name}  {short(node.outcome)}", mark)
-      continue
-    if any(leaf.aligned.path in shown for leaf in leaves):
-      yield indent + paint(node.name, mark)
-      yield from _tree_lines(node.children, shown, paint, indent + "  ")
-    else:
-      yield indent + paint(f"{node.name}  {count_of(leaves)}", mark)
-  hidden = [node.outcome for node in nodes if node.outcome is not None and node.outcome.aligned.path not in shown]
-  if hidden:
-    yield indent + paint(f"… {count_of(hidden)}", grade(max(hidden, key=lambda outcome: outcome.badness)))
-
-
-def count_of(outcomes: Iterable[result.Outcome]) -> str:
-  """How many of these leaves have which status."""
-  return counted(result.count(outcomes))
-
-
-def short(outcome: result.Outcome) -> str:
-  """What was found of a leaf, in a few words."""
-  if outcome.status not in (result.WITHIN, result.DIFFERENT):
-    return outcome.status
-  found = outcome.values
-  worst = [f"{name} {number(largest.value)}" for name, largest in _largest(found)]
-  return ", ".join((f"{found.differing:,} of {found.elements:,}", *worst))
-
-
-def _json_leaf(outcome) -> dict[str, Any]:
-  aligned, found = outcome.aligned, outcome.found
+def _json_leaf(pair: Pair) -> dict[str, Any]:
   return {
-      "path": outcome.path,
-      "part": outcome.part,
-      "status": outcome.status,
-      "a": _json_side(aligned.a),
-      "b": _json_side(aligned.b),
-      "failure": outcome.failure,
-      "difference": _finite(dataclasses.asdict(found)) if found is not None and not outcome.failure else None,
+      "path": pair.path,
+      "part": pair.part,
+      "status": pair.status,
+      "a": _json_side(pair.a),
+      "b": _json_side(pair.b),
+      "failure": pair.failure,
+      "difference": _finite(dataclasses.asdict(pair.values)) if pair.has_values else None,
   }
 
 
-def _json_side(leaf: canonical.Leaf | None) -> dict[str, Any] | None:
+def _json_side(leaf: alignment.Leaf | None) -> dict[str, Any] | None:
   if leaf is None:
     return None
   return {
-      "source": str(leaf.place),
+      "source": leaf.place,
       "shape": None if leaf.shape is None else list(leaf.shape),
       "dtype": None if leaf.dtype is None else str(leaf.dtype),
-      "value": None if leaf.shape is not None else repr(leaf.value),
+      "value": None if leaf.shape is not None else repr(leaf.stored),
       "key": leaf.key,
   }
 
@@ -233,7 +295,7 @@ def _json_side(leaf: canonical.Leaf | None) -> dict[str, Any] | None:
 def _finite(value: Any) -> Any:
   """JSON has no infinity: what overflows float64 is a string."""
   if isinstance(value, dict):
-    return {str(key): _finite(item) for key, item in value.items()}
+    return {key: _finite(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
     return [_finite(item) for item in value]
   return str(value) if isinstance(value, float) and not math.isfinite(value) else value
