@@ -122,7 +122,7 @@ class AlignTest(parameterized.TestCase):
             "model/decoder/new/w": "only in B",
         },
     )
-    self.assertCountEqual([pair.keys[2] for pair in found if pair.is_comparable], ["same", "dtype"])
+    self.assertCountEqual([pair.keys[2] for pair in found if pair.is_array], ["same", "dtype"])
 
   def test_other_keys_and_strings(self):
     path = ("params", "params", "decoder", "rng", "key")
@@ -156,15 +156,14 @@ class BlocksTest(parameterized.TestCase):
   def blocks(self, a, b, chunks, most_bytes=2**20, **options):
     aligned = alignment.align(tree(a), tree(b, **options))
     batches = list(blocks.batches(aligned))
-    chunk_shape_of = lambda side, path: chunks[side]
-    return batches, [block for batch in batches for block in blocks.blocks(*batch, chunk_shape_of, most_bytes)]
+    return batches, list(blocks.blocks(aligned, lambda side, path: chunks[side], most_bytes))
 
   def data(self, block):
     """What a block reads, of arrays whose elements tell their place: at (1, 2, 3) stands 10203."""
-    data = []
+    data = {}
     for read in block.reads:
       places = np.meshgrid(*(np.arange(part.start, part.stop) for part in read.region), indexing="ij")
-      data.append(sum(100 ** (len(places) - 1 - axis) * place for axis, place in enumerate(places)))
+      data[read] = sum(100 ** (len(places) - 1 - axis) * place for axis, place in enumerate(places))
     return data
 
   def test_scanned_against_unscanned_is_led_by_the_scanned_array(self):
@@ -174,7 +173,7 @@ class BlocksTest(parameterized.TestCase):
     self.assertEqual((side, "/".join(pairs[0].b.source)), (1, "params/params/decoder/layers/wi/kernel"))
     (block,) = found  # The scanned array, whose one chunk holds all layers, is read once, and each layer once.
     self.assertEqual([read.side for read in block.reads], [1, 0, 0, 0, 0, 0, 0])
-    layers = [block.values(cell, 1, self.data(block)) for cell in block.cells]
+    layers = [cell.values(self.data(block))[1] for cell in block.cells]
     self.assertEqual([values[0, 0] // 100 for values in layers], list(range(6)))
 
   def test_scanned_against_scanned_is_one_array_against_one(self):
@@ -186,9 +185,9 @@ class BlocksTest(parameterized.TestCase):
     _, (block,) = self.blocks(SCANNED, moved, [(4, 6, 8), (6, 4, 8)], param_scan_axis=0)
     self.assertEqual(block.reads[1].region, (slice(0, 6), slice(0, 4), slice(0, 8)))
     data = self.data(block)
-    a, b = (block.values(block.cells[2], side, data) for side in (0, 1))
-    np.testing.assert_array_equal(a, data[0][:, 2, :])
-    np.testing.assert_array_equal(b, data[1][2, :, :])
+    a, b = block.cells[2].values(data)
+    np.testing.assert_array_equal(a, data[block.reads[0]][:, 2, :])
+    np.testing.assert_array_equal(b, data[block.reads[1]][2, :, :])
 
   @parameterized.product(
       sides=((SCANNED, UNSCANNED), (UNSCANNED, SCANNED), (SCANNED, SCANNED), (UNSCANNED, UNSCANNED)),
@@ -210,7 +209,7 @@ class BlocksTest(parameterized.TestCase):
       nbytes = 8 * math.prod(part.stop - part.start for part in lead.region)
       self.assertLessEqual(nbytes, max(most_bytes, 8 * math.prod(chunks[lead.side])))
       for cell in block.cells:
-        shapes = [block.values(cell, side, self.data(block)).shape for side in (0, 1)]
+        shapes = [values.shape for values in cell.values(self.data(block))]
         self.assertEqual(*shapes)
         self.assertEqual(shapes[0], tuple(part.stop - part.start for part in cell.region))
         counts[cell.pair.keys][cell.region] += 1
@@ -247,7 +246,7 @@ class BlocksTest(parameterized.TestCase):
     batches = list(blocks.batches(aligned))
     self.assertEqual([len(pairs) for _, pairs in batches], [10, 2])
     chunk_shape_of = lambda side, path: (4, 2, 5, 8) if "local_layers" in path else (4, 2, 8)
-    (block,) = blocks.blocks(*batches[0], chunk_shape_of, 2**20)
+    block, _ = blocks.blocks(aligned, chunk_shape_of, 2**20)
     self.assertLen(block.reads, 6)
     self.assertLen(block.cells, 10)
 

@@ -205,7 +205,7 @@ class ComparisonTest(util.CheckpointTestCase):
     self.assertEqual(comparison.counts("step"), {"equal": 1})
     dropped = comparator.compare_checkpoints(folder / "nnx_scan", folder / "nnx_unscan", nnx_aux="drop")
     self.assertEqual(dropped.counts("auxiliary"), {})
-    self.assertGreater(len(dropped.a.left_out), 0)
+    self.assertGreater(len(dropped.trees[0].left_out), 0)
     only = comparator.compare_checkpoints(folder / "nnx_scan", folder / "nnx_unscan", params_only=True)
     self.assertCountEqual({outcome.part for outcome in only.leaves}, ["params"])
 

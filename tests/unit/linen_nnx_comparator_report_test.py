@@ -45,10 +45,8 @@ def outcome(name, a, b, structure=None, failure=None, tolerance=None):
 
 
 def comparison(*outcomes, **options):
-  a, b = alignment.Tree({}, "Linen TrainState", True, path="/a"), alignment.Tree(
-      {}, "NNX TrainStateNNX", False, path="/b"
-  )
-  return report.Comparison(a, b, outcomes, **options)
+  trees = alignment.Tree({}, {}, "Linen TrainState", True, "/a"), alignment.Tree({}, {}, "NNX TrainStateNNX", False, "/b")
+  return report.Comparison(trees, outcomes, **options)
 
 
 MIXED = comparison(
@@ -57,7 +55,7 @@ MIXED = comparison(
     outcome("m/much", [1, 2], [1, 3]),
     outcome("m/nan", [1, 2], [1, math.nan]),
     outcome("m/gone", [1, 2], None, alignment.ONLY_A),
-    outcome("m/damaged", [1, 2], [1, 2], failure="cannot be read"),
+    outcome("m/damaged", [1, 2], [1, 2], alignment.UNREADABLE, "cannot be read"),
     outcome("n/much more", [1, 2], [-1, 2]),
 )
 
@@ -68,9 +66,9 @@ class ReportTest(absltest.TestCase):
     names = [found.path for found in MIXED.worst_first()]
     self.assertCountEqual(names[:2], ["m/gone", "m/damaged"])
     self.assertEqual(names[2:], ["m/nan", "n/much more", "m/much", "m/slightly"])
-    top = report.branches(MIXED.leaves, 0)
-    self.assertEqual([name for name, _ in top], ["m", "n"])
-    self.assertEqual([name for name, _ in report.branches(top[0][1], 1)][2:], ["nan", "much", "slightly", "equal"])
+    top = report.branches(MIXED.ranked(), 0)
+    self.assertEqual([name for name, *_ in top], ["m", "n"])
+    self.assertEqual([name for name, *_ in report.branches(top[0][2], 1)][2:], ["nan", "much", "slightly", "equal"])
 
   def test_grades(self):
     grades = {found.path: report.grade(found) for found in MIXED.leaves}

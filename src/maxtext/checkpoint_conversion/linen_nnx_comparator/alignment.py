@@ -22,9 +22,8 @@ boxes, lists and empty nodes, and the one that every arrangement of layers can b
 from collections.abc import Mapping
 import dataclasses
 import functools
+import math
 from typing import Any
-
-import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_comparator import difference
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
@@ -51,9 +50,9 @@ class Leaf:
   """A leaf of the canonical tree.
 
   Attributes:
-    move: how it is made of a leaf of the checkpoint, which it is, or of which it is one index along the layer axes.
+    move: how it is made of a leaf of the checkpoint: it is that leaf, or one index along its layer axes.
     part: `params`, `optimizer`, `step` or `auxiliary`.
-    stored: the checkpoint's leaf: what has its shape and dtype, or, if it is no array, the leaf itself.
+    stored: that leaf: its shape and dtype, or what it is if it is no array.
     key: the implementation of the typed PRNG key whose data this is, or None.
   """
 
@@ -65,7 +64,7 @@ class Leaf:
   @property
   def source(self) -> Path:
     """The path of the checkpoint's leaf."""
-    return self.move.pieces[0][0]
+    return self.move.sources[0]
 
   @property
   def place(self) -> str:
@@ -79,9 +78,13 @@ class Leaf:
     return self.move.shape(self.stored.shape) if abstract_state.is_array(self.stored) else None
 
   @property
-  def dtype(self) -> np.dtype | None:
+  def dtype(self) -> str | None:
     """The dtype that is stored; None for what is no array."""
-    return np.dtype(self.stored.dtype) if abstract_state.is_array(self.stored) else None
+    return str(self.stored.dtype) if abstract_state.is_array(self.stored) else None
+
+  @property
+  def nbytes(self) -> int:
+    return math.prod(self.shape) * self.stored.dtype.itemsize if self.shape is not None else 0
 
   def __str__(self) -> str:
     if self.shape is None:
@@ -91,36 +94,23 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-  """A checkpoint's canonical tree.
-
-  Attributes:
-    leaves: its leaves by canonical path.
-    layout: what the converter calls the checkpoint's layout.
-    is_scanned: whether the checkpoint has scanned layers.
-    left_out: the checkpoint's leaves that were not asked for, with the reason.
-    path: the folder of the checkpoint's pytree.
-  """
+  """A checkpoint's canonical tree, by path; its leaves that were left out, with the reason; its layout and its folder."""
 
   leaves: Mapping[Path, Leaf]
+  left_out: Mapping[Path, str]
   layout: str
   is_scanned: bool
-  left_out: Mapping[Path, str] = dataclasses.field(default_factory=dict)
   path: str = ""
-
-  def __str__(self) -> str:
-    return f"{self.path}  ({self.layout}, {'scanned' if self.is_scanned else 'not scanned'})"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """A leaf of two canonical trees, or of one of them, and what was found of it.
+  """A leaf of A's canonical tree and of B's, or of one of them, and what was found of it.
 
   Attributes:
     keys: its path in the canonical tree.
-    a: the leaf of A, or None.
-    b: the leaf of B, or None.
-    structure: how the leaves' structure differs, or None.
-    values: how its values differ, if it `has_values`.
+    structure: how the structure of `a` and `b` differs, or that one is unreadable; else None.
+    values: how the values differ, if it `has_values`.
     failure: why it could not be read, or None.
   """
 
@@ -138,32 +128,27 @@ class Pair:
   @property
   def sides(self) -> tuple[Leaf, Leaf]:
     """Both leaves, of a path that both sides have."""
-    assert self.a is not None and self.b is not None, self.path
+    assert self.a and self.b, self.path
     return self.a, self.b
 
   @property
-  def is_comparable(self) -> bool:
-    """Whether both are arrays of one shape. Their dtypes may differ: they are compared as numbers then."""
-    return self.structure in (None, DTYPE, KEY) and self.sides[0].shape is not None
+  def part(self) -> str:
+    return next(leaf.part for leaf in (self.a, self.b) if leaf)
 
   @property
   def has_values(self) -> bool:
-    """Whether the values of both sides were compared."""
-    return self.structure in (None, DTYPE, KEY) and not self.failure
+    """Whether values can be compared. The dtypes may differ: they are compared as numbers then."""
+    return self.structure in (None, DTYPE, KEY)
 
   @property
-  def part(self) -> str:
-    leaf = self.a or self.b
-    assert leaf is not None
-    return leaf.part
+  def is_array(self) -> bool:
+    """Whether these are the values of two arrays, of one shape."""
+    return self.has_values and self.sides[0].shape is not None
 
   @property
   def status(self) -> str:
     """`equal`, `within tolerance`, `different`, `unreadable`, or how the structure differs."""
-    if self.failure:
-      return UNREADABLE
-    values = DIFFERENT if self.values.outside else WITHIN if self.values.differing else EQUAL
-    return self.structure or values
+    return self.structure or (DIFFERENT if self.values.outside else WITHIN if self.values.differing else EQUAL)
 
   @functools.cached_property
   def badness(self) -> tuple[float, ...]:
@@ -172,11 +157,11 @@ class Pair:
     A leaf that is missing, of another structure or unreadable is worse than values that differ; among these, one that has
     NaNs or infinities on one side only; then the largest relative difference counts, then the share of its elements.
     """
-    if self.status == EQUAL or not self.has_values:
-      return (0.0,) if self.status == EQUAL else (4.0,)
+    if not self.has_values:
+      return (4.0,)
+    rank = 3.0 if self.structure else float((EQUAL, WITHIN, DIFFERENT).index(self.status))
     found = self.values
     relative = found.largest_relative.value if found.largest_relative else 0.0
-    rank = 3.0 if self.structure else 1.0 + (self.status == DIFFERENT)
     return (rank, float(found.not_finite > 0), relative, found.differing / max(1, found.elements))
 
 
@@ -212,7 +197,7 @@ def by_plan(
       )
     leaf = Leaf(move, _part(roles[source]), state.leaves[source], keys.get(source))
     leaves[_below_model(path, plan.target_layout)] = leaf
-  return Tree(leaves, str(plan.source_layout), bool(plan.source_scan_layers), plan.dropped)
+  return Tree(leaves, plan.dropped, str(plan.source_layout), bool(plan.source_scan_layers))
 
 
 def as_it_stands(state: abstract_state.AbstractState, keys: Mapping[Path, str]) -> Tree:
@@ -223,7 +208,7 @@ def as_it_stands(state: abstract_state.AbstractState, keys: Mapping[Path, str]) 
       for path, leaf in state.leaves.items()
       if not abstract_state.is_empty(leaf)
   }
-  return Tree(leaves, str(layouts.detect(state)), False)
+  return Tree(leaves, {}, str(layouts.detect(state)), False)
 
 
 def align(a: Tree, b: Tree) -> list[Pair]:
@@ -235,7 +220,7 @@ def align(a: Tree, b: Tree) -> list[Pair]:
 def _pair(path: Path, a: Leaf | None, b: Leaf | None) -> Pair:
   """A pair, as far as metadata tell; of leaves that are no arrays they tell all."""
   pair = Pair(path, a, b, _structure(a, b))
-  if pair.structure is not None or pair.is_comparable:
+  if pair.structure is not None or pair.is_array:
     return pair
   return dataclasses.replace(pair, values=difference.of_objects(*(leaf.stored for leaf in pair.sides)))
 
@@ -249,7 +234,7 @@ def _structure(a: Leaf | None, b: Leaf | None) -> str | None:
   if a.shape != b.shape:
     return SHAPE
   # The converter casts the step among these; Orbax keeps a Python integer as an int64.
-  is_step = a.part == b.part == STEP and {str(a.dtype), str(b.dtype)} <= plan_lib.STEP_DTYPES
+  is_step = a.part == b.part == STEP and {a.dtype, b.dtype} <= plan_lib.STEP_DTYPES
   if a.dtype != b.dtype and not is_step:
     return DTYPE
   return KEY if a.key != b.key else None

@@ -18,7 +18,7 @@ A batch of leaves is led by one stored array. Its chunks make a grid; a block is
 the same place on the other side, be it one array or, where one side has its layers apart, one for each layer.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -46,80 +46,81 @@ class Read:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A region of a canonical leaf, and which of the block's reads hold it: by their numbers, of A and of B."""
+  """A region of a canonical leaf, and the reads, of A and of B, that hold it."""
 
   pair: Pair
   region: Region
-  reads: tuple[int, int]
+  reads: tuple[Read, Read]
+
+  @property
+  def origin(self) -> tuple[int, ...]:
+    return tuple(part.start for part in self.region)
+
+  def values(self, data: Mapping[Read, Any]) -> tuple[Any, Any]:
+    """What stands there in A and in B, of the `data` of the reads: views, no copies."""
+    a, b = (leaf.move.values(0, read.region, data[read]) for leaf, read in zip(self.pair.sides, self.reads))
+    return a, b
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """What is read and compared at a time. The first read is of the array that leads."""
+  """What is read and compared at a time. The first read is of the array that leads, `nbytes` is its size."""
 
   reads: tuple[Read, ...]
   cells: tuple[Cell, ...]
-
-  def values(self, cell: Cell, side: int, data: Sequence[Any]) -> Any:
-    """The values of a cell on one side, of the `data` of all reads: a view, no copy."""
-    number = cell.reads[side]
-    return cell.pair.sides[side].move.values(0, self.reads[number].region, data[number])
+  nbytes: int
 
 
-def batches(pairs: Iterable[Pair]) -> Iterator[tuple[int, tuple[Pair, ...]]]:
-  """The leaves that can be compared, each in one batch: with those of the stored array that holds most of them.
+def blocks(pairs: Iterable[Pair], chunk_shape_of: ChunkShapeOf, most_bytes: int) -> Iterator[Block]:
+  """The blocks of all pairs: boxes of whole chunks of leading arrays, and of the other side where there is room.
 
-  Yields:
-    The side, 0 or 1, that the array belongs to, and the leaves: so an array that holds many is decoded once.
+  Args:
+    pairs: leaves that are arrays on both sides.
+    chunk_shape_of: the chunk shape of a stored array.
+    most_bytes: what a block may read on one side, unless a single chunk is larger.
   """
+  for side, batch in batches(pairs):
+    lead, other = batch[0].sides[side], batch[0].sides[1 - side]
+    shape, itemsize, chunk = lead.stored.shape, lead.stored.dtype.itemsize, chunk_shape_of(side, lead.source)
+    seen = _seen_from(lead.move, chunk, other.move, chunk_shape_of(1 - side, other.source))
+    # The smallest box of whole chunks of both sides, or as much of it as there is room for.
+    step = [min(math.lcm(one, two), max(one, size)) for one, two, size in zip(chunk, seen, shape)]
+    if math.prod(step) * itemsize > most_bytes:
+      step = [stop for _, stop in next(decoded.boxes(step, chunk, most_bytes // itemsize))]
+    for box in decoded.boxes(shape, step, min(most_bytes, _ENOUGH_BYTES) // itemsize):
+      nbytes = itemsize * math.prod(stop - start for start, stop in box)
+      if block := _block(Read(side, lead.source, decoded.as_slices(box)), batch, nbytes):
+        yield block
+
+
+def batches(pairs: Iterable[Pair]) -> Iterator[tuple[int, list[Pair]]]:
+  """The pairs, each with those of the stored array, of either side (0 or 1), that holds most of them and is read once."""
   holders = {}
   for pair in pairs:
-    if pair.is_comparable:
-      for side, leaf in enumerate(pair.sides):
-        holders.setdefault((side, leaf.source), []).append(pair)
+    for side, leaf in enumerate(pair.sides):
+      holders.setdefault((side, leaf.source), []).append(pair)
   done = set()
   for (side, _), held in sorted(holders.items(), key=lambda holder: -len(holder[1])):
-    left = tuple(pair for pair in held if pair.keys not in done)
+    left = [pair for pair in held if pair.keys not in done]
     done.update(pair.keys for pair in left)
     if left:
       yield side, left
 
 
-def blocks(side: int, pairs: Sequence[Pair], chunk_shape_of: ChunkShapeOf, most_bytes: int) -> Iterator[Block]:
-  """The blocks of a batch: boxes of whole chunks of the leading array, and of the other side where there is room.
-
-  Args:
-    side: the side of the leading array.
-    pairs: the leaves of the batch.
-    chunk_shape_of: the chunk shape of a stored array.
-    most_bytes: what a block may read on one side, unless a single chunk is larger.
-  """
-  lead, other = pairs[0].sides[side], pairs[0].sides[1 - side]
-  shape, chunk = tuple(lead.stored.shape), chunk_shape_of(side, lead.source)
-  seen = _seen_from(lead.move, chunk, other.move, chunk_shape_of(1 - side, other.source))
-  most, enough = (nbytes // lead.stored.dtype.itemsize for nbytes in (most_bytes, min(most_bytes, _ENOUGH_BYTES)))
-  # The smallest box of whole chunks of both sides, or as much of it as there is room for.
-  step = [min(math.lcm(one, two), max(one, size)) for one, two, size in zip(chunk, seen, shape)]
-  if math.prod(step) > most:
-    step = [stop for _, stop in next(decoded.boxes(step, chunk, most))]
-  for box in decoded.boxes(shape, step, enough):
-    if block := _block(Read(side, lead.source, decoded.as_slices(box)), pairs):
-      yield block
-
-
-def _block(lead: Read, pairs: Sequence[Pair]) -> Block | None:
-  """What stands in this region of the leading array, and its counterparts."""
+def _block(lead: Read, batch: Sequence[Pair], nbytes: int) -> Block | None:
+  """What stands in this region of the leading array, and its counterparts; None if only one side has these layers."""
   by_source = {}
-  for pair in pairs:
+  for pair in batch:
     inside = pair.sides[lead.side].move.region(0, lead.region)
     if inside is not None:
       by_source.setdefault(pair.sides[1 - lead.side].source, []).append((pair, inside))
   reads, cells = [lead], []
-  for number, (source, held) in enumerate(by_source.items(), 1):
+  for source, held in by_source.items():
     moves = [pair.sides[1 - lead.side].move for pair, _ in held]
-    reads.append(Read(1 - lead.side, source, leaf_moves.insert(held[0][1], moves[0].taken, _spans(moves))))
-    cells += [Cell(pair, inside, (number, 0) if lead.side else (0, number)) for pair, inside in held]
-  return Block(tuple(reads), tuple(cells)) if cells else None  # None: layers that only one side has.
+    other = Read(1 - lead.side, source, leaf_moves.insert(held[0][1], moves[0].taken, _spans(moves)))
+    reads.append(other)
+    cells += [Cell(pair, inside, (other, lead) if lead.side else (lead, other)) for pair, inside in held]
+  return Block(tuple(reads), tuple(cells), nbytes) if cells else None
 
 
 def _spans(moves: Sequence[leaf_moves.Move]) -> tuple[slice, ...]:

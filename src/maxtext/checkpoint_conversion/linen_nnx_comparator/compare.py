@@ -15,9 +15,9 @@
 """Compares two checkpoints on disk."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
+import contextlib
 import dataclasses
-import math
 import numbers
 import os
 import time
@@ -36,7 +36,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 
-Path = alignment.Path
 PathLike = str | os.PathLike[str]
 
 # The share of the budget that a block may read on one side: two are under way, encoded and decoded, on two sides.
@@ -49,7 +48,7 @@ _MOST_OPEN = 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """What is compared, and what is accepted.
+  """What is compared, and what is accepted. Checked when they are made, before anything is read.
 
   Attributes:
     param_scan_axes: the layer axis of scanned Params, in A and in B; None is the config's, else 1.
@@ -68,17 +67,13 @@ class Options:
   memory_budget_gib: float = 2.0
 
   def __post_init__(self):
-    """Checks every value.
-
-    Raises:
-      OptionError: one is of another type, or none of those that there are.
-    """
-    if self.param_scan_axes is not None and (type(self.param_scan_axes) is not tuple or len(self.param_scan_axes) != 2):
-      raise errors.OptionError("--param_scan_axis", "two axes, of A and of B", repr(self.param_scan_axes))
-    self.of_sides()
+    axes = self.param_scan_axes
+    if axes is not None and (not isinstance(axes, tuple) or len(axes) != 2):
+      raise errors.OptionError("--param_scan_axis", "two axes, of A and of B", repr(axes))
     for name, value in (("atol", self.atol), ("rtol", self.rtol)):
-      if value is not None and (type(value) is bool or not isinstance(value, numbers.Real) or not value >= 0):
+      if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0):
         raise errors.OptionError(f"--{name}", "a number of at least 0", repr(value))
+    self.of_sides()  # Which checks the others.
 
   @classmethod
   def of(cls, **values: Any) -> Self:
@@ -119,56 +114,19 @@ def compare_checkpoints(
     **options: those of `Options`.
 
   Raises:
-    ConversionError: one of its subclasses: no such option, no checkpoint there, or none that the converter can map. The
-      message of the latter begins with the side, A or B.
+    ConversionError: one of its subclasses: no such option, no checkpoint there, or none that the converter can map; but
+      for an option, the message begins with the side, A or B.
   """
   begin = time.monotonic()
   chosen = Options.of(**options)
-  told = progress or progress_lib.Silent()
   places = _of_sides(locations.find_source, (a, b))
   checkpoints = _of_sides(opening.open_source, places)
   trees, notes = _trees(checkpoints, chosen, config)
   trees = [dataclasses.replace(tree, path=os.fspath(place.items)) for tree, place in zip(trees, places)]
-  pairs = alignment.align(*trees)
-  stored = {pair.sides[0].source for pair in pairs if pair.is_comparable}
-  told.start("comparing", sum(checkpoints[0].stored[source].nbytes for source in stored))
-  reading = _Reading(checkpoints, chosen.tolerance, told.advance)
-  pairs = coroutines.run(reading.compare(pairs, chosen.of_sides()[0].memory_budget))
-  told.finish()
-  return report.Comparison(*trees, pairs, chosen.tolerance, notes, time.monotonic() - begin)
-
-
-def _trees(checkpoints, chosen: Options, config) -> tuple[list[alignment.Tree], list[str]]:
-  """Both canonical trees, and what is to be said of them.
-
-  Layers whose order is unknown cannot be taken apart: then both checkpoints keep their scanned layers. Where the
-  converter refuses a checkpoint, as it does a damaged one, and both are of one layout, their own trees are compared:
-  it is worth knowing how a damaged checkpoint differs from a sound one.
-  """
-  states, keys = [checkpoint.state for checkpoint in checkpoints], list(map(_keys, checkpoints))
-  layout_of_a, layout_of_b = _of_sides(layouts.detect, states)
-  planned = lambda scan_layers: _of_sides(alignment.by_plan, states, keys, chosen.of_sides(config), [scan_layers] * 2)
-  try:
-    return planned(False), []
-  except errors.ConversionError as refusal:
-    if isinstance(refusal, errors.LayerStackError):
-      try:
-        return planned(True), ["Layers whose order is unknown: scanned layers are compared whole."]
-      except errors.ConversionError:
-        pass
-    if layout_of_a != layout_of_b or chosen.params_only or chosen.nnx_aux != "keep":
-      raise
-    note = f"Compared path by path as they stand, since the converter refuses one: {refusal}"
-    return _of_sides(alignment.as_it_stands, states, keys), [note]
-
-
-def _keys(checkpoint) -> dict[Path, str]:
-  """The implementations of the typed PRNG keys that a checkpoint holds."""
-  return {
-      path: leaf.ext_metadata["random_key_impl"]
-      for path, leaf in checkpoint.stored.items()
-      if isinstance(leaf.ext_metadata, dict) and "random_key_impl" in leaf.ext_metadata
-  }
+  reading = _Reading(checkpoints, alignment.align(*trees), chosen.tolerance, progress or progress_lib.Silent())
+  coroutines.run(reading.compare(chosen.of_sides()[0].memory_budget))
+  pairs = list(reading.pairs.values())
+  return report.Comparison(trees, pairs, chosen.tolerance, notes, time.monotonic() - begin)
 
 
 def _of_sides[T](function: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
@@ -182,51 +140,63 @@ def _of_sides[T](function: Callable[..., T], *arguments: Iterable[Any]) -> list[
   return results
 
 
-class _Reading:
-  """Reads the blocks of both checkpoints and collects how they differ, and why a leaf cannot be read."""
+def _trees(checkpoints, chosen: Options, config) -> tuple[list[alignment.Tree], list[str]]:
+  """Both canonical trees, and what is to be said of them.
 
-  def __init__(self, checkpoints, tolerance: difference.Tolerance | None, advance: Callable[[int], None]):
-    self._checkpoints, self._tolerance, self._advance = checkpoints, tolerance, advance
+  Layers whose order is unknown cannot be taken apart: then both checkpoints keep their scanned layers. Where the
+  converter refuses a checkpoint, as it does a damaged one, and both are of one layout, their own trees are compared:
+  it is worth knowing how a damaged checkpoint differs from a sound one.
+  """
+  key = lambda leaf: leaf.ext_metadata.get("random_key_impl") if isinstance(leaf.ext_metadata, dict) else None
+  keys = [{path: key(leaf) for path, leaf in checkpoint.stored.items()} for checkpoint in checkpoints]
+  states = [checkpoint.state for checkpoint in checkpoints]
+  layout_of_a, layout_of_b = _of_sides(layouts.detect, states)
+  planned = lambda scan_layers: _of_sides(alignment.by_plan, states, keys, chosen.of_sides(config), [scan_layers] * 2)
+  try:
+    return planned(False), []
+  except errors.ConversionError as refusal:
+    if isinstance(refusal, errors.LayerStackError):
+      with contextlib.suppress(errors.ConversionError):
+        return planned(True), ["Layers whose order is unknown: scanned layers are compared whole."]
+    if layout_of_a != layout_of_b or chosen.params_only or chosen.nnx_aux != "keep":
+      raise
+    note = f"Compared path by path as they stand, since the converter refuses one: {refusal}"
+    return _of_sides(alignment.as_it_stands, states, keys), [note]
+
+
+class _Reading:
+  """Reads the blocks of both checkpoints, and keeps for each pair how it differs, or why it cannot be read."""
+
+  def __init__(self, checkpoints, pairs: list[alignment.Pair], tolerance: difference.Tolerance | None, progress):
+    self._checkpoints, self._tolerance, self._progress = checkpoints, tolerance, progress
+    self.pairs = {pair.keys: pair for pair in pairs}
     self._gate = asyncio.Semaphore(_READS)
     self._open = {}
-    self._found: dict[Path, difference.Difference] = {}
-    self._failures: dict[Path, str] = {}
 
-  async def compare(self, pairs: Sequence[alignment.Pair], memory_budget: int) -> list[alignment.Pair]:
+  async def compare(self, memory_budget: int):
     """Compares all that can be."""
-    self._found = {pair.keys: difference.Difference() for pair in pairs if pair.is_comparable}
-    work = self._blocks(pairs, memory_budget // _BLOCKS_IN_BUDGET)
-    await streaming.in_batches(work, self._compare_all, nbytes_of=self._nbytes, memory_budget=memory_budget)
-    return [
-        dataclasses.replace(pair, values=self._found.get(pair.keys, pair.values), failure=self._failures.get(pair.keys))
-        for pair in pairs
-    ]
-
-  def _blocks(self, pairs, most_bytes) -> Iterator[blocks.Block]:
+    arrays = [pair for pair in self.pairs.values() if pair.is_array]
+    self._progress.start("comparing", sum(pair.sides[0].nbytes for pair in arrays))
     chunk_shape_of = lambda side, path: self._checkpoints[side].stored[path].chunk_shape
-    for side, batch in blocks.batches(pairs):
-      yield from blocks.blocks(side, batch, chunk_shape_of, most_bytes)
+    work = blocks.blocks(arrays, chunk_shape_of, memory_budget // _BLOCKS_IN_BUDGET)
+    nbytes_of = lambda block: block.nbytes
+    await streaming.in_batches(work, self._compare_batch, nbytes_of=nbytes_of, memory_budget=memory_budget)
+    self._progress.finish()
 
-  def _nbytes(self, block: blocks.Block) -> int:
-    """What it reads of the array that leads it."""
-    lead = block.reads[0]
-    size = math.prod(part.stop - part.start for part in lead.region)
-    return size * self._checkpoints[lead.side].stored[lead.source].dtype.itemsize
-
-  async def _compare_all(self, batch: list[blocks.Block]):
+  async def _compare_batch(self, batch: list[blocks.Block]):
     for block in batch:
       await self._compare(block)
 
   async def _compare(self, block: blocks.Block):
     """Reads and measures a block."""
-    data = await asyncio.gather(*map(self._read, block.reads))
-    failed = {number: str(found) for number, found in enumerate(data) if isinstance(found, errors.ConversionError)}
-    self._failures |= {cell.pair.keys: failed[i] for cell in block.cells for i in cell.reads if i in failed}
-    cells = [cell for cell in block.cells if not failed.keys() & set(cell.reads)]
-    measured = lambda: [_measured(block, cell, data, self._tolerance) for cell in cells]
-    for cell, value in zip(cells, await asyncio.to_thread(measured)):
-      self._found[cell.pair.keys] = self._found[cell.pair.keys].merged(value)
-      self._advance(value.elements * cell.pair.sides[0].stored.dtype.itemsize)
+    data = dict(zip(block.reads, await asyncio.gather(*map(self._read, block.reads))))
+    for cell, found in zip(block.cells, await asyncio.to_thread(_measured, block, data, self._tolerance)):
+      pair = self.pairs[cell.pair.keys]
+      if isinstance(found, errors.ConversionError):
+        self.pairs[pair.keys] = dataclasses.replace(pair, structure=alignment.UNREADABLE, failure=str(found))
+        continue
+      self.pairs[pair.keys] = dataclasses.replace(pair, values=pair.values.merged(found))
+      self._progress.advance(found.elements * pair.sides[0].stored.dtype.itemsize)
 
   async def _read(self, read: blocks.Read) -> Any:
     """Reads a region; returns a DamagedSourceError if it cannot, so that the others of its block are still compared."""
@@ -247,7 +217,10 @@ class _Reading:
     return self._open[side, source]
 
 
-def _measured(block: blocks.Block, cell: blocks.Cell, data, tolerance) -> difference.Difference:
-  """How a cell differs."""
-  a, b = (block.values(cell, side, data) for side in (0, 1))
-  return difference.measure(a, b, tuple(part.start for part in cell.region), tolerance)
+def _measured(block: blocks.Block, data, tolerance) -> list[difference.Difference | errors.ConversionError]:
+  """How each cell of a block differs, or why it could not be read."""
+  found = []
+  for cell in block.cells:
+    failures = [data[read] for read in cell.reads if isinstance(data[read], errors.ConversionError)]
+    found.append(failures[-1] if failures else difference.measure(*cell.values(data), cell.origin, tolerance))
+  return found

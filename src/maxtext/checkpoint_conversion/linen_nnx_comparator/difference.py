@@ -45,15 +45,7 @@ class Tolerance:
 
 @dataclasses.dataclass(frozen=True)
 class Element:
-  """An element that differs.
-
-  Attributes:
-    index: its index in the canonical leaf.
-    a: the value in A, written out.
-    b: the value in B.
-    a_bits: its bits in A, in hexadecimal.
-    b_bits: its bits in B.
-  """
+  """An element that differs: its index in the canonical leaf, its value on each side, and the bits in hexadecimal."""
 
   index: Index
   a: str
@@ -143,15 +135,13 @@ def ordered(array: np.ndarray) -> np.ndarray:
   For floats it is a distance in units in the last place: next to each other are values with no other between them, and
   -0.0 and 0.0 have one place. For integers and bools it is the difference of the values. NaNs have no meaningful place.
   """
-  dtype = array.dtype
-  if _is_integer(dtype):
-    if dtype == np.bool_ or jax.dtypes.issubdtype(dtype, np.unsignedinteger):
-      return array.astype(np.uint64)
-    return array.astype(np.int64).view(np.uint64) ^ _MIDDLE
-  raw = _words(array).astype(np.uint64)
-  if float(ml_dtypes.finfo(dtype).min) > 0:  # float8_e8m0fnu has no sign.
+  if not _is(array, np.floating):
+    is_signed = _is(array, np.signedinteger)
+    return array.astype(np.int64).view(np.uint64) ^ _MIDDLE if is_signed else array.astype(np.uint64)
+  raw, kind = _words(array).astype(np.uint64), ml_dtypes.finfo(array.dtype)
+  if float(kind.min) > 0:  # float8_e8m0fnu has no sign.
     return raw
-  below = ml_dtypes.finfo(dtype).bits - 1  # The bits below the sign.
+  below = kind.bits - 1  # The bits below the sign.
   negative = np.negative((raw >> np.uint64(below)).view(np.int64))  # -1 for negative values, else 0.
   magnitude = (raw & np.uint64(2**below - 1)).view(np.int64)
   return ((magnitude ^ negative) - negative).view(np.uint64) ^ _MIDDLE  # Negated where negative, without a branch.
@@ -178,22 +168,17 @@ def _differs(a, b) -> np.ndarray:
 
 def _measured(a, b, element: Callable[[int], Element], tolerance: Tolerance | None) -> Difference:
   """The difference of elements that all differ; `element` tells one by its number."""
-  count = a.size
-  if not any(kind(a.dtype) for kind in (_is_float, _is_integer, _is_complex)):
-    return Difference(differing=count, first=element(0), outside=count)  # Bits without a known meaning.
+  if not _is(a, np.number) and a.dtype != np.bool_:
+    return Difference(differing=a.size, first=element(0), outside=a.size)  # Bits without a known meaning.
   with np.errstate(all="ignore"):
     x, y = _values(a), _values(b)
-    nans = np.isnan(x) & np.isnan(y)
-    finite = np.isfinite(x) & np.isfinite(y)
-    chosen, odd = np.flatnonzero(finite), np.flatnonzero(~finite & ~nans)
+    finite, nans = np.isfinite(x) & np.isfinite(y), np.isnan(x) & np.isnan(y)
     absolute, ulp = _sizes(a, b, x, y)
-    size_of_b = np.abs(y)
-    scale = np.maximum(np.abs(x), size_of_b)
-    relative = np.divide(absolute, scale, out=np.zeros(count), where=finite & (scale > 0))
-    outside = count
-    if tolerance is not None:
-      near = absolute <= tolerance.atol + tolerance.rtol * size_of_b
-      outside = count - int(np.count_nonzero(np.where(finite, near, nans)))
+    scale = np.maximum(np.abs(x), np.abs(y))
+    relative = np.divide(absolute, scale, out=np.zeros(a.size), where=finite & (scale > 0))
+    near = tolerance is not None and absolute <= tolerance.atol + tolerance.rtol * np.abs(y)
+  chosen, odd = np.flatnonzero(finite), np.flatnonzero(~finite & ~nans)
+  within = (finite & near) | (nans & (tolerance is not None))
 
   def largest(sizes):
     """The first of the largest among those that are finite."""
@@ -203,7 +188,7 @@ def _measured(a, b, element: Callable[[int], Element], tolerance: Tolerance | No
     return Largest(sizes[chosen][i].item(), element(chosen[i]))
 
   return Difference(
-      differing=count,
+      differing=a.size,
       first=element(0),
       largest_absolute=largest(absolute),
       largest_relative=largest(relative),
@@ -212,16 +197,16 @@ def _measured(a, b, element: Callable[[int], Element], tolerance: Tolerance | No
       first_not_finite=element(odd[0]) if odd.size else None,
       nan_bits=int(np.count_nonzero(nans)),
       zero_signs=int(np.count_nonzero(finite & (scale == 0))),
-      outside=outside,
+      outside=int(np.count_nonzero(~within)),
   )
 
 
 def _sizes(a, b, x, y) -> tuple[np.ndarray, np.ndarray | None]:
   """The absolute differences, and those in units in the last place where the dtype has them."""
-  if a.dtype == b.dtype and not _is_complex(a.dtype):
-    places = distance(ordered(a), ordered(b))
-    return (np.abs(x - y), places) if _is_float(a.dtype) else (places, None)
-  return np.abs(x - y), None
+  if a.dtype != b.dtype or _is(a, np.complexfloating):
+    return np.abs(x - y), None
+  places = distance(ordered(a), ordered(b))
+  return (np.abs(x - y), places) if _is(a, np.floating) else (places, None)
 
 
 def _merged(name: str, one: Any, other: Any) -> Any:
@@ -235,17 +220,8 @@ def _merged(name: str, one: Any, other: Any) -> Any:
   return max(some, key=lambda largest: largest.value, default=None)
 
 
-def _is_float(dtype) -> bool:
-  return jax.dtypes.issubdtype(dtype, np.floating)
-
-
-def _is_complex(dtype) -> bool:
-  return jax.dtypes.issubdtype(dtype, np.complexfloating)
-
-
-def _is_integer(dtype) -> bool:
-  """Whether it is an integer, of any width, or a bool."""
-  return dtype == np.bool_ or jax.dtypes.issubdtype(dtype, np.integer)
+def _is(array, kind) -> bool:
+  return jax.dtypes.issubdtype(array.dtype, kind)
 
 
 def _words(array: np.ndarray) -> np.ndarray:
@@ -260,11 +236,9 @@ def _words(array: np.ndarray) -> np.ndarray:
 
 def _values(array: np.ndarray) -> np.ndarray:
   """The values as float64, or complex128; every float of at most 64 bits, and every integer up to 2**53, is exact."""
-  return array.astype(np.complex128 if _is_complex(array.dtype) else np.float64)
+  return array.astype(np.complex128 if _is(array, np.complexfloating) else np.float64)
 
 
 def _hexadecimal(value: Any) -> str:
   """The bits of a scalar."""
-  raw = _words(np.atleast_1d(value)).reshape(-1)
-  digits = 2 * raw.dtype.itemsize
-  return "0x" + "".join(f"{int(word):0{digits}x}" for word in raw[::-1])
+  return "0x" + _words(np.atleast_1d(value)).reshape(-1)[::-1].byteswap().tobytes().hex()

@@ -33,7 +33,7 @@ _STYLE = """
 }
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-code, .tree { font-family: ui-monospace, monospace; font-size: 13px; overflow-wrap: anywhere; }
+code, .found, .tree { font-family: ui-monospace, monospace; font-size: 13px; overflow-wrap: anywhere; }
 table { border-collapse: collapse; } td, th { padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }
 .equal { color: var(--equal); } .near { color: var(--near); } .far { color: var(--far); }
 .structure { color: var(--structure); }
@@ -56,7 +56,7 @@ def page(comparison: report.Comparison) -> str:
   """The whole document."""
   worst, summary = comparison.worst_first(), _text(report.summary(comparison))
   anchors = {pair.keys: f"leaf-{i}" for i, pair in enumerate(worst)}
-  legend = " · ".join(f'<span class="{name}">{_MEANING[name]}</span>' for name in report.GRADES)
+  legend = " · ".join(f'<span class="{grade}">{meaning}</span>' for grade, meaning in _MEANING.items())
   return "\n".join(
       (
           "<!DOCTYPE html>",
@@ -65,13 +65,13 @@ def page(comparison: report.Comparison) -> str:
           '<meta name="viewport" content="width=device-width, initial-scale=1">',
           f"<title>Checkpoints: {summary}</title><style>{_STYLE}</style></head><body>",
           f'<h1 class="{comparison.grade}" id="summary">{summary}</h1>',
-          _table(_sides(comparison)),
+          _table("sides", report.head(comparison)),
           "<h2>Parts</h2>",
-          _table(((part, report.counted(counts)) for part, counts in comparison.by_part().items()), "parts"),
+          _table("parts", ((part, report.counted(pairs)) for part, pairs in comparison.by_part().items())),
           *_worst(comparison, anchors),
-          "<h2>All leaves</h2>",
-          f"<p>{legend}</p>",
-          f'<div class="tree">{_branches(comparison.leaves, 0, anchors, len(worst) <= _MOST_OPEN)}</div></body></html>\n',
+          f'<h2>All leaves</h2><p>{legend}</p><div class="tree">',
+          *_branches(comparison.ranked(), 0, anchors, len(worst) <= _MOST_OPEN),
+          "</div></body></html>\n",
       )
   )
 
@@ -80,58 +80,48 @@ def _text(value: object) -> str:
   return html.escape(str(value))
 
 
-def _table(rows: Iterable[tuple[object, object]], name: str = "sides") -> str:
-  cells = (f"<tr><th>{_text(head)}</th><td>{_text(value)}</td></tr>" for head, value in rows)
+def _note(value: object) -> str:
+  return f'<span class="note">{_text(value)}</span>'
+
+
+def _table(name: str, rows: Iterable[tuple[str, str]]) -> str:
+  cells = (f"<tr><td>{title}</td><td>{_text(said)}</td></tr>" for title, said in rows)
   return f'<table id="{name}">{"".join(cells)}</table>'
-
-
-def _sides(comparison) -> list[tuple[str, object]]:
-  """What was compared, and how."""
-  sides = (("A", comparison.a), ("B", comparison.b))
-  left_out = [(f"left out of {name}", f"{len(tree.left_out):,} leaves") for name, tree in sides if tree.left_out]
-  rows = [*sides, *left_out, *(("note", note) for note in comparison.notes)]
-  if comparison.tolerance:
-    rows.append(("tolerance", f"|a − b| ≤ {comparison.tolerance.atol:g} + {comparison.tolerance.rtol:g} · |b|"))
-  return rows
 
 
 def _worst(comparison, anchors: Anchors) -> Iterator[str]:
   """The worst leaves. A link to what a closed `<details>` holds opens it, and all around it."""
-  for title, pairs in report.of_structure_and_values(comparison):
-    rows = []
-    for pair in pairs[:_MOST_LISTED]:
-      link = f'<a class="{report.grade(pair)}" href="#{anchors[pair.keys]}">{_text(pair.path)}</a>'
-      rows.append(f"<tr><td><code>{link}</code></td><td>{_text(report.short(pair))}</td></tr>")
-    more = f"<p class=note>{_MOST_LISTED} of {len(pairs):,}</p>" if len(pairs) > _MOST_LISTED else ""
-    yield f'<h2>{title.capitalize()}, worst first</h2>{more}<table id="{title}">{"".join(rows)}</table>'
+  for title, pairs in report.sections(comparison):
+    more = f", {_MOST_LISTED} of {len(pairs):,}" if len(pairs) > _MOST_LISTED else ""
+    yield f"<h2>{title.capitalize()}, worst first{more}</h2>"
+    links = (
+        f'<code><a class="{report.grade(pair)}" href="#{anchors[pair.keys]}">{_text(pair.path)}</a></code>'
+        for pair in pairs
+    )
+    yield _table(title, zip(links, map(report.short, pairs[:_MOST_LISTED])))
 
 
-def _branches(pairs: Iterable[alignment.Pair], depth: int, anchors: Anchors, is_open: bool) -> str:
+def _branches(pairs: Iterable[alignment.Pair], depth: int, anchors: Anchors, is_open: bool) -> Iterator[str]:
   """The tree of names at and below this depth of the paths."""
-  written = []
-  for name, below in report.branches(pairs, depth):
-    if report.is_leaf(below, depth):
-      written.append(_leaf(below[0], anchors))
+  for name, is_leaf, below in report.branches(pairs, depth):
+    if is_leaf:
+      yield _leaf(below[0], anchors)
       continue
-    grade = report.grade(report.worst(below))
+    grade, note = report.grade(below[0]), _note(report.counted(below))
     opened = " open" if is_open and grade != "equal" else ""
-    note = f'<span class="note">{_text(report.counted(report.count(below)))}</span>'
-    written.append(f'<details{opened}><summary class="{grade}">{_text(name)} {note}</summary>')
-    written.append(f"{_branches(below, depth + 1, anchors, is_open)}</details>")
-  return "\n".join(written)
+    yield f'<details{opened}><summary class="{grade}">{_text(name)} {note}</summary>'
+    yield from _branches(below, depth + 1, anchors, is_open)
+    yield "</details>"
 
 
 def _leaf(pair: alignment.Pair, anchors: Anchors) -> str:
   """A leaf; one that is not equal opens on what was found."""
   grade, name = report.grade(pair), _text(pair.keys[-1])
   if pair.keys not in anchors:
-    return f'<div class="leaf {grade}">{name} <span class="note">{_text(pair.a)}</span></div>'
-  places = [
-      f"<p class=note>{side}: <code>{_text(leaf.place)}</code></p>"
-      for side, leaf in zip("AB", (pair.a, pair.b))
-      if leaf is not None
-  ]
+    return f'<div class="leaf {grade}">{name} {_note(pair.a)}</div>'
+  places = (f"{side}: {leaf.place}" for side, leaf in zip("AB", (pair.a, pair.b)) if leaf)
+  found = (f"<p>{_text(said)}</p>" for said in (report.detail(pair), *places))
   return (
-      f'<details class="leaf {grade}"><summary>{name} <span class="note">{_text(report.short(pair))}</span></summary>'
-      f'<div class="found" id="{anchors[pair.keys]}"><p>{_text(report.detail(pair))}</p>{"".join(places)}</div></details>'
+      f'<details class="leaf {grade}"><summary>{name} {_note(report.short(pair))}</summary>'
+      f'<div class="found" id="{anchors[pair.keys]}">{"".join(found)}</div></details>'
   )

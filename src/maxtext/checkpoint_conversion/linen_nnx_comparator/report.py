@@ -15,7 +15,7 @@
 """What a comparison found of two checkpoints, and the report of it: for a person, and as JSON."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 import dataclasses
 import math
 from typing import Any
@@ -23,12 +23,10 @@ from typing import Any
 from maxtext.checkpoint_conversion.linen_nnx_comparator import alignment
 from maxtext.checkpoint_conversion.linen_nnx_comparator import difference
 
-Path = alignment.Path
 Pair = alignment.Pair
 
-# How a leaf is shown, by what `grade` says of it.
-GRADES = ("equal", "near", "far", "structure")
-_COLORS = {"equal": "32", "near": "33", "far": "31", "structure": "35"}
+# How a leaf is shown, by what `grade` says of it, and its colour on a terminal.
+COLORS = {"equal": "32", "near": "33", "far": "31", "structure": "35"}
 _NEAR_ULP = 4  # Up to here values are apart as rounding sets them apart.
 
 
@@ -37,16 +35,14 @@ class Comparison:
   """What was found of two checkpoints.
 
   Attributes:
-    a: the canonical tree of the first checkpoint.
-    b: that of the second.
+    trees: the canonical trees of A and of B.
     leaves: every leaf of either, in the order of A's.
     tolerance: what values were allowed to differ by; None where any bit counts.
     notes: what is to be known about how they were compared.
     seconds: how long it took.
   """
 
-  a: alignment.Tree
-  b: alignment.Tree
+  trees: Sequence[alignment.Tree]
   leaves: Sequence[Pair]
   tolerance: difference.Tolerance | None = None
   notes: Sequence[str] = ()
@@ -55,25 +51,29 @@ class Comparison:
   @property
   def is_accepted(self) -> bool:
     """Whether structure and values agree: to the bit, or within the tolerance if there is one."""
-    return all(pair.status in (alignment.EQUAL, alignment.WITHIN) for pair in self.leaves)
+    return self.counts().keys() <= {alignment.EQUAL, alignment.WITHIN}
 
   @property
   def grade(self) -> str:
-    """The grade of all: `equal`, `near` or `far`."""
+    """`equal`, to the bit; `near`, if it is accepted; or `far`."""
     return "far" if not self.is_accepted else "near" if self.worst_first() else "equal"
+
+  def ranked(self) -> list[Pair]:
+    """All leaves, the worst first; equal ones keep their order."""
+    return sorted(self.leaves, key=lambda pair: pair.badness, reverse=True)
 
   def worst_first(self) -> list[Pair]:
     """The leaves that are not equal, the worst first."""
-    unequal = [pair for pair in self.leaves if pair.status != alignment.EQUAL]
-    return sorted(unequal, key=lambda pair: pair.badness, reverse=True)
+    return [pair for pair in self.ranked() if pair.status != alignment.EQUAL]
+
+  def by_part(self) -> dict[str, list[Pair]]:
+    """The leaves of each part of the state that there is."""
+    of = {part: [pair for pair in self.leaves if pair.part == part] for part in alignment.PARTS}
+    return {part: pairs for part, pairs in of.items() if pairs}
 
   def counts(self, part: str | None = None) -> dict[str, int]:
     """How many leaves have each status, of one part of the state or of all."""
-    return count(pair for pair in self.leaves if part in (None, pair.part))
-
-  def by_part(self) -> dict[str, dict[str, int]]:
-    """The same of each part that has leaves."""
-    return {part: counts for part in alignment.PARTS if (counts := self.counts(part))}
+    return count(self.by_part().get(part, []) if part else self.leaves)
 
   def elements(self) -> tuple[int, int]:
     """How many elements differ, and how many were compared."""
@@ -88,35 +88,70 @@ def count(pairs: Iterable[Pair]) -> dict[str, int]:
 
 def grade(pair: Pair) -> str:
   """`equal`; `near`, within the tolerance or a few units in the last place; `far`; or `structure`."""
-  if pair.status == alignment.EQUAL:
-    return "equal"
   if pair.status not in (alignment.WITHIN, alignment.DIFFERENT):
-    return "structure"
+    return "equal" if pair.status == alignment.EQUAL else "structure"
   found = pair.values
   is_rounding = found.largest_ulp is not None and found.largest_ulp.value <= _NEAR_ULP and not found.not_finite
   return "near" if pair.status == alignment.WITHIN or is_rounding else "far"
 
 
-def worst(pairs: Iterable[Pair]) -> Pair:
-  """The worst of these leaves."""
-  return max(pairs, key=lambda pair: pair.badness)
+def branches(pairs: Iterable[Pair], depth: int) -> list[tuple[str, bool, list[Pair]]]:
+  """The tree of names at this depth of the paths: each name, whether it is a leaf, and the leaves at or below it.
 
-
-def branches(pairs: Iterable[Pair], depth: int) -> list[tuple[str, list[Pair]]]:
-  """The tree of names at this depth of the paths: each name with the leaves that it leads to, the worst first.
-
-  A leaf has a branch of its own, which `is_leaf`. Equal branches keep their order.
+  Both the branches and the leaves of each have the order of `pairs`.
   """
   found = {}
   for pair in pairs:
-    found.setdefault((pair.keys[depth], is_leaf([pair], depth)), []).append(pair)
-  named = [(name, below) for (name, _), below in found.items()]
-  return sorted(named, key=lambda branch: worst(branch[1]).badness, reverse=True)
+    found.setdefault((pair.keys[depth], len(pair.keys) == depth + 1), []).append(pair)
+  return [(*name, below) for name, below in found.items()]
 
 
-def is_leaf(below: Sequence[Pair], depth: int) -> bool:
-  """Whether a branch at this depth is a leaf."""
-  return len(below[0].keys) == depth + 1
+def sections(comparison: Comparison) -> Iterator[tuple[str, list[Pair]]]:
+  """The leaves whose structure differs and those whose values do, under these titles, so that neither hides the other."""
+  for title, is_wanted in (("structure", True), ("values", False)):
+    if some := [pair for pair in comparison.worst_first() if (grade(pair) == "structure") == is_wanted]:
+      yield title, some
+
+
+def head(comparison: Comparison) -> Iterator[tuple[str, str]]:
+  """What was compared, and how: titles, each with what is said under it."""
+  for side, tree in zip("AB", comparison.trees):
+    yield side, f"{tree.path}  ({tree.layout}, {'scanned' if tree.is_scanned else 'not scanned'})"
+  yield from (("note", note) for note in comparison.notes)
+  for side, tree in zip("AB", comparison.trees):
+    if tree.left_out:
+      yield f"left out of {side}", f"{len(tree.left_out):,} leaves ({', '.join(sorted(set(tree.left_out.values())))})"
+  if comparison.tolerance:
+    yield "tolerance", f"|a - b| <= {comparison.tolerance.atol:g} + {comparison.tolerance.rtol:g} * |b|"
+
+
+def counted(pairs: Iterable[Pair]) -> str:
+  """How many of these leaves have each status, as text."""
+  return ", ".join(f"{number:,} {status}" for status, number in count(pairs).items())
+
+
+def summary(comparison: Comparison) -> str:
+  """One line for a person."""
+  verdict = {"equal": "equal to the bit", "near": "equal within the tolerance", "far": "different"}[comparison.grade]
+  differing, elements = comparison.elements()
+  leaves = f"{len(comparison.leaves):,} leaves ({counted(comparison.leaves)})"
+  return f"{verdict}: {leaves}, {differing:,} of {elements:,} elements differ, in {comparison.seconds:.1f} s"
+
+
+def detail(pair: Pair) -> str:
+  """What was found of a leaf, in one line."""
+  if pair.a is None or pair.b is None or pair.failure:
+    return f"{pair.status}: {pair.failure or pair.a or pair.b}"
+  head = f"{pair.a}" if pair.structure is None else f"{pair.status}: {pair.a} in A, {pair.b} in B"
+  return f"{head}  {_values(pair.values)}" if pair.has_values else head
+
+
+def short(pair: Pair) -> str:
+  """What was found of a leaf, in a few words."""
+  if pair.status not in (alignment.WITHIN, alignment.DIFFERENT):
+    return pair.status
+  found = pair.values
+  return ", ".join((f"{found.differing:,} of {found.elements:,}", *(said for said, _ in _largest(found))))
 
 
 def lines(comparison: Comparison, *, color: bool, most_leaves: int) -> Iterator[str]:
@@ -127,124 +162,71 @@ def lines(comparison: Comparison, *, color: bool, most_leaves: int) -> Iterator[
     color: whether to colour it with ANSI escapes.
     most_leaves: how many leaves to show whose structure differs, and how many whose values do; the others are counted.
   """
-  paint = (lambda text, kind: f"\033[{_COLORS[kind]}m{text}\033[0m") if color else (lambda text, _: text)
-  yield f"A  {comparison.a}"
-  yield f"B  {comparison.b}"
-  yield from (f"note: {note}" for note in comparison.notes)
-  for side, tree in (("A", comparison.a), ("B", comparison.b)):
-    if tree.left_out:
-      yield f"left out of {side}: {len(tree.left_out)} leaves ({', '.join(sorted(set(tree.left_out.values())))})"
+  paint = (lambda text, kind: f"\033[{COLORS[kind]}m{text}\033[0m") if color else (lambda text, _: text)
+  yield from (f"{title}  {said}" for title, said in head(comparison))
   shown = set()
-  for title, pairs in of_structure_and_values(comparison):
+  for title, pairs in sections(comparison):
     yield ""
     yield f"{title}, worst first" + (f", {most_leaves} of {len(pairs):,}" if len(pairs) > most_leaves else "")
     for pair in pairs[:most_leaves]:
       shown.add(pair.keys)
       yield "  " + paint(f"{pair.path}  {detail(pair)}", grade(pair))
-  yield ""
-  yield from _tree_lines(comparison.leaves, 0, shown, paint)
-  yield ""
-  yield from (f"{part:<10} {counted(counts)}" for part, counts in comparison.by_part().items())
+  yield from ("", *_tree_lines(comparison.ranked(), 0, shown, paint), "")
+  yield from (f"{part:<10} {counted(pairs)}" for part, pairs in comparison.by_part().items())
   yield paint(summary(comparison), comparison.grade)
-
-
-def of_structure_and_values(comparison: Comparison) -> Iterator[tuple[str, list[Pair]]]:
-  """The leaves whose structure differs and those whose values do, under these titles, so that neither hides the other."""
-  unequal = comparison.worst_first()
-  for title, is_wanted in (("structure", True), ("values", False)):
-    if some := [pair for pair in unequal if (grade(pair) == "structure") == is_wanted]:
-      yield title, some
-
-
-def detail(pair: Pair) -> str:
-  """What was found of a leaf, in one line."""
-  if pair.a is None or pair.b is None:
-    return f"{pair.status}: {pair.a or pair.b}"
-  if pair.failure:
-    return f"{pair.status}: {pair.failure}"
-  head = f"{pair.a}" if pair.structure is None else f"{pair.status}: {pair.a} in A, {pair.b} in B"
-  return f"{head}  {_values_line(pair.values)}" if pair.has_values else head
-
-
-def short(pair: Pair) -> str:
-  """What was found of a leaf, in a few words."""
-  if pair.status not in (alignment.WITHIN, alignment.DIFFERENT):
-    return pair.status
-  found = pair.values
-  largest = [f"{name} {_number(it.value)}" for name, it in _largest(found)]
-  return ", ".join((f"{found.differing:,} of {found.elements:,}", *largest))
-
-
-def summary(comparison: Comparison) -> str:
-  """One line for a person."""
-  differing, elements = comparison.elements()
-  counts = comparison.counts()
-  verdict = "equal to the bit" if set(counts) <= {alignment.EQUAL} else "equal within the tolerance"
-  if not comparison.is_accepted:
-    verdict = "different"
-  return (
-      f"{verdict}: {len(comparison.leaves):,} leaves ({counted(counts)}), {differing:,} of {elements:,} elements differ, "
-      f"in {comparison.seconds:.1f} s"
-  )
-
-
-def counted(counts: Mapping[str, int]) -> str:
-  """Numbers of leaves by status, as text."""
-  return ", ".join(f"{count:,} {status}" for status, count in counts.items())
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
   """The report as a JSON document. Leaves that are equal are in it too, with their number of elements."""
   differing, elements = comparison.elements()
-  sides = (("a", comparison.a), ("b", comparison.b))
-  equal = [pair for pair in comparison.leaves if pair.status == alignment.EQUAL]
+  side = lambda tree: {"path": tree.path, "layout": tree.layout, "is_scanned": tree.is_scanned}
+  tolerance = comparison.tolerance
   return {
       "accepted": comparison.is_accepted,
       "summary": summary(comparison),
-      **{name: {field: getattr(tree, field) for field in ("path", "layout", "is_scanned")} for name, tree in sides},
-      "tolerance": dataclasses.asdict(comparison.tolerance) if comparison.tolerance else None,
+      "a": side(comparison.trees[0]),
+      "b": side(comparison.trees[1]),
+      "tolerance": dataclasses.asdict(tolerance) if tolerance else None,
       "notes": list(comparison.notes),
-      "left_out": [{"/".join(path): reason for path, reason in tree.left_out.items()} for _, tree in sides],
+      "left_out": [{"/".join(path): reason for path, reason in tree.left_out.items()} for tree in comparison.trees],
       "leaves": len(comparison.leaves),
       "elements": elements,
       "differing": differing,
-      "by_part": comparison.by_part(),
+      "by_part": {part: count(pairs) for part, pairs in comparison.by_part().items()},
       "worst_first": [_json_leaf(pair) for pair in comparison.worst_first()],
-      "equal": {pair.path: pair.values.elements for pair in equal},
+      "equal": {pair.path: pair.values.elements for pair in comparison.leaves if pair.status == alignment.EQUAL},
       "seconds": round(comparison.seconds, 3),
   }
 
 
-def _tree_lines(pairs: Iterable[Pair], depth: int, shown: Set[Path], paint: Callable[[str, str], str]) -> Iterator[str]:
+def _tree_lines(
+    pairs: Iterable[Pair], depth: int, shown: Set[alignment.Path], paint: Callable[[str, str], str]
+) -> Iterator[str]:
   """The tree of names, down to the leaves that are shown; the rest is counted where it branches off."""
   indent, hidden = "  " * depth, []
-  for name, below in branches(pairs, depth):
-    mark = grade(worst(below))
-    if not any(pair.keys in shown for pair in below):
-      if is_leaf(below, depth):
-        hidden += below
-      else:
-        yield indent + paint(f"{name}  {counted(count(below))}", mark)
-    elif is_leaf(below, depth):
-      yield indent + paint(f"{name}  {short(below[0])}", mark)
+  for name, is_leaf, below in branches(pairs, depth):
+    is_shown = any(pair.keys in shown for pair in below)
+    if is_leaf and not is_shown:
+      hidden += below
+    elif is_leaf or not is_shown:
+      yield indent + paint(f"{name}  {short(below[0]) if is_leaf else counted(below)}", grade(below[0]))
     else:
-      yield indent + paint(name, mark)
+      yield indent + paint(name, grade(below[0]))
       yield from _tree_lines(below, depth + 1, shown, paint)
   if hidden:
-    yield indent + paint(f"… {counted(count(hidden))}", grade(worst(hidden)))
+    yield indent + paint(f"… {counted(hidden)}", grade(hidden[0]))
 
 
-def _values_line(found: difference.Difference) -> str:
+def _values(found: difference.Difference) -> str:
   """How the values of a leaf differ, in one line."""
   if not found.differing:
     return "equal to the bit" if found.elements else "no elements"
-  said = [f"{found.differing:,} of {found.elements:,} differ"]
-  if found.outside < found.differing:
-    said[0] += f", {found.outside:,} outside of the tolerance"
-  said += [f"{name} {_number(largest.value)} at {_index(largest.element)}" for name, largest in _largest(found)]
+  outside = f", {found.outside:,} outside of the tolerance" if found.outside < found.differing else ""
+  said = [f"{found.differing:,} of {found.elements:,} differ{outside}"]
+  said += [f"{largest} at {_index(element)}" for largest, element in _largest(found)]
   if first := found.first:
-    said.append((f"first at {_index(first)}: " if first.index else "") + f"{first.a} and {first.b}")
-    said[-1] += f" ({first.a_bits} and {first.b_bits})" if first.a == first.b else ""
+    bits = f" ({first.a_bits} and {first.b_bits})" if first.a == first.b else ""
+    said.append((f"first at {_index(first)}: " if first.index else "") + f"{first.a} and {first.b}{bits}")
   if odd := found.first_not_finite:
     said.append(f"{found.not_finite:,} NaN or infinite on one side, first at {_index(odd)}: {odd.a} and {odd.b}")
   if found.nan_bits:
@@ -254,18 +236,16 @@ def _values_line(found: difference.Difference) -> str:
   return "; ".join(said)
 
 
-def _largest(found: difference.Difference) -> Iterator[tuple[str, difference.Largest]]:
-  kinds = (("abs", found.largest_absolute), ("rel", found.largest_relative), ("ulp", found.largest_ulp))
-  yield from ((name, largest) for name, largest in kinds if largest is not None)
-
-
-def _number(value: float | int) -> str:
-  return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+def _largest(found: difference.Difference) -> Iterator[tuple[str, difference.Element]]:
+  """The largest differences, as text, and where they are."""
+  for name, largest in zip(("abs", "rel", "ulp"), (found.largest_absolute, found.largest_relative, found.largest_ulp)):
+    if largest is not None:
+      yield f"{name} {largest.value:{',' if isinstance(largest.value, int) else '.4g'}}", largest.element
 
 
 def _index(element: difference.Element) -> str:
   """An index as NumPy takes it."""
-  return "[" + ", ".join(map(str, element.index)) + "]"
+  return str(list(element.index))
 
 
 def _json_leaf(pair: Pair) -> dict[str, Any]:
@@ -283,11 +263,12 @@ def _json_leaf(pair: Pair) -> dict[str, Any]:
 def _json_side(leaf: alignment.Leaf | None) -> dict[str, Any] | None:
   if leaf is None:
     return None
+  is_array = leaf.shape is not None
   return {
       "source": leaf.place,
-      "shape": None if leaf.shape is None else list(leaf.shape),
-      "dtype": None if leaf.dtype is None else str(leaf.dtype),
-      "value": None if leaf.shape is not None else repr(leaf.stored),
+      "shape": leaf.shape,
+      "dtype": leaf.dtype,
+      "value": None if is_array else repr(leaf.stored),
       "key": leaf.key,
   }
 
@@ -296,6 +277,4 @@ def _finite(value: Any) -> Any:
   """JSON has no infinity: what overflows float64 is a string."""
   if isinstance(value, dict):
     return {key: _finite(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_finite(item) for item in value]
   return str(value) if isinstance(value, float) and not math.isfinite(value) else value
