@@ -78,6 +78,14 @@ def array(*shape, dtype=np.float32, start=0):
   return (start + np.arange(np.prod(shape, dtype=int)).reshape(shape)).astype(dtype)
 
 
+def flipped(array, index, bit=0):
+  """A copy of an array with one bit of one element flipped."""
+  array = np.array(array)
+  raw = array.view(f"u{array.dtype.itemsize}")
+  raw[index] ^= np.array(1 << bit, raw.dtype)
+  return array
+
+
 def layer(seed):
   """One layer's weights."""
   return {
