@@ -75,7 +75,7 @@ class PageTest(absltest.TestCase):
     self.assertIn("different: 204 leaves", page.locator("h1").inner_text())
     self.assertFalse(page.evaluate("document.documentElement.scrollWidth > innerWidth"))
 
-  def test_a_link_opens_the_leaf_with_its_histograms(self):
+  def test_a_link_opens_the_leaf_with_what_was_found(self):
     page = self.open()
     link = page.locator("#values a").first
     found = page.locator(link.get_attribute("href"))
@@ -83,15 +83,6 @@ class PageTest(absltest.TestCase):
     link.click()
     found.wait_for(state="visible", timeout=5000)
     self.assertIn("1,024 of 1,024 differ", found.inner_text())
-    captions = found.locator("figcaption").all_inner_texts()
-    self.assertEqual([caption.split(":")[0] for caption in captions], ["absolute difference", "units in the last place"])
-    for bars in found.locator("svg path").all():
-      box = bars.bounding_box()
-      self.assertGreater(box["width"], 20)
-      self.assertBetween(box["height"], 50, 62)  # The highest bar has the full height, and none is cut off.
-    # What a histogram counts is what differs.
-    listed = found.locator("svg title").first.evaluate("e => e.textContent")
-    self.assertEqual(sum(int(part.split(": ")[1].replace(",", "")) for part in listed.split(", 2^")), 1024)
 
   def test_the_tree_opens_where_something_differs_and_is_coloured(self):
     page = self.open()
@@ -114,7 +105,7 @@ class PageTest(absltest.TestCase):
   def test_equal_checkpoints(self):
     page = self.open("equal")
     self.assertEqual(page.locator("h1").get_attribute("class"), "equal")
-    self.assertEqual(page.locator("#values, #structure, svg").count(), 0)
+    self.assertEqual(page.locator("#values, #structure").count(), 0)
     self.assertEqual(page.locator(".tree .leaf").count(), 204)
 
 

@@ -27,6 +27,7 @@ from absl.testing import parameterized
 import jax
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
@@ -51,6 +52,7 @@ def without_rights():
 
 class PermissionTest(util.CheckpointTestCase):
 
+  @pytest.mark.integration
   def test_what_may_not_be_read_is_named_and_not_called_damaged(self):
     params = util.unscanned_params(2) | {
         "embedding": np.random.default_rng(0).random((64, 64))
@@ -78,6 +80,7 @@ class PermissionTest(util.CheckpointTestCase):
 class NetworkTest(parameterized.TestCase):
 
   @parameterized.parameters("http://localhost:9", "https://no-such-host.invalid")
+  @pytest.mark.integration
   def test_a_store_that_does_not_answer(self, endpoint):
     source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
     begin = time.monotonic()

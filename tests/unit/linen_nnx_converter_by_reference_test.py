@@ -14,7 +14,6 @@
 
 """Conversions that move no array byte: what the target refers to, what it weighs, and what outlives the source."""
 
-import errno
 import itertools
 import json
 import os
@@ -52,40 +51,10 @@ def large(layers=3, size=2**16, dtype=np.uint16):
   return {"decoder": {f"layers_{i}": {"wi_0": array(), "wi_0_scale": array()} for i in range(layers)}}
 
 
-def own_bytes(folder):
-  """The bytes of the files that only this folder has."""
-  return sum(p.stat().st_size for p in pathlib.Path(folder).rglob("*") if p.is_file() and p.stat().st_nlink == 1)
-
-
-def all_bytes(folder):
-  return sum(p.stat().st_size for p in pathlib.Path(folder).rglob("*") if p.is_file())
-
-
-def in_one_file(folder):
-  """Writes a store anew, all values into one data file; TensorStore begins new ones as time goes by."""
-  spec = {"driver": "ocdbt", "base": f"file://{folder}/"}
-  old = ts.KvStore.open(spec).result()
-  values = {key: old.read(key).result().value for key in old.list().result()}
-  for name in ("d", "ocdbt.process_0"):
-    shutil.rmtree(folder / name)
-  (folder / "manifest.ocdbt").unlink()
-  new = ts.KvStore.open(spec, context=ts.Context()).result()
-  with ts.Transaction(atomic=True) as transaction:
-    for key, value in values.items():
-      new.with_transaction(transaction)[key] = value
-
-
 async def documents_alone(arrays, key, read=reopen.Arrays.read):
   if not key.endswith(("/.zarray", "/zarr.json")):
     raise AssertionError(f"{key} was read")
   return await read(arrays, key)
-
-
-async def swapped(source, target, ranges, documents, rename=by_reference.rename):
-  """Renames each range to the name of the next one."""
-  ranges = list(ranges)
-  names = {new: other for (_, new, _), (_, other, _) in zip(ranges, ranges[1:] + ranges[:1])}
-  await rename(source, target, [(old, names[new], is_prefix) for old, new, is_prefix in ranges], documents)
 
 
 class ByReferenceTest(util.CheckpointTestCase):
@@ -107,7 +76,7 @@ class ByReferenceTest(util.CheckpointTestCase):
       done = converter.convert_checkpoint(source, self.tmp / name, scan_layers=scan_layers, copy_mode="link")
       self.assertEqual(done.nbytes, {REFERENCE: 6 * 2**17, RAW: 0, STREAMED: 0})
       self.assertTrue(done.verified)
-      self.assertLess(own_bytes(self.tmp / name), 2**15)
+      self.assertLess(util.own_bytes(self.tmp / name), 2**15)
       self.assert_equal(self.tmp / name, converter.convert_linen_to_nnx(tree, scan_layers=scan_layers))
     self.assertEqual(util.snapshot(source), before)
 
@@ -149,7 +118,7 @@ class ByReferenceTest(util.CheckpointTestCase):
       shutil.rmtree(source)
       source = self.tmp / str(i + 1)
     self.assert_equal(source, tree)
-    self.assertLess(all_bytes(source), 1.1 * 6 * 2**17)
+    self.assertLess(util.all_bytes(source), 1.1 * 6 * 2**17)
 
   def test_overwriting_the_source_leaves_the_target_alone(self):
     source = self.save("source", {"params": {"params": large()}})
@@ -197,7 +166,7 @@ class ByReferenceTest(util.CheckpointTestCase):
     source = self.save("source", tree, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
     done = converter.convert_checkpoint(source, self.tmp / "target", copy_mode="copy")
     self.assertTrue(done.verified)
-    self.assertEqual(own_bytes(self.tmp / "target"), all_bytes(self.tmp / "target"))
+    self.assertEqual(util.own_bytes(self.tmp / "target"), util.all_bytes(self.tmp / "target"))
     self.assert_equal(self.tmp / "target", converter.convert_linen_to_nnx(tree))
 
   @parameterized.parameters(*itertools.product(FORMATS, ("auto", "copy", "link")))
@@ -222,12 +191,12 @@ class ByReferenceTest(util.CheckpointTestCase):
   def test_what_is_dropped_does_not_lie_dead_in_the_target(self, copy_mode):
     params = large(4)
     source = self.save("source", util.linen(params))
-    in_one_file(source)
+    util.in_one_file(source)
     options = {"direction": "linen_to_nnx", "params_only": True}
     done = converter.convert_checkpoint(source, self.tmp / "target", copy_mode=copy_mode, **options)
     self.assertEqual(done.nbytes, {REFERENCE: 0, RAW: 8 * 2**17, STREAMED: 0})
     self.assertTrue(done.verified)
-    self.assertLess(all_bytes(self.tmp / "target"), 1.1 * 8 * 2**17)
+    self.assertLess(util.all_bytes(self.tmp / "target"), 1.1 * 8 * 2**17)
     self.assert_equal(self.tmp / "target", converter.convert_linen_to_nnx(util.linen(params), params_only=True))
     done = converter.convert_checkpoint(source, self.tmp / "linked", copy_mode="link", **options)
     self.assertEqual(done.nbytes[REFERENCE], 8 * 2**17)
@@ -267,130 +236,10 @@ class ByReferenceTest(util.CheckpointTestCase):
   def test_a_damaged_reference_is_found(self):
     """Whatever moved the chunks: each key of the target is traced to the source."""
     source = self.save("source", {"params": {"params": large()}})
-    self.enter_context(absltest.mock.patch.object(by_reference, "rename", swapped))
+    self.enter_context(absltest.mock.patch.object(by_reference, "rename", util.swapped))
     with self.assertRaisesRegex(errors.VerificationError, "wi_0"):
       converter.convert_checkpoint(source, self.tmp / "target", scan_layers=False)
     self.assert_nothing_left("source")
-
-
-class TwoStoresTest(util.CheckpointTestCase):
-  """Checkpoints of Tunix: two pytrees, each with a store of its own, become one."""
-
-  def setUp(self):
-    super().setUp()
-    random = np.random.default_rng(1)
-    weights = lambda: random.bytes(2**15)
-    boxed = lambda data: {"value": np.frombuffer(data, np.float16).reshape(128, -1)}
-    params = lambda: {"decoder": {name: {"kernel": boxed(weights())} for name in ("mlp", "out")}}
-    count = lambda n: {"value": np.array(n, np.int32)}
-    self.model = params()
-    self.opt_state = {"0": {"count": count(6), "mu": params(), "nu": params()}, "2": {"count": count(6)}}
-    self.optimizer = {"opt_state": self.opt_state, "step": count(6)}
-
-  def save_items(self, *, unbox=False, optimizer_options=None, **options):
-    """Saves a step of Tunix, and returns its folder."""
-    unboxed = lambda tree: jax.tree.map(lambda box: box["value"], tree, is_leaf=lambda node: "value" in node)
-    kept = unboxed if unbox else lambda tree: tree
-    self.save("run/6/model_params", kept(self.model), **options)
-    self.save("run/6/optimizer_state", kept(self.optimizer), **(optimizer_options or options))
-    return self.tmp / "run" / "6"
-
-  def expected(self):
-    unboxed = lambda tree: {path.removesuffix("/value"): leaf for path, leaf in util.flat(tree).items()}
-    expected = {f"params/params/{path}": leaf for path, leaf in unboxed(self.model).items()}
-    for name in ("mu", "nu"):
-      moments = unboxed(self.opt_state["0"][name])
-      expected |= {f"opt_state/0/{name}/params/{path}": leaf for path, leaf in moments.items()}
-    counts = {f"opt_state/{place}/count": util.bits(np.array(6, np.int32)) for place in (0, 2)}
-    return expected | counts | {"opt_state/1": None, "step": util.bits(np.array(6, np.int32))}
-
-  def assert_read(self):
-    """The target is whole, also when the source is gone."""
-    shutil.rmtree(self.tmp / "run")
-    self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "target")), self.expected())
-
-  @parameterized.parameters(*itertools.product(FORMATS, (False, True), ("auto", "link", "copy")))
-  def test_all_but_the_step_goes_by_reference(self, way, unbox, copy_mode):
-    use_ocdbt, use_zarr3 = way
-    source = self.save_items(unbox=unbox, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
-    before = util.snapshot(source)
-    done = converter.convert_checkpoint(source, self.tmp / "target", copy_mode=copy_mode)
-    how = REFERENCE if use_ocdbt or copy_mode == "link" else RAW
-    self.assertEqual(done.nbytes, {REFERENCE: 0, RAW: 0, STREAMED: 4} | {how: 6 * 2**15 + 8})
-    self.assertEqual([path for path, way in done.ways.items() if way == STREAMED], [("step",)])
-    self.assertTrue(done.verified)
-    self.assertEqual(util.snapshot(source), before)
-    own = own_bytes(self.tmp / "target")
-    if how == RAW or copy_mode == "copy":
-      self.assertEqual(own, all_bytes(self.tmp / "target"))
-    else:
-      self.assertLess(own, 2**14)
-    self.assert_read()
-
-  def test_the_next_conversion(self):
-    """The data files keep their places below the items' folders."""
-    converter.convert_checkpoint(self.save_items(), self.tmp / "first")
-    done = converter.convert_checkpoint(self.tmp / "first", self.tmp / "target", direction="linen_to_linen")
-    self.assertEqual(done.nbytes[STREAMED], 0)
-    shutil.rmtree(self.tmp / "first")
-    self.assert_read()
-
-  def test_another_file_system_is_refused_for_links(self):
-    failed = OSError(errno.EXDEV, "another file system")
-    with (
-        absltest.mock.patch.object(os, "link", side_effect=failed),
-        self.assertRaisesRegex(errors.TargetError, "expected a file system on which .* can be linked"),
-    ):
-      converter.convert_checkpoint(self.save_items(), self.tmp / "target", copy_mode="link")
-    self.assert_nothing_left("run")
-
-  def test_what_is_left_out_does_not_lie_dead_in_the_target(self):
-    """Gradients of micro-batches, in wrappers of which none wait."""
-    random = np.random.default_rng(2)
-    boxed = lambda data: {"value": np.frombuffer(data, np.float16).reshape(128, -1)}
-    gradients = {"decoder": {name: {"kernel": boxed(random.bytes(2**21))} for name in ("mlp", "out")}}
-    self.model["decoder"] = {name: {"kernel": boxed(random.bytes(2**21))} for name in ("mlp", "out")}
-    for name in ("mu", "nu"):
-      self.opt_state["0"][name] = jax.tree.map(np.copy, self.model)
-    zero = {"value": np.array(0, np.int32)}
-    wrapper = {"acc_grads": gradients, "mini_step": zero, "gradient_step": zero, "inner_opt_state": self.opt_state}
-    self.optimizer["opt_state"] = wrapper
-    source = self.save_items()
-    for name in ("model_params", "optimizer_state"):
-      in_one_file(source / name)
-    done = converter.convert_checkpoint(source, self.tmp / "linked", copy_mode="link")
-    self.assertEqual(done.nbytes, {REFERENCE: 6 * 2**21 + 8, RAW: 0, STREAMED: 4})
-    done = converter.convert_checkpoint(source, self.tmp / "target")
-    self.assertEqual(done.nbytes, {REFERENCE: 0, RAW: 6 * 2**21 + 8, STREAMED: 4})
-    self.assertLess(all_bytes(self.tmp / "target"), 1.1 * 6 * 2**21)
-    self.assert_read()
-
-  @parameterized.parameters(
-      ({"use_ocdbt": True}, {"use_ocdbt": False}),
-      ({"use_ocdbt": False}, {"use_ocdbt": True}),
-      ({"use_zarr3": True}, {"use_zarr3": False}),
-      ({"use_ocdbt": False, "use_zarr3": False}, {"use_ocdbt": False, "use_zarr3": True}),
-  )
-  def test_stores_of_two_kinds_are_streamed(self, options, optimizer_options):
-    source = self.save_items(optimizer_options=optimizer_options, **options)
-    done = converter.convert_checkpoint(source, self.tmp / "target")
-    self.assertEqual(done.nbytes, {REFERENCE: 0, RAW: 0, STREAMED: 6 * 2**15 + 12})
-    self.assert_read()
-
-  @parameterized.parameters("model_params", "optimizer_state")
-  def test_a_missing_data_file(self, item):
-    source = self.save_items()
-    max((p for p in (source / item).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size).unlink()
-    with self.assertRaisesRegex(errors.DamagedSourceError, f"^{item}/.*kernel.*found no such file"):
-      converter.convert_checkpoint(source, self.tmp / "target")
-    self.assert_nothing_left("run")
-
-  def test_a_damaged_reference_is_found(self):
-    source = self.save_items()
-    self.enter_context(absltest.mock.patch.object(by_reference, "rename", swapped))
-    with self.assertRaisesRegex(errors.VerificationError, "kernel"):
-      converter.convert_checkpoint(source, self.tmp / "target")
-    self.assert_nothing_left("run")
 
 
 class MetadataTest(parameterized.TestCase):

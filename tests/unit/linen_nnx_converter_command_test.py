@@ -15,9 +15,7 @@
 """The command line: flags, output, exit codes; as users run it and as MaxText's CI calls it."""
 
 import contextlib
-import errno
 import io
-import itertools
 import logging as python_logging
 import os
 import pathlib
@@ -33,10 +31,10 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as command
-from maxtext.checkpoint_conversion.linen_nnx_converter import progress
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import flags
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan
@@ -208,6 +206,7 @@ class CommandTest(parameterized.TestCase):
       ("| true", "0 0", True),
       ("<&- >&- 2>&-", "0", False),
   )
+  @pytest.mark.integration
   def test_a_conversion_whose_output_nobody_takes(self, streams, codes, is_told):
     """It is done, and says so on standard error, if that is there."""
     done = run_with(streams, f"--source_path={SOURCE}", f"--target_path={self.tmp}/out")
@@ -216,11 +215,13 @@ class CommandTest(parameterized.TestCase):
     self.assertEqual(converter.detect_format(converter.load_checkpoint(self.tmp / "out")), "nnx")
     self.assertEqual(os.listdir(self.tmp / "out"), ["2"])
 
+  @pytest.mark.integration
   def test_a_plan_that_nobody_reads_to_its_end(self):
     flags = f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", "--scan_layers=False", "--dry_run"
     self.assertEqual(run_with("| true", *flags), ("0 0", "", ""))
 
   @parameterized.product(streams=("| true", ">&-", ">/dev/full"), module=(MODULE, COMPARATOR))
+  @pytest.mark.integration
   def test_help_that_nobody_reads(self, streams, module):
     codes, _, err = run_with(streams, "--help", module=module)
     self.assertEqual(codes.split()[0], "0")
@@ -228,9 +229,11 @@ class CommandTest(parameterized.TestCase):
     self.assertEqual(err == "", streams == "| true")
 
   @parameterized.parameters("2>&-", "2>/dev/full", ">&- 2>&-")
+  @pytest.mark.integration
   def test_a_refusal_that_nobody_reads(self, streams):
     self.assertEqual(run_with(streams, "--no_such_flag"), ("1", "", ""))
 
+  @pytest.mark.integration
   def test_a_name_that_standard_output_has_no_characters_for(self):
     done = run(f"--source_path={SOURCE}", f"--target_path={self.tmp}/\u00fc", "--dry_run", PYTHONIOENCODING="ascii")
     self.assertEqual((done.returncode, done.stderr), (0, ""))
@@ -274,6 +277,7 @@ class CommandTest(parameterized.TestCase):
     self.assertStartsWith(err, "linen_nnx_converter: ")
     self.assertIn(message, err)
 
+  @pytest.mark.integration
   def test_any_failure_is_one_line_unless_a_traceback_is_asked_for(self):
     source = shutil.copytree(SOURCE, self.tmp / "source")
     for data in (source / "2" / "items" / "ocdbt.process_0" / "d").iterdir():
@@ -321,55 +325,6 @@ class CommandTest(parameterized.TestCase):
   def test_every_flag_is_in_the_readme_and_every_flag_in_the_readme_is_real(self):
     real = {name for name in flags.define_flags() if name not in ("h", "help")}
     self.assertEqual(set(re.findall(r"--([a-z_]+)\b(?!-)", usage())) - {"help"}, real)
-
-
-class Terminal(io.StringIO):
-
-  def isatty(self):
-    return True
-
-
-class Full(io.StringIO):
-  """A stream of which every write fails, as of one to `/dev/full`; that would fail again when it is closed."""
-
-  def __init__(self, is_terminal):
-    super().__init__()
-    self.isatty = lambda: is_terminal
-
-  def write(self, text):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-class ProgressTest(parameterized.TestCase):
-
-  @parameterized.parameters(True, False)
-  def test_a_stream_that_takes_nothing(self, is_terminal):
-    """A terminal that has gone, a full disk: the work goes on."""
-    told = progress.Progress(Full(is_terminal))
-    with absltest.mock.patch.object(time, "monotonic", side_effect=itertools.count(step=11)):
-      told.start("writing", 2**20)
-      for _ in range(2):
-        told.advance(2**19)
-      told.finish()
-
-  def test_a_bar_on_a_terminal(self):
-    stream = Terminal()
-    bar = progress.Progress(stream)
-    bar.start("writing", 2**20)
-    bar.advance(2**20)
-    bar.finish()
-    self.assertIn("writing: 100%", stream.getvalue())
-
-  def test_lines_elsewhere(self):
-    stream = io.StringIO()
-    lines = progress.Progress(stream)
-    with absltest.mock.patch.object(time, "monotonic", side_effect=[0.0, 5.0, 11.0, 12.0]):
-      lines.start("writing", 4 * 2**20)
-      for _ in range(3):
-        lines.advance(2**20)
-      lines.finish()
-    self.assertLen(stream.getvalue().splitlines(), 1)  # One in ten seconds.
-    self.assertIn("2.00M/4.00M", stream.getvalue())
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ import jax
 import linen_nnx_converter_util as util
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -74,6 +75,7 @@ class FaultTestCase(util.CheckpointTestCase):
     self.assertEqual((util.files(self.tmp), util.snapshot(self.tmp)), before)
 
 
+@pytest.mark.integration
 class DiskTest(FaultTestCase):
   """Disks that are full or cannot be written."""
 

@@ -34,14 +34,12 @@ from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import in_memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
-from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import model_check
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 from maxtext.common import common_types
 
 OPTIMIZERS = util.FIXTURES / "optimizers"
 NAMES = sorted(path.stem for path in (OPTIMIZERS / "0.2.5").glob("*.txt"))
-IN_0_2_3 = sorted(path.stem for path in (OPTIMIZERS / "0.2.3-nnx").glob("*.txt"))
 
 
 def read(path: pathlib.Path, with_aux: bool = True) -> abstract_state.AbstractState:
@@ -269,34 +267,6 @@ class ConfigTest(parameterized.TestCase):
   def test_every_decoder_block_of_the_installed_maxtext_is_known(self):
     blocks = {block.value for block in common_types.DecoderBlockType}
     self.assertEqual(blocks, set(decoder_families.DECODER_BLOCKS))
-
-
-class ModelCheckTest(absltest.TestCase):
-
-  def test_differences_are_named(self):
-    struct = jax.ShapeDtypeStruct((2,), np.float32)
-    state = lambda **leaves: abstract_state.AbstractState({(name, "x"): leaf for name, leaf in leaves.items()})
-    model_check.check(state(a=struct, nnx_aux=struct), state(a=struct))
-    model_check.check(state(a=struct), state(a=struct, nnx_aux=struct))
-    with self.assertRaisesRegex(errors.ConfigError, r"^b/x: expected \(2,\) float32, found nothing .1 leaves differ"):
-      model_check.check(state(a=struct), state(a=struct, b=struct))
-    with self.assertRaisesRegex(errors.ConfigError, r"^b/x: expected nothing there, .* found \(2,\) float32"):
-      model_check.check(state(a=struct, b=struct), state(a=struct))
-
-  def test_floats_that_maxtext_casts_are_noted_and_other_dtypes_are_refused(self):
-    state = lambda dtype, *shape: abstract_state.AbstractState({("a", "x"): jax.ShapeDtypeStruct(shape, np.dtype(dtype))})
-    (note,) = model_check.check(state("float32", 2), state("bfloat16", 2))
-    self.assertEqual(
-        note, "MaxText will cast 1 leaves when it loads them, as the config says: a/x is float32, not bfloat16"
-    )
-    self.assertEmpty(model_check.check(state("float32", 2), state("float32", 2)))
-    for found, wanted in (
-        (("int32", 2), ("float32", 2)),
-        (("uint32", 2), ("int32", 2)),
-        (("float32", 3), ("bfloat16", 2)),
-    ):
-      with self.assertRaisesRegex(errors.ConfigError, "^a/x: expected .*1 leaves differ"):
-        model_check.check(state(*found), state(*wanted))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import time
 from absl.testing import absltest
 from absl.testing import parameterized
 import linen_nnx_converter_util as util
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
@@ -35,6 +36,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_tar
 SCRIPT = """
 import sys, time
 from etils import epath
+import pytest
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import stopping, streams
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 
@@ -78,6 +80,7 @@ def has_ended(pid) -> bool:
     return True
 
 
+@pytest.mark.integration
 class SuperviseTest(util.CheckpointTestCase):
 
   def make(self, *, shell=(), making=60, then=0, target="parent/out"):

@@ -29,6 +29,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import linen_nnx_converter_faults_test as faults
 import linen_nnx_converter_util as util
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -44,6 +45,7 @@ MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
 class TargetTest(faults.FaultTestCase):
   """Places that are strange, and others who want the same one."""
 
+  @pytest.mark.integration
   def test_another_conversion_to_the_same_target(self):
     """The second one is refused at once; the first one is not disturbed."""
     refusals = []
@@ -243,6 +245,7 @@ class PowerCutTest(faults.FaultTestCase):
     self.assert_nothing_left("unscanned")
 
 
+@pytest.mark.integration
 class SignalTest(faults.FaultTestCase):
 
   def test_a_clean_stop(self):

@@ -24,8 +24,10 @@ from absl.testing import parameterized
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import options
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import by_reference
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
 
@@ -74,6 +76,14 @@ def files(folder):
 def array(*shape, dtype=np.float32, start=0):
   """An array whose elements all differ, as far as the dtype can tell."""
   return (start + np.arange(np.prod(shape, dtype=int)).reshape(shape)).astype(dtype)
+
+
+def flipped(array, index, bit=0):
+  """A copy of an array with one bit of one element flipped."""
+  array = np.array(array)
+  raw = array.view(f"u{array.dtype.itemsize}")
+  raw[index] ^= np.array(1 << bit, raw.dtype)
+  return array
 
 
 def layer(seed):
@@ -143,3 +153,33 @@ class CheckpointTestCase(parameterized.TestCase):
 
   def assert_nothing_left(self, *names):
     self.assertCountEqual(os.listdir(self.tmp), names)
+
+
+def own_bytes(folder):
+  """The bytes of the files that only this folder has."""
+  return sum(p.stat().st_size for p in pathlib.Path(folder).rglob("*") if p.is_file() and p.stat().st_nlink == 1)
+
+
+def all_bytes(folder):
+  return sum(p.stat().st_size for p in pathlib.Path(folder).rglob("*") if p.is_file())
+
+
+def in_one_file(folder):
+  """Writes a store anew, all values into one data file; TensorStore begins new ones as time goes by."""
+  spec = {"driver": "ocdbt", "base": f"file://{folder}/"}
+  old = ts.KvStore.open(spec).result()
+  values = {key: old.read(key).result().value for key in old.list().result()}
+  for name in ("d", "ocdbt.process_0"):
+    shutil.rmtree(folder / name)
+  (folder / "manifest.ocdbt").unlink()
+  new = ts.KvStore.open(spec, context=ts.Context()).result()
+  with ts.Transaction(atomic=True) as transaction:
+    for key, value in values.items():
+      new.with_transaction(transaction)[key] = value
+
+
+async def swapped(source, target, ranges, documents, rename=by_reference.rename):
+  """Renames each range to the name of the next one."""
+  ranges = list(ranges)
+  names = {new: other for (_, new, _), (_, other, _) in zip(ranges, ranges[1:] + ranges[:1])}
+  await rename(source, target, [(old, names[new], is_prefix) for old, new, is_prefix in ranges], documents)

@@ -23,17 +23,19 @@ import sys
 from absl import flags
 from absl import logging
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
 
 _MODULE = "linen_nnx_comparator"
 
-EQUAL, DIFFERENT, REFUSED = 0, 1, 2  # Exit codes, as those of diff and cmp.
+EQUAL, DIFFERENT, REFUSED, INTERRUPTED = 0, 1, 2, 130  # Exit codes; the first three as those of diff and cmp.
 
 USAGE = """Compares two MaxText checkpoints, Linen or NNX, scanned or not, leaf by leaf and to the bit.
 
 usage: python -m maxtext.checkpoint_conversion.linen_nnx_comparator A B [flags] [base.yml model_name=… …]
 
 A and B are checkpoints folders (their latest steps), steps, items folders, or pytrees' folders.
+With --atol or --rtol, values with |a - b| <= atol + rtol * |b| are accepted; with neither, any bit counts.
 Exit codes: 0 equal, to the bit or within the tolerance; 1 different; 2 refused, with one line that says why.
 """
 
@@ -43,35 +45,18 @@ def define_flags() -> flags.FlagValues:
   values = flags.FlagValues()
   values.set_gnu_getopt(True)  # Flags may follow A and B.
   common = {"flag_values": values, "module_name": _MODULE}
-  flags.DEFINE_list(
-      "param_scan_axis",
-      None,
-      "The layer axis of scanned Params; two numbers, as in 1,0, if it is another in B. Unset: the config's, or 1.",
-      **common,
-  )
-  flags.DEFINE_enum(
-      "nnx_aux",
-      "keep",
-      ("keep", "drop"),
-      "Whether to compare NNX state that is no Param: RNG streams, batch statistics and other Variables.",
-      **common,
-  )
+  axes = "The layer axis of scanned Params; two numbers, as in 1,0, if it is another in B. Unset: the config's, or 1."
+  aux = "Whether to compare NNX state that is no Param: RNG streams, batch statistics and other Variables."
+  flags.DEFINE_list("param_scan_axis", None, axes, **common)
+  flags.DEFINE_enum("nnx_aux", "keep", ("keep", "drop"), aux, **common)
   flags.DEFINE_boolean("params_only", False, "Compare the params alone, without optimizer and step.", **common)
-  flags.DEFINE_float(
-      "atol",
-      None,
-      "Accept values with |a - b| <= atol + rtol * |b|. With neither --atol nor --rtol any bit counts.",
-      lower_bound=0.0,
-      **common,
-  )
-  flags.DEFINE_float("rtol", None, "As --atol.", lower_bound=0.0, **common)
+  flags.DEFINE_float("atol", None, "The absolute tolerance.", lower_bound=0.0, **common)
+  flags.DEFINE_float("rtol", None, "The relative tolerance, as a share of B's value.", lower_bound=0.0, **common)
   flags.DEFINE_float("memory_budget_gib", 2.0, "GiB of memory for the data under way.", lower_bound=0.0625, **common)
   flags.DEFINE_string("json", None, "Write the report as JSON: --json to standard output, or --json=FILE.", **common)
   flags.DEFINE_string("html", None, "Write the report as one page that needs nothing else: --html=FILE.", **common)
   flags.DEFINE_enum("color", "auto", ("auto", "always", "never"), "Colour the report; auto does on a terminal.", **common)
-  flags.DEFINE_integer(
-      "leaves", 20, "How many leaves to print that are not equal, the worst first.", lower_bound=0, **common
-  )
+  flags.DEFINE_integer("leaves", 20, "How many leaves to print of each list, the worst first.", lower_bound=0, **common)
   flags.DEFINE_boolean("traceback", False, "Show the traceback of a failure.", **common)
   flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)
   return values
@@ -100,7 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   axes = values.param_scan_axis or []
   if len(axes) > 2 or not all(axis.isdecimal() for axis in axes):
     return _refuse(f"--param_scan_axis: expected one axis, or two, found {','.join(axes)}. Give 1 or 1,0.")
-  return _compare(values, paths, [int(axis) for axis in axes])
+  try:
+    return _compare(values, paths, (int(axes[0]), int(axes[-1])) if axes else None)
+  except KeyboardInterrupt:
+    _refuse("interrupted.")
+    return INTERRUPTED
+  except Exception as e:  # One line, and never the exit code of a difference.  pylint: disable=broad-except
+    if values.traceback:
+      raise
+    return _refuse(_said(e))
 
 
 def console_main() -> None:
@@ -109,7 +102,7 @@ def console_main() -> None:
   # The command computes nothing on an accelerator that a training run may be using.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
-  logging.set_verbosity(logging.FATAL)  # What goes wrong is said once, below.
+  logging.set_verbosity(logging.FATAL)  # What goes wrong is said once, by `main`.
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
   code = main(sys.argv)
   streams.settle()
@@ -117,45 +110,20 @@ def console_main() -> None:
 
 
 def _compare(values, paths, axes) -> int:
-  """Compares as the flags say, and prints what was found."""
+  """Compares as the flags say, and writes the report in the forms that were asked for."""
   # pylint: disable=import-outside-toplevel
   from maxtext.checkpoint_conversion.linen_nnx_comparator import compare
-  from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+  from maxtext.checkpoint_conversion.linen_nnx_comparator import page
+  from maxtext.checkpoint_conversion.linen_nnx_comparator import report
   from maxtext.checkpoint_conversion.linen_nnx_converter import progress
   from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 
   options = {name: values[name].value for name in ("nnx_aux", "params_only", "atol", "rtol", "memory_budget_gib")}
-  a, b, *config_arguments = paths
-  try:
-    config = run_config.load(config_arguments) if config_arguments else None
-    axes = axes or [config.param_scan_axis if config else 1]
-    comparison = compare.compare_checkpoints(
-        a, b, param_scan_axes=(axes[0], axes[-1]), progress=progress.Progress(), **options
-    )
-    _write(values, comparison)
-  except errors.ConversionError as e:
-    if values.traceback:
-      raise
-    return _refuse(e)
-  except KeyboardInterrupt:
-    _refuse("interrupted.")
-    return 130
-  except Exception as e:  # One line as well, and never the exit code of a difference.  pylint: disable=broad-except
-    if values.traceback:
-      raise
-    hint = (
-        "" if isinstance(e, (OSError, ValueError)) else " This is an error of the comparator's: --traceback shows where."
-    )
-    return _refuse(f"{type(e).__name__}: {errors.one_line(e, 500)}{hint}")
-  return EQUAL if comparison.is_accepted else DIFFERENT
-
-
-def _write(values, comparison):
-  """Writes the report in the forms that were asked for."""
-  # pylint: disable=import-outside-toplevel
-  from maxtext.checkpoint_conversion.linen_nnx_comparator import page
-  from maxtext.checkpoint_conversion.linen_nnx_comparator import report
-
+  a, b, *config = paths
+  config = run_config.load(config) if config else None
+  told = progress.Progress()
+  comparison = compare.compare_checkpoints(a, b, config=config, progress=told, param_scan_axes=axes, **options)
+  code = EQUAL if comparison.is_accepted else DIFFERENT
   if values.html:
     with open(values.html, "w", encoding="utf-8") as file:
       file.write(page.page(comparison))
@@ -163,15 +131,25 @@ def _write(values, comparison):
     document = json.dumps(report.as_json(comparison), indent=2, allow_nan=False, ensure_ascii=False)
     if values.json == "-":
       streams.show(document, must_be_read=False)
-      return
+      return code
     with open(values.json, "w", encoding="utf-8") as file:
       file.write(document + "\n")
   is_terminal = sys.stdout is not None and sys.stdout.isatty()
   color = values.color == "always" or (values.color == "auto" and is_terminal and "NO_COLOR" not in os.environ)
   streams.show("\n".join(report.lines(comparison, color=color, most_leaves=values.leaves)), must_be_read=False)
+  return code
 
 
-def _refuse(message) -> int:
+def _said(e: Exception) -> str:
+  """An exception in one line."""
+  if isinstance(e, errors.ConversionError):
+    return str(e)
+  is_ours = not isinstance(e, (OSError, ValueError))
+  hint = " This is an error of the comparator's: --traceback shows where." if is_ours else ""
+  return f"{type(e).__name__}: {errors.one_line(e, 500)}{hint}"
+
+
+def _refuse(message: object) -> int:
   streams.tell(f"linen_nnx_comparator: {message}")
   return REFUSED
 

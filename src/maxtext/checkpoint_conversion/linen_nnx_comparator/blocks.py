@@ -14,21 +14,21 @@
 
 """The regions of both checkpoints to read together: each chunk in one of them, as far as the budget allows. No I/O.
 
-A batch is led by one stored array. Its chunks make a grid; a block is a box of that grid, with what stands at the same
-place on the other side, be it one array or, where one side has its layers apart, one for each layer.
+A batch of leaves is led by one stored array. Its chunks make a grid; a block is a box of that grid, with what stands at
+the same place on the other side, be it one array or, where one side has its layers apart, one for each layer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
-import itertools
 import math
+from typing import Any
 
-from maxtext.checkpoint_conversion.linen_nnx_comparator import align
-from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
+from maxtext.checkpoint_conversion.linen_nnx_comparator import alignment
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
 
-Path = canonical.Path
-Region = tuple[slice, ...]
+Path, Pair = alignment.Path, alignment.Pair
+Region = leaf_moves.Region
 ChunkShapeOf = Callable[[int, Path], tuple[int, ...]]  # Of a stored array, by side and path.
 
 # Small chunks are read together up to this size. Larger blocks were slower (1 GiB of bfloat16 on 2 cores).
@@ -37,13 +37,7 @@ _ENOUGH_BYTES = 16 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-  """A region of a stored array.
-
-  Attributes:
-    side: 0 for A, 1 for B.
-    source: the path of the array.
-    region: the region.
-  """
+  """A region of a stored array, of A (side 0) or B (side 1)."""
 
   side: int
   source: Path
@@ -52,113 +46,92 @@ class Read:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A part of a canonical leaf, and where it is in what a block reads.
+  """A region of a canonical leaf, and the reads, of A and of B, that hold it."""
 
-  Attributes:
-    leaf: the leaf.
-    origin: the part's place in the canonical leaf.
-    reads: for A and for B, which of the block's reads holds it.
-    inside: for A and for B, the index of the part inside that read.
-  """
+  pair: Pair
+  region: Region
+  reads: tuple[Read, Read]
 
-  leaf: align.Aligned
-  origin: tuple[int, ...]
-  reads: tuple[int, int]
-  inside: tuple[tuple[int | slice, ...], tuple[int | slice, ...]]
+  @property
+  def origin(self) -> tuple[int, ...]:
+    return tuple(part.start for part in self.region)
+
+  def values(self, data: Mapping[Read, Any]) -> tuple[Any, Any]:
+    """What stands there in A and in B, of the `data` of the reads: views, no copies."""
+    a, b = (leaf.move.values(0, read.region, data[read]) for leaf, read in zip(self.pair.sides, self.reads))
+    return a, b
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """What is read and compared at a time. The first read is of the array that leads the batch."""
+  """What is read and compared at a time. The first read is of the array that leads, `nbytes` is its size."""
 
   reads: tuple[Read, ...]
   cells: tuple[Cell, ...]
+  nbytes: int
 
 
-def blocks(batch: align.Batch, chunk_shape_of: ChunkShapeOf, most_bytes: int) -> Iterator[Block]:
-  """The blocks of a batch: boxes of whole chunks of the leading array, and of the other side where there is room.
+def blocks(pairs: Iterable[Pair], chunk_shape_of: ChunkShapeOf, most_bytes: int) -> Iterator[Block]:
+  """The blocks of all pairs: boxes of whole chunks of leading arrays, and of the other side where there is room.
 
   Args:
-    batch: the batch.
+    pairs: leaves that are arrays on both sides.
     chunk_shape_of: the chunk shape of a stored array.
     most_bytes: what a block may read on one side, unless a single chunk is larger.
   """
-  lead = batch.leaves[0].places[batch.side]
-  leaf = batch.leaves[0].sides[batch.side]
-  assert leaf.shape is not None and leaf.dtype is not None, batch.source
-  chunk = chunk_shape_of(batch.side, batch.source)
-  numbers = [item.places[batch.side].index for item in batch.leaves]
-  sizes = tuple(max(index[axis] for index in numbers) + 1 for axis in range(len(lead.axes)))
-  shape = leaf_moves.insert(leaf.shape, lead.axes, sizes)
-  if 0 in shape:
-    return
-  other = batch.leaves[0].places[1 - batch.side]
-  wish = _common(chunk, _seen_from(lead, chunk, other, chunk_shape_of(1 - batch.side, other.source)), shape)
-  most, enough = (nbytes // leaf.dtype.itemsize for nbytes in (most_bytes, min(most_bytes, _ENOUGH_BYTES)))
-  step = wish if math.prod(wish) <= most else _grown(chunk, wish, most)
-  step = _grown(step, shape, enough)
-  for start in itertools.product(*(range(0, size, width) for size, width in zip(shape, step))):
-    region = tuple(slice(a, min(a + width, size)) for a, width, size in zip(start, step, shape))
-    if block := _block(batch, lead.axes, region):
-      yield block
+  for side, batch in batches(pairs):
+    lead, other = batch[0].sides[side], batch[0].sides[1 - side]
+    shape, itemsize, chunk = lead.stored.shape, lead.stored.dtype.itemsize, chunk_shape_of(side, lead.source)
+    seen = _seen_from(lead.move, chunk, other.move, chunk_shape_of(1 - side, other.source))
+    # The smallest box of whole chunks of both sides, or as much of it as there is room for.
+    step = [min(math.lcm(one, two), max(one, size)) for one, two, size in zip(chunk, seen, shape)]
+    if math.prod(step) * itemsize > most_bytes:
+      step = [stop for _, stop in next(decoded.boxes(step, chunk, most_bytes // itemsize))]
+    for box in decoded.boxes(shape, step, min(most_bytes, _ENOUGH_BYTES) // itemsize):
+      nbytes = itemsize * math.prod(stop - start for start, stop in box)
+      if block := _block(Read(side, lead.source, decoded.as_slices(box)), batch, nbytes):
+        yield block
 
 
-def _block(batch, axes, region) -> Block | None:
-  """What stands in this region of the leading array, and its counterparts."""
-  held = [item for item in batch.leaves if _holds(region, item.places[batch.side])]
-  if not held:  # Layers that only one side has.
-    return None
-  inner = leaf_moves.remove(region, axes)  # The part of each canonical leaf.
-  reads = [Read(batch.side, batch.source, region)]
-  number_of = {}
-  for source in dict.fromkeys(item.places[1 - batch.side].source for item in held):
-    places = [place for item in held if (place := item.places[1 - batch.side]).source == source]
-    number_of[source] = len(reads)
-    reads.append(Read(1 - batch.side, source, leaf_moves.insert(inner, places[0].axes, _spans(places))))
-  cells = []
-  for item in held:
-    number = number_of[item.places[1 - batch.side].source]
-    numbers = (0, number) if batch.side == 0 else (number, 0)
-    inside = [_inside(place, reads[number].region) for place, number in zip(item.places, numbers)]
-    cells.append(Cell(item, tuple(part.start for part in inner), numbers, (inside[0], inside[1])))
-  return Block(tuple(reads), tuple(cells))
+def batches(pairs: Iterable[Pair]) -> Iterator[tuple[int, list[Pair]]]:
+  """The pairs, each with those of the stored array, of either side (0 or 1), that holds most of them and is read once."""
+  holders = {}
+  for pair in pairs:
+    for side, leaf in enumerate(pair.sides):
+      holders.setdefault((side, leaf.source), []).append(pair)
+  done = set()
+  for (side, _), held in sorted(holders.items(), key=lambda holder: -len(holder[1])):
+    left = [pair for pair in held if pair.keys not in done]
+    done.update(pair.keys for pair in left)
+    if left:
+      yield side, left
 
 
-def _holds(region: Region, place: canonical.Place) -> bool:
-  return all(region[axis].start <= index < region[axis].stop for axis, index in zip(place.axes, place.index))
+def _block(lead: Read, batch: Sequence[Pair], nbytes: int) -> Block | None:
+  """What stands in this region of the leading array, and its counterparts; None if only one side has these layers."""
+  by_source = {}
+  for pair in batch:
+    inside = pair.sides[lead.side].move.region(0, lead.region)
+    if inside is not None:
+      by_source.setdefault(pair.sides[1 - lead.side].source, []).append((pair, inside))
+  reads, cells = [lead], []
+  for source, held in by_source.items():
+    moves = [pair.sides[1 - lead.side].move for pair, _ in held]
+    other = Read(1 - lead.side, source, leaf_moves.insert(held[0][1], moves[0].taken, _spans(moves)))
+    reads.append(other)
+    cells += [Cell(pair, inside, (other, lead) if lead.side else (lead, other)) for pair, inside in held]
+  return Block(tuple(reads), tuple(cells), nbytes) if cells else None
 
 
-def _spans(places: Sequence[canonical.Place]) -> tuple[slice, ...]:
-  """Along each layer axis, from the first index of these places to the last."""
-  along = zip(*(place.index for place in places))
+def _spans(moves: Sequence[leaf_moves.Move]) -> tuple[slice, ...]:
+  """Along each layer axis, from the first index of these slices to the last."""
+  along = zip(*(move.pieces[0][1] for move in moves))
   return tuple(slice(min(indices), max(indices) + 1) for indices in along)
 
 
-def _inside(place: canonical.Place, region: Region) -> tuple[int | slice, ...]:
-  """The index, inside a region that was read, of what belongs to a place."""
-  index: list[int | slice] = [slice(None)] * len(region)
-  for axis, number in zip(place.axes, place.index):
-    index[axis] = number - region[axis].start
-  return tuple(index)
-
-
-def _seen_from(lead: canonical.Place, chunk, other: canonical.Place, other_chunk) -> tuple[int, ...]:
+def _seen_from(lead: leaf_moves.Move, chunk, other: leaf_moves.Move, other_chunk) -> tuple[int, ...]:
   """The other side's chunk shape, in the axes of the leading array."""
-  layers = [other_chunk[axis] for axis in other.axes]
-  if len(layers) != len(lead.axes):  # The layers are apart there, or in other blocks.
-    layers = [chunk[axis] for axis in lead.axes]
-  return leaf_moves.insert(leaf_moves.remove(other_chunk, other.axes), lead.axes, layers)
-
-
-def _common(one, other, shape) -> tuple[int, ...]:
-  """The smallest box that is made of whole chunks of both."""
-  return tuple(min(math.lcm(a, b), max(a, size)) for a, b, size in zip(one, other, shape))
-
-
-def _grown(step, shape, elements: int) -> tuple[int, ...]:
-  """A box, doubled towards `shape`, along the last axes first, while it has at most `elements`."""
-  step = list(step)
-  for axis in reversed(range(len(step))):
-    while step[axis] < shape[axis] and 2 * math.prod(step) <= elements:
-      step[axis] *= 2
-  return tuple(step)
+  layers = [other_chunk[axis] for axis in other.taken]
+  if len(layers) != len(lead.taken):  # The layers are apart there, or in other blocks.
+    layers = [chunk[axis] for axis in lead.taken]
+  return leaf_moves.insert(leaf_moves.remove(other_chunk, other.taken), lead.taken, layers)

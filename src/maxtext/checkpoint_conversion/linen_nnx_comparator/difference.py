@@ -14,19 +14,26 @@
 
 """How two arrays of one shape differ, block by block: bits first, then how far apart the values are. No I/O."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
+import jax
+import ml_dtypes
 import numpy as np
-
-from maxtext.checkpoint_conversion.linen_nnx_comparator import numbers
 
 Index = tuple[int, ...]
 
 # Elements that are compared at a time. With 2**17, whose temporary arrays the allocator returns to the system each time,
 # what differs everywhere took three times as long.
 _PIECE = 2**15
+
+# Small dtypes are held one to a byte; the bits above them mean nothing.
+_SMALL = {"int1": 1, "uint1": 1, "int2": 2, "uint2": 2, "int4": 4, "uint4": 4}
+_SMALL |= {"float4_e2m1fn": 4, "float6_e2m3fn": 6, "float6_e3m2fn": 6}
+
+_WORDS = (1, 2, 4, 8)  # Bytes that NumPy has unsigned integers of.
+_MIDDLE = np.uint64(2**63)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +46,7 @@ class Tolerance:
 
 @dataclasses.dataclass(frozen=True)
 class Element:
-  """An element that differs.
-
-  Attributes:
-    index: its index in the canonical leaf.
-    a: the value in A, written out.
-    b: the value in B.
-    a_bits: its bits in A, in hexadecimal.
-    b_bits: its bits in B.
-  """
+  """An element that differs: its index in the canonical leaf, its value on each side, and the bits in hexadecimal."""
 
   index: Index
   a: str
@@ -80,8 +79,6 @@ class Difference:
     nan_bits: how many are NaN on both sides, with other bits.
     zero_signs: how many are zero on both sides, with other signs.
     outside: how many are outside of the tolerance.
-    absolute_histogram: how many differ by 2**e to 2**(e + 1), by e.
-    ulp_histogram: the same in units in the last place.
   """
 
   elements: int = 0
@@ -95,20 +92,11 @@ class Difference:
   nan_bits: int = 0
   zero_signs: int = 0
   outside: int = 0
-  absolute_histogram: Mapping[int, int] = dataclasses.field(default_factory=dict)
-  ulp_histogram: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
   def merged(self, other: "Difference") -> "Difference":
     """The difference of both parts together, whatever their order."""
-    return Difference(
-        **{field.name: _MERGE[field.name](getattr(self, field.name), getattr(other, field.name)) for field in _FIELDS}
-    )
-
-
-def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-  """Whether two arrays of one shape and dtype are equal to the bit; a NaN equals itself, and -0.0 is not 0.0."""
-  a, b = (np.ascontiguousarray(array).reshape(-1) for array in (a, b))
-  return all(np.array_equal(numbers.words(x), numbers.words(y)) for x, y in zip(_pieces(a), _pieces(b)))
+    names = [field.name for field in dataclasses.fields(self)]
+    return Difference(**{name: _merged(name, getattr(self, name), getattr(other, name)) for name in names})
 
 
 def measure(a: np.ndarray, b: np.ndarray, origin: Index, tolerance: Tolerance | None = None) -> Difference:
@@ -120,134 +108,140 @@ def measure(a: np.ndarray, b: np.ndarray, origin: Index, tolerance: Tolerance | 
     origin: the part's place in the leaf.
     tolerance: what `outside` is counted by; None counts every element that differs.
   """
-  shape = a.shape
+  shape, size = a.shape, a.dtype.itemsize
+  if a.dtype == b.dtype and size in _WORDS and np.array_equal(a.view(f"u{size}"), b.view(f"u{size}")):  # Copies neither.
+    return Difference(elements=a.size)
   a, b = (np.ascontiguousarray(array).reshape(-1) for array in (a, b))
-  total = Difference()
-  for i, (x, y) in enumerate(zip(_pieces(a), _pieces(b))):
-    piece = Difference(elements=x.size)
+
+  def element(i):
+    index = tuple(int(start + offset) for start, offset in zip(origin, np.unravel_index(i, shape)))
+    return Element(index, str(a[i]), str(b[i]), _hexadecimal(a[i]), _hexadecimal(b[i]))
+
+  total = Difference(elements=a.size)
+  for start, x, y in _pieces(a, b):
     where = np.flatnonzero(_differs(x, y))
     if where.size:
-      located = _Located(x[where], y[where], where + i * _PIECE, shape, origin)
-      piece = dataclasses.replace(_measured(located, tolerance), elements=x.size)
-    total = total.merged(piece)
+      total = total.merged(_measured(x[where], y[where], lambda i, at=start + where: element(at[i]), tolerance))
   return total
 
 
-@dataclasses.dataclass(frozen=True)
-class _Located:
-  """Elements that differ, with their places in the block."""
-
-  a: np.ndarray
-  b: np.ndarray
-  flat: np.ndarray
-  shape: tuple[int, ...]
-  origin: Index
-
-  def element(self, i: int) -> Element:
-    inside = np.unravel_index(self.flat[i], self.shape)
-    index = tuple(int(start + offset) for start, offset in zip(self.origin, inside))
-    a, b = self.a[i], self.b[i]
-    return Element(index, str(a), str(b), numbers.hexadecimal(a), numbers.hexadecimal(b))
-
-  def largest(self, sizes: np.ndarray, chosen: np.ndarray) -> Largest | None:
-    """The first of the largest among the chosen ones."""
-    if not chosen.size:
-      return None
-    i = int(np.argmax(sizes[chosen]))
-    return Largest(sizes[chosen][i].item(), self.element(chosen[i]))
+def of_objects(a: Any, b: Any) -> Difference:
+  """Compares leaves that are no arrays, which Orbax keeps as strings."""
+  if a == b:
+    return Difference(elements=1)
+  return Difference(elements=1, differing=1, first=Element((), repr(a), repr(b), "", ""), outside=1)
 
 
-def _pieces(array):
-  for start in range(0, array.size, _PIECE):
-    yield array[start : start + _PIECE]
+def ordered(array: np.ndarray) -> np.ndarray:
+  """The place of each value among all values of its dtype, as uint64; the difference of two places is their distance.
+
+  For floats it is a distance in units in the last place: next to each other are values with no other between them, and
+  -0.0 and 0.0 have one place. For integers and bools it is the difference of the values. NaNs have no meaningful place.
+  """
+  if not _is(array, np.floating):
+    is_signed = _is(array, np.signedinteger)
+    return array.astype(np.int64).view(np.uint64) ^ _MIDDLE if is_signed else array.astype(np.uint64)
+  raw, kind = _words(array).astype(np.uint64), ml_dtypes.finfo(array.dtype)
+  if float(kind.min) > 0:  # float8_e8m0fnu has no sign.
+    return raw
+  below = kind.bits - 1  # The bits below the sign.
+  negative = np.negative((raw >> np.uint64(below)).view(np.int64))  # -1 for negative values, else 0.
+  magnitude = (raw & np.uint64(2**below - 1)).view(np.int64)
+  return ((magnitude ^ negative) - negative).view(np.uint64) ^ _MIDDLE  # Negated where negative, without a branch.
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """How far apart two arrays of `ordered` places are, as uint64."""
+  return np.maximum(a, b) - np.minimum(a, b)
+
+
+def _pieces(a, b):
+  """Both arrays piece by piece, each with where it starts."""
+  for start in range(0, a.size, _PIECE):
+    yield start, a[start : start + _PIECE], b[start : start + _PIECE]
 
 
 def _differs(a, b) -> np.ndarray:
   if a.dtype == b.dtype:
-    different = numbers.words(a) != numbers.words(b)
+    different = _words(a) != _words(b)
     return different if different.ndim == 1 else different.any(axis=1)
-  x, y = numbers.values(a), numbers.values(b)
+  x, y = _values(a), _values(b)
   return ~((x == y) | (np.isnan(x) & np.isnan(y)))
 
 
-def _measured(located: _Located, tolerance: Tolerance | None) -> Difference:
-  """The difference of elements that all differ."""
-  a, b = located.a, located.b
-  count = a.size
-  if not any(kind(a.dtype) for kind in (numbers.is_float, numbers.is_integer, numbers.is_complex)):
-    return Difference(differing=count, first=located.element(0), outside=count)  # Bits without a known meaning.
+def _measured(a, b, element: Callable[[int], Element], tolerance: Tolerance | None) -> Difference:
+  """The difference of elements that all differ; `element` tells one by its number."""
+  if not _is(a, np.number) and a.dtype != np.bool_:
+    return Difference(differing=a.size, first=element(0), outside=a.size)  # Bits without a known meaning.
   with np.errstate(all="ignore"):
-    x, y = numbers.values(a), numbers.values(b)
-    nans = np.isnan(x) & np.isnan(y)
-    finite = np.isfinite(x) & np.isfinite(y)
-    chosen, odd = np.flatnonzero(finite), np.flatnonzero(~finite & ~nans)
+    x, y = _values(a), _values(b)
+    finite, nans = np.isfinite(x) & np.isfinite(y), np.isnan(x) & np.isnan(y)
     absolute, ulp = _sizes(a, b, x, y)
-    size_of_b = np.abs(y)
-    scale = np.maximum(np.abs(x), size_of_b)
-    relative = np.divide(absolute, scale, out=np.zeros(count), where=finite & (scale > 0))
-    zeros = finite & (scale == 0)
-    outside = count
-    if tolerance is not None:
-      near = absolute <= tolerance.atol + tolerance.rtol * size_of_b
-      outside = count - int(np.count_nonzero(np.where(finite, near, nans)))
+    scale = np.maximum(np.abs(x), np.abs(y))
+    relative = np.divide(absolute, scale, out=np.zeros(a.size), where=finite & (scale > 0))
+    near = tolerance is not None and absolute <= tolerance.atol + tolerance.rtol * np.abs(y)
+  chosen, odd = np.flatnonzero(finite), np.flatnonzero(~finite & ~nans)
+  within = (finite & near) | (nans & (tolerance is not None))
+
+  def largest(sizes):
+    """The first of the largest among those that are finite."""
+    if sizes is None or not chosen.size:
+      return None
+    i = int(np.argmax(sizes[chosen]))
+    return Largest(sizes[chosen][i].item(), element(chosen[i]))
+
   return Difference(
-      differing=count,
-      first=located.element(0),
-      largest_absolute=located.largest(absolute, chosen),
-      largest_relative=located.largest(relative, chosen),
-      largest_ulp=None if ulp is None else located.largest(ulp, chosen),
+      differing=a.size,
+      first=element(0),
+      largest_absolute=largest(absolute),
+      largest_relative=largest(relative),
+      largest_ulp=largest(ulp),
       not_finite=odd.size,
-      first_not_finite=located.element(odd[0]) if odd.size else None,
+      first_not_finite=element(odd[0]) if odd.size else None,
       nan_bits=int(np.count_nonzero(nans)),
-      zero_signs=int(np.count_nonzero(zeros)),
-      outside=outside,
-      absolute_histogram=_histogram(absolute[chosen]),
-      ulp_histogram={} if ulp is None else _histogram(ulp[chosen]),
+      zero_signs=int(np.count_nonzero(finite & (scale == 0))),
+      outside=int(np.count_nonzero(~within)),
   )
 
 
 def _sizes(a, b, x, y) -> tuple[np.ndarray, np.ndarray | None]:
   """The absolute differences, and those in units in the last place where the dtype has them."""
-  if a.dtype == b.dtype and not numbers.is_complex(a.dtype):
-    places = numbers.distance(numbers.ordered(a), numbers.ordered(b))
-    return (np.abs(x - y), places) if numbers.is_float(a.dtype) else (places, None)
-  return np.abs(x - y), None
+  if a.dtype != b.dtype or _is(a, np.complexfloating):
+    return np.abs(x - y), None
+  places = distance(ordered(a), ordered(b))
+  return (np.abs(x - y), places) if _is(a, np.floating) else (places, None)
 
 
-def _histogram(sizes: np.ndarray) -> dict[int, int]:
-  """Counts by the exponent of the power of two below; zeros are left out."""
-  sizes = sizes.astype(np.float64)
-  sizes = sizes[(sizes > 0) & np.isfinite(sizes)]
-  if not sizes.size:
-    return {}
-  exponents = np.frexp(sizes)[1] - 1
-  lowest = int(exponents.min())
-  counts = np.bincount(exponents - lowest)
-  return {lowest + int(i): int(counts[i]) for i in np.flatnonzero(counts)}
-
-
-def _earlier(one: Element | None, other: Element | None) -> Element | None:
-  return min((element for element in (one, other) if element), key=lambda element: element.index, default=None)
-
-
-def _larger(one: Largest | None, other: Largest | None) -> Largest | None:
-  """The larger one; of two alike, the one at the lower index."""
-  some = [largest for largest in (one, other) if largest]
-  if len(some) == 2 and some[0].value == some[1].value:
-    return min(some, key=lambda largest: largest.element.index)
+def _merged(name: str, one: Any, other: Any) -> Any:
+  """What two parts have of this name, together; of two largest that are alike, the one at the lower index."""
+  if isinstance(one, int):
+    return one + other
+  some = [value for value in (one, other) if value is not None]
+  if name.startswith("first"):
+    return min(some, key=lambda element: element.index, default=None)
+  some.sort(key=lambda largest: largest.element.index)
   return max(some, key=lambda largest: largest.value, default=None)
 
 
-def _sum(one: int, other: int) -> int:
-  return one + other
+def _is(array, kind) -> bool:
+  return jax.dtypes.issubdtype(array.dtype, kind)
 
 
-def _joined(one: Mapping[int, int], other: Mapping[int, int]) -> dict[int, int]:
-  return {key: one.get(key, 0) + other.get(key, 0) for key in sorted(one.keys() | other.keys())}
+def _words(array: np.ndarray) -> np.ndarray:
+  """The bits of a contiguous one-dimensional array, as unsigned integers of shape (size,) or (size, words each)."""
+  size = array.dtype.itemsize
+  width = size if size in _WORDS else 8 if size % 8 == 0 else 1
+  raw = array.view(f"u{width}")
+  if (bits := _SMALL.get(array.dtype.name)) is not None:
+    raw = raw & np.uint8(2**bits - 1)
+  return raw if width == size else raw.reshape(array.size, -1)
 
 
-_FIELDS = dataclasses.fields(Difference)
-_MERGE: dict[str, Any] = {field.name: _sum for field in _FIELDS}
-_MERGE |= {"first": _earlier, "first_not_finite": _earlier}
-_MERGE |= {"largest_absolute": _larger, "largest_relative": _larger, "largest_ulp": _larger}
-_MERGE |= {"absolute_histogram": _joined, "ulp_histogram": _joined}
+def _values(array: np.ndarray) -> np.ndarray:
+  """The values as float64, or complex128; every float of at most 64 bits, and every integer up to 2**53, is exact."""
+  return array.astype(np.complex128 if _is(array, np.complexfloating) else np.float64)
+
+
+def _hexadecimal(value: Any) -> str:
+  """The bits of a scalar."""
+  return "0x" + _words(np.atleast_1d(value)).reshape(-1)[::-1].byteswap().tobytes().hex()

@@ -12,37 +12,149 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The report of a comparison: for a person, and as JSON."""
+"""What a comparison found of two checkpoints, and the report of it: for a person, and as JSON."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 import dataclasses
 import math
 from typing import Any
 
-from maxtext.checkpoint_conversion.linen_nnx_comparator import align
-from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
+from maxtext.checkpoint_conversion.linen_nnx_comparator import alignment
 from maxtext.checkpoint_conversion.linen_nnx_comparator import difference
-from maxtext.checkpoint_conversion.linen_nnx_comparator import result
-from maxtext.checkpoint_conversion.linen_nnx_comparator import tree
 
-# How a leaf is shown, by what `grade` says of it.
-GRADES = ("equal", "near", "far", "structure")
-_COLORS = {"equal": "32", "near": "33", "far": "31", "structure": "35"}
+Pair = alignment.Pair
+
+# How a leaf is shown, by what `grade` says of it, and its colour on a terminal.
+COLORS = {"equal": "32", "near": "33", "far": "31", "structure": "35"}
 _NEAR_ULP = 4  # Up to here values are apart as rounding sets them apart.
 
 
-def grade(outcome: result.Outcome) -> str:
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What was found of two checkpoints.
+
+  Attributes:
+    trees: the canonical trees of A and of B.
+    leaves: every leaf of either, in the order of A's.
+    tolerance: what values were allowed to differ by; None where any bit counts.
+    notes: what is to be known about how they were compared.
+    seconds: how long it took.
+  """
+
+  trees: Sequence[alignment.Tree]
+  leaves: Sequence[Pair]
+  tolerance: difference.Tolerance | None = None
+  notes: Sequence[str] = ()
+  seconds: float = 0.0
+
+  @property
+  def is_accepted(self) -> bool:
+    """Whether structure and values agree: to the bit, or within the tolerance if there is one."""
+    return self.counts().keys() <= {alignment.EQUAL, alignment.WITHIN}
+
+  @property
+  def grade(self) -> str:
+    """`equal`, to the bit; `near`, if it is accepted; or `far`."""
+    return "far" if not self.is_accepted else "near" if self.worst_first() else "equal"
+
+  def ranked(self) -> list[Pair]:
+    """All leaves, the worst first; equal ones keep their order."""
+    return sorted(self.leaves, key=lambda pair: pair.badness, reverse=True)
+
+  def worst_first(self) -> list[Pair]:
+    """The leaves that are not equal, the worst first."""
+    return [pair for pair in self.ranked() if pair.status != alignment.EQUAL]
+
+  def by_part(self) -> dict[str, list[Pair]]:
+    """The leaves of each part of the state that there is."""
+    of = {part: [pair for pair in self.leaves if pair.part == part] for part in alignment.PARTS}
+    return {part: pairs for part, pairs in of.items() if pairs}
+
+  def counts(self, part: str | None = None) -> dict[str, int]:
+    """How many leaves have each status, of one part of the state or of all."""
+    return count(self.by_part().get(part, []) if part else self.leaves)
+
+  def elements(self) -> tuple[int, int]:
+    """How many elements differ, and how many were compared."""
+    return sum(pair.values.differing for pair in self.leaves), sum(pair.values.elements for pair in self.leaves)
+
+
+def count(pairs: Iterable[Pair]) -> dict[str, int]:
+  """How many leaves have each status, in a fixed order."""
+  found = collections.Counter(pair.status for pair in pairs)
+  return {status: found[status] for status in alignment.STATUSES if found[status]}
+
+
+def grade(pair: Pair) -> str:
   """`equal`; `near`, within the tolerance or a few units in the last place; `far`; or `structure`."""
-  if outcome.status == result.EQUAL:
-    return "equal"
-  if outcome.status not in (result.WITHIN, result.DIFFERENT):
-    return "structure"
-  found = outcome.values
+  if pair.status not in (alignment.WITHIN, alignment.DIFFERENT):
+    return "equal" if pair.status == alignment.EQUAL else "structure"
+  found = pair.values
   is_rounding = found.largest_ulp is not None and found.largest_ulp.value <= _NEAR_ULP and not found.not_finite
-  return "near" if outcome.status == result.WITHIN or is_rounding else "far"
+  return "near" if pair.status == alignment.WITHIN or is_rounding else "far"
 
 
-def lines(comparison: result.Comparison, *, color: bool, most_leaves: int) -> Iterator[str]:
+def branches(pairs: Iterable[Pair], depth: int) -> list[tuple[str, bool, list[Pair]]]:
+  """The tree of names at this depth of the paths: each name, whether it is a leaf, and the leaves at or below it.
+
+  Both the branches and the leaves of each have the order of `pairs`.
+  """
+  found = {}
+  for pair in pairs:
+    found.setdefault((pair.keys[depth], len(pair.keys) == depth + 1), []).append(pair)
+  return [(*name, below) for name, below in found.items()]
+
+
+def sections(comparison: Comparison) -> Iterator[tuple[str, list[Pair]]]:
+  """The leaves whose structure differs and those whose values do, under these titles, so that neither hides the other."""
+  for title, is_wanted in (("structure", True), ("values", False)):
+    if some := [pair for pair in comparison.worst_first() if (grade(pair) == "structure") == is_wanted]:
+      yield title, some
+
+
+def head(comparison: Comparison) -> Iterator[tuple[str, str]]:
+  """What was compared, and how: titles, each with what is said under it."""
+  for side, tree in zip("AB", comparison.trees):
+    yield side, f"{tree.path}  ({tree.layout}, {'scanned' if tree.is_scanned else 'not scanned'})"
+  yield from (("note", note) for note in comparison.notes)
+  for side, tree in zip("AB", comparison.trees):
+    if tree.left_out:
+      yield f"left out of {side}", f"{len(tree.left_out):,} leaves ({', '.join(sorted(set(tree.left_out.values())))})"
+  if comparison.tolerance:
+    yield "tolerance", f"|a - b| <= {comparison.tolerance.atol:g} + {comparison.tolerance.rtol:g} * |b|"
+
+
+def counted(pairs: Iterable[Pair]) -> str:
+  """How many of these leaves have each status, as text."""
+  return ", ".join(f"{number:,} {status}" for status, number in count(pairs).items())
+
+
+def summary(comparison: Comparison) -> str:
+  """One line for a person."""
+  verdict = {"equal": "equal to the bit", "near": "equal within the tolerance", "far": "different"}[comparison.grade]
+  differing, elements = comparison.elements()
+  leaves = f"{len(comparison.leaves):,} leaves ({counted(comparison.leaves)})"
+  return f"{verdict}: {leaves}, {differing:,} of {elements:,} elements differ, in {comparison.seconds:.1f} s"
+
+
+def detail(pair: Pair) -> str:
+  """What was found of a leaf, in one line."""
+  if pair.a is None or pair.b is None or pair.failure:
+    return f"{pair.status}: {pair.failure or pair.a or pair.b}"
+  head = f"{pair.a}" if pair.structure is None else f"{pair.status}: {pair.a} in A, {pair.b} in B"
+  return f"{head}  {_values(pair.values)}" if pair.has_values else head
+
+
+def short(pair: Pair) -> str:
+  """What was found of a leaf, in a few words."""
+  if pair.status not in (alignment.WITHIN, alignment.DIFFERENT):
+    return pair.status
+  found = pair.values
+  return ", ".join((f"{found.differing:,} of {found.elements:,}", *(said for said, _ in _largest(found))))
+
+
+def lines(comparison: Comparison, *, color: bool, most_leaves: int) -> Iterator[str]:
   """The report for a person: both checkpoints, the worst leaves, the tree, a line for each part, and the summary.
 
   Args:
@@ -50,63 +162,73 @@ def lines(comparison: result.Comparison, *, color: bool, most_leaves: int) -> It
     color: whether to colour it with ANSI escapes.
     most_leaves: how many leaves to show whose structure differs, and how many whose values do; the others are counted.
   """
-  paint = (lambda text, kind: f"\033[{_COLORS[kind]}m{text}\033[0m") if color else (lambda text, _: text)
-  yield f"A  {comparison.a}"
-  yield f"B  {comparison.b}"
-  yield from (f"note: {note}" for note in comparison.notes)
-  for side, left_out in zip("AB", comparison.left_out):
-    if left_out:
-      yield f"left out of {side}: {len(left_out)} leaves ({', '.join(sorted(set(left_out.values())))})"
-  worst, shown = comparison.worst_first(), set()
-  for title, outcomes in of_structure_and_values(worst):
+  paint = (lambda text, kind: f"\033[{COLORS[kind]}m{text}\033[0m") if color else (lambda text, _: text)
+  yield from (f"{title}  {said}" for title, said in head(comparison))
+  shown = set()
+  for title, pairs in sections(comparison):
     yield ""
-    yield f"{title}, worst first" + (f", {most_leaves} of {len(outcomes):,}" if len(outcomes) > most_leaves else "")
-    for outcome in outcomes[:most_leaves]:
-      shown.add(outcome.aligned.path)
-      yield "  " + paint(f"{outcome.path}  {detail(outcome)}", grade(outcome))
-  yield ""
-  yield from _tree_lines(tree.build(comparison.leaves), shown, paint, "")
-  yield ""
-  for part in canonical.PARTS:
-    if counts := comparison.counts(part):
-      yield f"{part:<10} {counted(counts)}"
-  yield paint(summary(comparison), "far" if not comparison.is_accepted else "near" if worst else "equal")
+    yield f"{title}, worst first" + (f", {most_leaves} of {len(pairs):,}" if len(pairs) > most_leaves else "")
+    for pair in pairs[:most_leaves]:
+      shown.add(pair.keys)
+      yield "  " + paint(f"{pair.path}  {detail(pair)}", grade(pair))
+  yield from ("", *_tree_lines(comparison.ranked(), 0, shown, paint), "")
+  yield from (f"{part:<10} {counted(pairs)}" for part, pairs in comparison.by_part().items())
+  yield paint(summary(comparison), comparison.grade)
 
 
-def of_structure_and_values(worst: Sequence[result.Outcome]) -> Iterator[tuple[str, list[result.Outcome]]]:
-  """The leaves whose structure differs and those whose values do, under these titles, so that neither hides the other."""
-  for title, is_wanted in (("structure", True), ("values", False)):
-    if some := [outcome for outcome in worst if (grade(outcome) == "structure") == is_wanted]:
-      yield title, some
+def as_json(comparison: Comparison) -> dict[str, Any]:
+  """The report as a JSON document. Leaves that are equal are in it too, with their number of elements."""
+  differing, elements = comparison.elements()
+  side = lambda tree: {"path": tree.path, "layout": tree.layout, "is_scanned": tree.is_scanned}
+  tolerance = comparison.tolerance
+  return {
+      "accepted": comparison.is_accepted,
+      "summary": summary(comparison),
+      "a": side(comparison.trees[0]),
+      "b": side(comparison.trees[1]),
+      "tolerance": dataclasses.asdict(tolerance) if tolerance else None,
+      "notes": list(comparison.notes),
+      "left_out": [{"/".join(path): reason for path, reason in tree.left_out.items()} for tree in comparison.trees],
+      "leaves": len(comparison.leaves),
+      "elements": elements,
+      "differing": differing,
+      "by_part": {part: count(pairs) for part, pairs in comparison.by_part().items()},
+      "worst_first": [_json_leaf(pair) for pair in comparison.worst_first()],
+      "equal": {pair.path: pair.values.elements for pair in comparison.leaves if pair.status == alignment.EQUAL},
+      "seconds": round(comparison.seconds, 3),
+  }
 
 
-def detail(outcome: result.Outcome) -> str:
-  """What was found of a leaf, in one line."""
-  a, b = outcome.aligned.a, outcome.aligned.b
-  if outcome.status in (align.ONLY_A, align.ONLY_B):
-    return f"{outcome.status}: {a or b}"
-  if outcome.failure:
-    return f"{outcome.status}: {outcome.failure}"
-  head = f"{a}" if outcome.aligned.structure is None else f"{outcome.status}: {a} in A, {b} in B"
-  return f"{head}  {values_line(outcome.found)}" if outcome.found is not None else head
+def _tree_lines(
+    pairs: Iterable[Pair], depth: int, shown: Set[alignment.Path], paint: Callable[[str, str], str]
+) -> Iterator[str]:
+  """The tree of names, down to the leaves that are shown; the rest is counted where it branches off."""
+  indent, hidden = "  " * depth, []
+  for name, is_leaf, below in branches(pairs, depth):
+    is_shown = any(pair.keys in shown for pair in below)
+    if is_leaf and not is_shown:
+      hidden += below
+    elif is_leaf or not is_shown:
+      yield indent + paint(f"{name}  {short(below[0]) if is_leaf else counted(below)}", grade(below[0]))
+    else:
+      yield indent + paint(name, grade(below[0]))
+      yield from _tree_lines(below, depth + 1, shown, paint)
+  if hidden:
+    yield indent + paint(f"… {counted(hidden)}", grade(hidden[0]))
 
 
-def values_line(found: difference.Difference) -> str:
+def _values(found: difference.Difference) -> str:
   """How the values of a leaf differ, in one line."""
   if not found.differing:
     return "equal to the bit" if found.elements else "no elements"
-  if found.outside < found.differing:
-    where = f"{found.differing:,} of {found.elements:,} differ, {found.outside:,} outside of the tolerance"
-  else:
-    where = f"{found.differing:,} of {found.elements:,} differ"
-  said = [where]
-  for name, largest in _largest(found):
-    said.append(f"{name} {number(largest.value)} at {index(largest.element)}")
+  outside = f", {found.outside:,} outside of the tolerance" if found.outside < found.differing else ""
+  said = [f"{found.differing:,} of {found.elements:,} differ{outside}"]
+  said += [f"{largest} at {_index(element)}" for largest, element in _largest(found)]
   if first := found.first:
-    said.append((f"first at {index(first)}: " if first.index else "") + f"{first.a} and {first.b}")
-    said[-1] += f" ({first.a_bits} and {first.b_bits})" if first.a == first.b else ""
+    bits = f" ({first.a_bits} and {first.b_bits})" if first.a == first.b else ""
+    said.append((f"first at {_index(first)}: " if first.index else "") + f"{first.a} and {first.b}{bits}")
   if odd := found.first_not_finite:
-    said.append(f"{found.not_finite:,} NaN or infinite on one side, first at {index(odd)}: {odd.a} and {odd.b}")
+    said.append(f"{found.not_finite:,} NaN or infinite on one side, first at {_index(odd)}: {odd.a} and {odd.b}")
   if found.nan_bits:
     said.append(f"{found.nan_bits:,} NaNs with other bits")
   if found.zero_signs:
@@ -114,118 +236,39 @@ def values_line(found: difference.Difference) -> str:
   return "; ".join(said)
 
 
-def summary(comparison: result.Comparison) -> str:
-  """One line for a person."""
-  differing, elements = comparison.elements()
-  counts = comparison.counts()
-  verdict = "equal to the bit" if set(counts) <= {result.EQUAL} else "equal within the tolerance"
-  if not comparison.is_accepted:
-    verdict = "different"
-  return (
-      f"{verdict}: {len(comparison.leaves):,} leaves ({counted(counts)}), {differing:,} of {elements:,} elements differ, "
-      f"in {comparison.seconds:.1f} s"
-  )
+def _largest(found: difference.Difference) -> Iterator[tuple[str, difference.Element]]:
+  """The largest differences, as text, and where they are."""
+  for name, largest in zip(("abs", "rel", "ulp"), (found.largest_absolute, found.largest_relative, found.largest_ulp)):
+    if largest is not None:
+      yield f"{name} {largest.value:{',' if isinstance(largest.value, int) else '.4g'}}", largest.element
 
 
-def as_json(comparison: result.Comparison) -> dict[str, Any]:
-  """The report as a JSON document. Leaves that are equal are in it too, with their number of elements."""
-  differing, elements = comparison.elements()
-  tolerance = comparison.tolerance
-  return {
-      "accepted": comparison.is_accepted,
-      "summary": summary(comparison),
-      "a": dataclasses.asdict(comparison.a),
-      "b": dataclasses.asdict(comparison.b),
-      "tolerance": dataclasses.asdict(tolerance) if tolerance else None,
-      "notes": list(comparison.notes),
-      "left_out": [{"/".join(path): reason for path, reason in side.items()} for side in comparison.left_out],
-      "leaves": len(comparison.leaves),
-      "elements": elements,
-      "differing": differing,
-      "by_part": {part: counts for part in canonical.PARTS if (counts := comparison.counts(part))},
-      "worst_first": [_json_leaf(outcome) for outcome in comparison.worst_first()],
-      "equal": {outcome.path: _elements(outcome) for outcome in comparison.leaves if outcome.status == result.EQUAL},
-      "seconds": round(comparison.seconds, 3),
-  }
-
-
-def number(value: float | int) -> str:
-  return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def index(element: difference.Element) -> str:
+def _index(element: difference.Element) -> str:
   """An index as NumPy takes it."""
-  return "[" + ", ".join(map(str, element.index)) + "]"
+  return str(list(element.index))
 
 
-def _largest(found: difference.Difference) -> Iterator[tuple[str, difference.Largest]]:
-  kinds = (("abs", found.largest_absolute), ("rel", found.largest_relative), ("ulp", found.largest_ulp))
-  yield from ((name, largest) for name, largest in kinds if largest is not None)
-
-
-def _elements(outcome) -> int:
-  return outcome.found.elements if outcome.found else 0
-
-
-def counted(counts: Mapping[str, int]) -> str:
-  """Numbers of leaves by status, as text."""
-  return ", ".join(f"{count:,} {status}" for status, count in counts.items())
-
-
-def _tree_lines(nodes, shown, paint, indent) -> Iterator[str]:
-  """The tree below `nodes`, down to the leaves that are shown; the rest is counted where it branches off."""
-  for node in nodes:
-    leaves = list(node.leaves())
-    mark = grade(node.worst)
-    if node.outcome is not None and not node.children:
-      if node.outcome.aligned.path in shown:
-        yield indent + paint(f"{node.name}  {short(node.outcome)}", mark)
-      continue
-    if any(leaf.aligned.path in shown for leaf in leaves):
-      yield indent + paint(node.name, mark)
-      yield from _tree_lines(node.children, shown, paint, indent + "  ")
-    else:
-      yield indent + paint(f"{node.name}  {count_of(leaves)}", mark)
-  hidden = [node.outcome for node in nodes if node.outcome is not None and node.outcome.aligned.path not in shown]
-  if hidden:
-    yield indent + paint(f"… {count_of(hidden)}", grade(max(hidden, key=lambda outcome: outcome.badness)))
-
-
-def count_of(outcomes: Iterable[result.Outcome]) -> str:
-  """How many of these leaves have which status."""
-  return counted(result.count(outcomes))
-
-
-def short(outcome: result.Outcome) -> str:
-  """What was found of a leaf, in a few words."""
-  if outcome.status not in (result.WITHIN, result.DIFFERENT):
-    return outcome.status
-  found = outcome.values
-  worst = [f"{name} {number(largest.value)}" for name, largest in _largest(found)]
-  return ", ".join((f"{found.differing:,} of {found.elements:,}", *worst))
-
-
-def _json_leaf(outcome) -> dict[str, Any]:
-  aligned, found = outcome.aligned, outcome.found
+def _json_leaf(pair: Pair) -> dict[str, Any]:
   return {
-      "path": outcome.path,
-      "part": outcome.part,
-      "status": outcome.status,
-      "a": _json_side(aligned.a),
-      "b": _json_side(aligned.b),
-      "failure": outcome.failure,
-      "difference": _finite(dataclasses.asdict(found)) if found is not None and not outcome.failure else None,
+      "path": pair.path,
+      "part": pair.part,
+      "status": pair.status,
+      "a": _json_side(pair.a),
+      "b": _json_side(pair.b),
+      "failure": pair.failure,
+      "difference": _finite(dataclasses.asdict(pair.values)) if pair.has_values else None,
   }
 
 
-def _json_side(leaf: canonical.Leaf | None) -> dict[str, Any] | None:
+def _json_side(leaf: alignment.Leaf | None) -> dict[str, Any] | None:
   if leaf is None:
     return None
+  is_array = leaf.shape is not None
   return {
-      "source": str(leaf.place),
-      "shape": None if leaf.shape is None else list(leaf.shape),
-      "dtype": None if leaf.dtype is None else str(leaf.dtype),
-      "value": None if leaf.shape is not None else repr(leaf.value),
+      "source": leaf.place,
+      "shape": leaf.shape,
+      "dtype": leaf.dtype,
+      "value": None if is_array else repr(leaf.stored),
       "key": leaf.key,
   }
 
@@ -233,7 +276,5 @@ def _json_side(leaf: canonical.Leaf | None) -> dict[str, Any] | None:
 def _finite(value: Any) -> Any:
   """JSON has no infinity: what overflows float64 is a string."""
   if isinstance(value, dict):
-    return {str(key): _finite(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_finite(item) for item in value]
+    return {key: _finite(item) for key, item in value.items()}
   return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,17 +23,16 @@ import linen_nnx_converter_util as util
 import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_comparator import align
+from maxtext.checkpoint_conversion.linen_nnx_comparator import alignment
 from maxtext.checkpoint_conversion.linen_nnx_comparator import blocks
-from maxtext.checkpoint_conversion.linen_nnx_comparator import canonical
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import options
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 
 
-def tree(state, *, apart=True, keys=(), **chosen):
+def tree(state, *, scan_layers=False, keys=(), **chosen):
   state = abstract_state.abstract(abstract_state.flatten(state))
-  return canonical.by_plan(state, dict(keys), options.PlanOptions.of(**chosen), apart=apart)
+  return alignment.by_plan(state, dict(keys), options.PlanOptions.of(**chosen), scan_layers)
 
 
 def params(layers):
@@ -42,7 +41,7 @@ def params(layers):
 
 
 def names(aligned):
-  return {"/".join(item.path): item.structure for item in aligned}
+  return {pair.path: pair.structure for pair in aligned}
 
 
 SCANNED = params({"layers": {"wi": {"kernel": np.zeros((4, 6, 8))}}})
@@ -66,7 +65,7 @@ class CanonicalTest(parameterized.TestCase):
   def test_a_sliced_place(self):
     leaf = tree(SCANNED).leaves["model", "decoder", "layers_5", "wi", "kernel"]
     self.assertEqual(leaf.shape, (4, 8))
-    self.assertEqual(str(leaf.place), "params/params/decoder/layers/wi/kernel[5 of axis 1]")
+    self.assertEqual(leaf.place, "params/params/decoder/layers/wi/kernel[5 of axis 1]")
 
   def test_a_leaf_of_the_name_value(self):
     linen = util.linen({"decoder": {"gate": {"value": np.zeros(3, np.float32)}}})
@@ -112,7 +111,7 @@ class AlignTest(parameterized.TestCase):
     b = params(
         {"same": {"w": leaf(3)}, "new": {"w": leaf(1)}, "shape": {"w": leaf(3)}, "dtype": {"w": leaf(2, dtype="i4")}}
     )
-    found = align.align(tree(a), tree(b))
+    found = alignment.align(tree(a), tree(b))
     self.assertEqual(
         names(found),
         {
@@ -123,31 +122,31 @@ class AlignTest(parameterized.TestCase):
             "model/decoder/new/w": "only in B",
         },
     )
-    self.assertCountEqual([item.path[2] for item in found if item.is_comparable], ["same", "dtype"])
+    self.assertCountEqual([pair.keys[2] for pair in found if pair.is_array], ["same", "dtype"])
 
   def test_other_keys_and_strings(self):
     path = ("params", "params", "decoder", "rng", "key")
     state = params({"rng": {"key": np.zeros(2, np.uint32)}})
-    found = align.align(tree(state, keys={path: "threefry2x32"}), tree(state, keys={path: "rbg"}))
+    found = alignment.align(tree(state, keys={path: "threefry2x32"}), tree(state, keys={path: "rbg"}))
     self.assertEqual(names(found), {"model/decoder/rng/key": "key type"})
     text = params({"rng": {"key": "text"}})
-    self.assertEqual(names(align.align(tree(state), tree(text))), {"model/decoder/rng/key": "kind"})
+    self.assertEqual(names(alignment.align(tree(state), tree(text))), {"model/decoder/rng/key": "kind"})
 
   def test_the_steps_of_linen_and_nnx_are_alike_and_others_are_not(self):
     linen = util.linen(util.unscanned_params(1))
     nnx = converter.convert_linen_to_nnx(linen)
     self.assertEqual(nnx["optimizer"]["step"].dtype, np.uint32)
-    self.assertEqual(set(names(align.align(tree(linen), tree(nnx))).values()), {None})
+    self.assertEqual(set(names(alignment.align(tree(linen), tree(nnx))).values()), {None})
     wide = linen | {"step": np.array(11, np.int64)}  # As Orbax keeps a Python integer.
     for sides in ((linen, wide), (wide, linen), (nnx, wide), (wide, nnx)):
-      self.assertEqual(set(names(align.align(*map(tree, sides))).values()), {None})
+      self.assertEqual(set(names(alignment.align(*map(tree, sides))).values()), {None})
     counts = util.linen(util.unscanned_params(1))
     counts["opt_state"][0]["count"] = np.array(7, np.int64)
-    self.assertEqual(names(align.align(tree(linen), tree(counts)))["optimizer/opt_state/0/count"], "dtype")
+    self.assertEqual(names(alignment.align(tree(linen), tree(counts)))["optimizer/opt_state/0/count"], "dtype")
 
   def test_other_numbers_of_layers(self):
     fewer = params({"layers": {"wi": {"kernel": np.zeros((4, 5, 8))}}})
-    found = names(align.align(tree(UNSCANNED), tree(fewer)))
+    found = names(alignment.align(tree(UNSCANNED), tree(fewer)))
     self.assertEqual(found["model/decoder/layers_5/wi/kernel"], "only in A")
     self.assertEqual(found["model/decoder/layers_4/wi/kernel"], None)
 
@@ -155,18 +154,27 @@ class AlignTest(parameterized.TestCase):
 class BlocksTest(parameterized.TestCase):
 
   def blocks(self, a, b, chunks, most_bytes=2**20, **options):
-    aligned = align.align(tree(a), tree(b, **options))
-    batches = list(align.batches(aligned))
-    chunk_shape_of = lambda side, path: chunks[side]
-    return batches, [block for batch in batches for block in blocks.blocks(batch, chunk_shape_of, most_bytes)]
+    aligned = alignment.align(tree(a), tree(b, **options))
+    batches = list(blocks.batches(aligned))
+    return batches, list(blocks.blocks(aligned, lambda side, path: chunks[side], most_bytes))
+
+  def data(self, block):
+    """What a block reads, of arrays whose elements tell their place: at (1, 2, 3) stands 10203."""
+    data = {}
+    for read in block.reads:
+      places = np.meshgrid(*(np.arange(part.start, part.stop) for part in read.region), indexing="ij")
+      data[read] = sum(100 ** (len(places) - 1 - axis) * place for axis, place in enumerate(places))
+    return data
 
   def test_scanned_against_unscanned_is_led_by_the_scanned_array(self):
     batches, found = self.blocks(UNSCANNED, SCANNED, [(4, 8), (4, 6, 8)])
     self.assertLen(batches, 1)
-    self.assertEqual((batches[0].side, "/".join(batches[0].source)), (1, "params/params/decoder/layers/wi/kernel"))
+    ((side, pairs),) = batches
+    self.assertEqual((side, "/".join(pairs[0].b.source)), (1, "params/params/decoder/layers/wi/kernel"))
     (block,) = found  # The scanned array, whose one chunk holds all layers, is read once, and each layer once.
     self.assertEqual([read.side for read in block.reads], [1, 0, 0, 0, 0, 0, 0])
-    self.assertEqual([cell.inside[1][1] for cell in block.cells], list(range(6)))
+    layers = [cell.values(self.data(block))[1] for cell in block.cells]
+    self.assertEqual([values[0, 0] // 100 for values in layers], list(range(6)))
 
   def test_scanned_against_scanned_is_one_array_against_one(self):
     _, (block,) = self.blocks(SCANNED, SCANNED, [(4, 6, 8)] * 2)
@@ -176,7 +184,10 @@ class BlocksTest(parameterized.TestCase):
     moved = params({"layers": {"wi": {"kernel": np.zeros((6, 4, 8))}}})
     _, (block,) = self.blocks(SCANNED, moved, [(4, 6, 8), (6, 4, 8)], param_scan_axis=0)
     self.assertEqual(block.reads[1].region, (slice(0, 6), slice(0, 4), slice(0, 8)))
-    self.assertEqual(block.cells[2].inside, ((slice(None), 2, slice(None)), (2, slice(None), slice(None))))
+    data = self.data(block)
+    a, b = block.cells[2].values(data)
+    np.testing.assert_array_equal(a, data[block.reads[0]][:, 2, :])
+    np.testing.assert_array_equal(b, data[block.reads[1]][2, :, :])
 
   @parameterized.product(
       sides=((SCANNED, UNSCANNED), (UNSCANNED, SCANNED), (SCANNED, SCANNED), (UNSCANNED, UNSCANNED)),
@@ -189,7 +200,7 @@ class BlocksTest(parameterized.TestCase):
   ):
     chunks = [scanned_chunk if side is SCANNED else unscanned_chunk for side in sides]
     batches, found = self.blocks(*sides, chunks, most_bytes)
-    counts = {item.path: np.zeros((4, 8), int) for batch in batches for item in batch.leaves}
+    counts = {pair.keys: np.zeros((4, 8), int) for _, pairs in batches for pair in pairs}
     for block in found:
       lead = block.reads[0]
       for part, width, size in zip(lead.region, chunks[lead.side], (4, 6, 8) if len(lead.region) == 3 else (4, 8)):
@@ -198,13 +209,10 @@ class BlocksTest(parameterized.TestCase):
       nbytes = 8 * math.prod(part.stop - part.start for part in lead.region)
       self.assertLessEqual(nbytes, max(most_bytes, 8 * math.prod(chunks[lead.side])))
       for cell in block.cells:
-        shapes = []
-        for number, inside in zip(cell.reads, cell.inside):
-          region = block.reads[number].region
-          whole = np.zeros([part.stop - part.start for part in region])
-          shapes.append(whole[inside].shape)
+        shapes = [values.shape for values in cell.values(self.data(block))]
         self.assertEqual(*shapes)
-        counts[cell.leaf.path][tuple(slice(o, o + n) for o, n in zip(cell.origin, shapes[0]))] += 1
+        self.assertEqual(shapes[0], tuple(part.stop - part.start for part in cell.region))
+        counts[cell.pair.keys][cell.region] += 1
     self.assertLen(counts, 6)
     for count in counts.values():
       np.testing.assert_array_equal(count, 1)
@@ -232,13 +240,13 @@ class BlocksTest(parameterized.TestCase):
             }
         }
     )
-    aligned = align.align(tree(by_position), tree(local))
+    aligned = alignment.align(tree(by_position), tree(local))
     self.assertLen(aligned, 12)
-    self.assertEqual({item.structure for item in aligned}, {None})
-    batches = list(align.batches(aligned))
-    self.assertEqual([len(batch.leaves) for batch in batches], [10, 2])
+    self.assertEqual({pair.structure for pair in aligned}, {None})
+    batches = list(blocks.batches(aligned))
+    self.assertEqual([len(pairs) for _, pairs in batches], [10, 2])
     chunk_shape_of = lambda side, path: (4, 2, 5, 8) if "local_layers" in path else (4, 2, 8)
-    (block,) = blocks.blocks(batches[0], chunk_shape_of, 2**20)
+    block, _ = blocks.blocks(aligned, chunk_shape_of, 2**20)
     self.assertLen(block.reads, 6)
     self.assertLen(block.cells, 10)
 
