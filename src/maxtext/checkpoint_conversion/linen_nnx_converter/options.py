@@ -34,7 +34,7 @@ class PlanOptions:
       Linen with `params_only`, unless `nnx_values` asks for NNX, from Tunix to what MaxText's NNX trainers read, and from
       all others to the other framework.
     scan_layers: whether the target's layers are scanned; None is the config's, else True for `linen_to_nnx`, else what
-      each stack of layers is.
+      each stack of layers is; a pipeline then stays.
     param_scan_axis: the layer axis of scanned Params, in the source and in the target; None is the config's, else 1.
     maxtext_release: the MaxText release that shall read the target, such as `0.2.5`; None is the installed one if there
       is a config.

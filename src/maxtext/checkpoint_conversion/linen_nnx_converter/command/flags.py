@@ -72,7 +72,7 @@ def _define_form(common):
       "scan_layers",
       None,
       "Whether the target's layers are scanned. Unset: the config's, or yes for linen_to_nnx and otherwise as the source "
-      "has them.",
+      "has them; a pipeline, out of which either value takes the layers, then stays.",
       **common,
   )
   flags.DEFINE_integer(
