@@ -23,6 +23,7 @@ import jax
 import linen_nnx_converter_util as util
 import ml_dtypes
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
@@ -39,6 +40,7 @@ def unequal(comparison):
 class ComparisonTest(util.CheckpointTestCase):
 
   @parameterized.parameters(*util.ALL)
+  @pytest.mark.integration
   def test_a_checkpoint_is_equal_to_what_it_is_converted_into(self, name):
     source = util.FIXTURES / name
     before = util.snapshot(source)
@@ -61,6 +63,7 @@ class ComparisonTest(util.CheckpointTestCase):
   @parameterized.product(
       scan=((True, True), (True, False), (False, True), (False, False)), path=("params", "mu"), use_ocdbt=(True, False)
   )
+  @pytest.mark.integration
   def test_a_flipped_bit_is_named(self, scan, path, use_ocdbt):
     linen = util.linen(util.unscanned_params())
     damaged = util.linen(util.unscanned_params())
@@ -135,6 +138,7 @@ class ComparisonTest(util.CheckpointTestCase):
     ):
       comparator.compare_checkpoints(nnx, self.save("b", b))
 
+  @pytest.mark.integration
   def test_an_unreadable_leaf_is_named_and_the_others_are_compared(self):
     a, b = util.linen(util.unscanned_params()), util.linen(util.unscanned_params())
     b["opt_state"][2]["count"] += 1
@@ -189,6 +193,7 @@ class ComparisonTest(util.CheckpointTestCase):
     with self.assertRaisesRegex(errors.LayerStackError, "^A: params/params/decoder/pipeline_module/layers/wi/kernel"):
       comparator.compare_checkpoints(a, nnx)
 
+  @pytest.mark.integration
   def test_rng_state_that_only_one_side_has_is_reported_and_can_be_left_out(self):
     folder = util.FIXTURES / "maxtext-main-2026-05-14"
     comparison = comparator.compare_checkpoints(folder / "nnx_scan", folder / "nnx_unscan")
@@ -201,6 +206,7 @@ class ComparisonTest(util.CheckpointTestCase):
     self.assertCountEqual({outcome.part for outcome in only.leaves}, ["params"])
 
   @parameterized.parameters("sft", "rl")
+  @pytest.mark.integration
   def test_a_checkpoint_of_tunix_and_what_it_is_converted_into(self, name):
     source = util.FIXTURES / "tunix" / name
     converter.convert_checkpoint(source, self.tmp / "out")
@@ -210,6 +216,7 @@ class ComparisonTest(util.CheckpointTestCase):
     self.assertEqual(parts, {"params", "optimizer", "step"})
 
   @parameterized.parameters(("linen_to_nnx", "equal"), ("linen_to_linen", "equal"), (None, "different"))
+  @pytest.mark.integration
   def test_a_step_that_is_a_python_integer(self, direction, status):
     """Only its value counts, on whichever side it is, as for what the converter casts it to."""
     a = util.linen(util.unscanned_params(1)) | {"step": 11}
@@ -223,6 +230,7 @@ class ComparisonTest(util.CheckpointTestCase):
       self.assertEqual(comparison.counts("step"), {status: 1})
       self.assertEqual(comparison.is_accepted, status == "equal", unequal(comparison))
 
+  @pytest.mark.integration
   def test_a_tolerance(self):
     a, b = util.linen(util.unscanned_params()), util.linen(util.unscanned_params())
     kernel = b["params"]["params"]["decoder"]["layers_1"]["mlp"]["wi_0"]

@@ -26,6 +26,7 @@ from absl.testing import parameterized
 import jax
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
@@ -54,6 +55,7 @@ class CommandTest(util.CheckpointTestCase):
     b["opt_state"][0]["mu"]["params"]["token_embedder"]["embedding"][0, 0] = np.nan
     self.a, self.b = self.save("a", a), self.save("b", converter.convert_linen_to_nnx(b))
 
+  @pytest.mark.integration
   def test_equal(self):
     done = subprocess.run(
         [sys.executable, "-m", MODULE, SCANNED, util.ROOT / "examples" / "maxtext-0.2.4-linen"],
@@ -168,6 +170,7 @@ different: 45 leaves (43 equal, 2 different), 2 of 306 elements differ, in 0.0 s
       (("{a}", "{b}", "--param_scan_axis=1,0,2"), "--param_scan_axis: expected one axis, or two"),
       (("{a}", "{b}", "--atol=-1"), "flag --atol=-1: -1.0 is not a non-negative number"),
   )
+  @pytest.mark.integration
   def test_bad_input_is_refused_in_one_line(self, args, message):
     (self.tmp / "empty").mkdir()
     names = {"a": self.a, "b": self.b, "tmp": self.tmp}
@@ -186,6 +189,7 @@ different: 45 leaves (43 equal, 2 different), 2 of 306 elements differ, in 0.0 s
     for name in command.define_flags():
       self.assertRegex(out, "(?m)^  -h," if name in ("h", "help") else rf"(?m)^  --(\[no\])?{name}: ")
 
+  @pytest.mark.integration
   def test_a_reader_that_stops_early(self):
     done = subprocess.run(
         ["bash", "-c", 'set -o pipefail; "$@" | true', "bash", sys.executable, "-m", MODULE, str(self.a), str(self.b)],

@@ -116,6 +116,7 @@ class ProgramErrorTest(util.CheckpointTestCase):
     self._assert_planted(place, error, lambda: comparator.compare_checkpoints(source, source))
 
   @parameterized.parameters((resume, "_is_there"), (decoded, "_compare"))
+  @pytest.mark.integration
   def test_in_what_looks_at_an_interrupted_run(self, *place):
     nnx = converter.convert_linen_to_nnx(util.linen(util.unscanned_params()), nnx_values="plain")
     source, options = self.save("source", nnx, use_ocdbt=False), {"direction": "nnx_to_nnx", "scan_layers": False}

@@ -29,6 +29,7 @@ import jax
 import linen_nnx_converter_util as util
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
@@ -88,6 +89,7 @@ class ByReferenceTest(util.CheckpointTestCase):
     self.assertTrue(converter.convert_checkpoint(source, self.tmp / "target", copy_mode="link").verified)
 
   @parameterized.parameters(*itertools.product(FORMATS, (0, 1, 2)))
+  @pytest.mark.integration
   def test_slices_of_what_was_stacked(self, way, axis):
     """A stack has one layer in each chunk, so the way back moves no byte either, and gives the very chunks."""
     use_ocdbt, use_zarr3 = way
@@ -129,6 +131,7 @@ class ByReferenceTest(util.CheckpointTestCase):
     self.assertEqual(util.snapshot(self.tmp / "target"), before)
 
   @parameterized.parameters(*itertools.product(FORMATS, ("auto", "copy")))
+  @pytest.mark.integration
   def test_copying_another_checkpoint_over_the_source_leaves_the_target_alone(self, kind, copy_mode):
     """In place, as `cp -r new/. source/` does: without OCDBT, it writes into the files of the same names."""
     tree = {"params": {"params": large()}}
@@ -170,6 +173,7 @@ class ByReferenceTest(util.CheckpointTestCase):
     self.assert_equal(self.tmp / "target", converter.convert_linen_to_nnx(tree))
 
   @parameterized.parameters(*itertools.product(FORMATS, ("auto", "copy", "link")))
+  @pytest.mark.integration
   def test_another_file_system(self, way, copy_mode):
     """Links are refused if they were asked for; otherwise files are copied."""
     shared_memory = "/dev/shm"
@@ -188,6 +192,7 @@ class ByReferenceTest(util.CheckpointTestCase):
     self.assert_equal(target / "out", converter.convert_linen_to_nnx({"params": {"params": large()}}))
 
   @parameterized.parameters("auto", "copy")
+  @pytest.mark.integration
   def test_what_is_dropped_does_not_lie_dead_in_the_target(self, copy_mode):
     params = large(4)
     source = self.save("source", util.linen(params))
@@ -201,6 +206,7 @@ class ByReferenceTest(util.CheckpointTestCase):
     done = converter.convert_checkpoint(source, self.tmp / "linked", copy_mode="link", **options)
     self.assertEqual(done.nbytes[REFERENCE], 8 * 2**17)
 
+  @pytest.mark.integration
   def test_a_deep_tree(self):
     """A store whose B-tree has several levels, of another configuration than Orbax's."""
     tree = {"params": {"params": large(20, size=2**10)}}
@@ -245,6 +251,7 @@ class ByReferenceTest(util.CheckpointTestCase):
 class MetadataTest(parameterized.TestCase):
 
   @parameterized.parameters(*util.ALL)
+  @pytest.mark.integration
   def test_what_is_read_is_what_orbax_reads(self, name):
     """Orbax opens every array; this reads the same off the store's index."""
     items = util.FIXTURES / name / os.listdir(util.FIXTURES / name)[0] / "items"

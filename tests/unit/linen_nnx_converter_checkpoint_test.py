@@ -31,6 +31,7 @@ import linen_nnx_converter_util as util
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.path import async_path
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import conversion as conversion_lib
@@ -42,6 +43,7 @@ class MaxTextCheckpointTest(util.CheckpointTestCase):
   """Each checkpoint that MaxText's trainers wrote, there and back."""
 
   @parameterized.parameters(*itertools.product(util.LINEN + util.LINEN_LAYOUT_OF_NNX, ("boxed", "plain", "all_boxed")))
+  @pytest.mark.integration
   def test_linen_there_and_back(self, name, nnx_values):
     source = util.FIXTURES / name
     before = util.snapshot(source)
@@ -65,6 +67,7 @@ class MaxTextCheckpointTest(util.CheckpointTestCase):
     self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "nnx")), util.flat(converter.load_checkpoint(source)))
 
   @parameterized.parameters(*util.ALL)
+  @pytest.mark.integration
   def test_the_other_arrangement_and_back(self, name):
     source, direction = util.FIXTURES / name, "nnx_to_nnx" if name in util.NNX else "linen_to_linen"
     is_scanned = not name.endswith("unscan")
@@ -83,6 +86,7 @@ class MaxTextCheckpointTest(util.CheckpointTestCase):
     )
 
   @parameterized.parameters(*util.ALL)
+  @pytest.mark.integration
   def test_disk_and_memory_agree(self, name):
     """Both run the same plan."""
     tree = converter.load_checkpoint(util.FIXTURES / name)
@@ -107,6 +111,7 @@ class MaxTextCheckpointTest(util.CheckpointTestCase):
     self.assertEqual(shardings(self.tmp / "target"), shardings(source))
 
   @parameterized.parameters((True,), (False,))
+  @pytest.mark.integration
   def test_custom_metadata_is_made_true(self, scan_layers):
     source = shutil.copytree(util.FIXTURES / "maxtext-0.2.4" / "linen_scan", self.tmp / "source")
     path = source / "2" / "_CHECKPOINT_METADATA"
@@ -155,6 +160,7 @@ class OrbaxVariantsTest(util.CheckpointTestCase):
   """OCDBT on and off, zarr 2 and 3, several chunks an array, value types, Orbax v1."""
 
   @parameterized.parameters(*itertools.product((True, False), (True, False)))
+  @pytest.mark.integration
   def test_storage_formats(self, use_ocdbt, use_zarr3):
     tree = util.linen(util.unscanned_params(11))
     source = self.save("source", tree, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
@@ -168,6 +174,7 @@ class OrbaxVariantsTest(util.CheckpointTestCase):
       self.assertEqual((self.tmp / name / "manifest.ocdbt").exists(), use_ocdbt)
       self.assertEqual(json.loads((self.tmp / name / "_METADATA").read_text())["use_zarr3"], use_zarr3)
 
+  @pytest.mark.integration
   def test_eight_devices_write_several_chunks_an_array(self):
     """A process of its own, for the number of devices is fixed when JAX starts."""
     script = pathlib.Path(__file__).parent / "linen_nnx_converter_eight_devices.py"

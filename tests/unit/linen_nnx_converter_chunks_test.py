@@ -24,6 +24,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
@@ -165,6 +166,7 @@ class ChunksTest(parameterized.TestCase):
 
   @settings(deadline=None)
   @given(st.data())
+  @pytest.mark.integration
   def test_ranges_rename_what_pairs_do(self, data):
     piece = st.text("ab0_", min_size=1, max_size=2)
     key = st.lists(piece, min_size=1, max_size=4).flatmap(

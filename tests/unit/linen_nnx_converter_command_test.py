@@ -82,6 +82,7 @@ class CommandTest(parameterized.TestCase):
     self.tmp = pathlib.Path(tempfile.mkdtemp()).resolve()
     self.addCleanup(shutil.rmtree, self.tmp)
 
+  @pytest.mark.integration
   def test_a_conversion(self):
     done = run(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out")
     self.assertEqual(done.returncode, 0, done.stderr)
@@ -102,6 +103,7 @@ class CommandTest(parameterized.TestCase):
     self.assertEqual(converter.main(["program", f"--source_path={SOURCE}", f"--target_path={self.tmp}/second"]), 0)
 
   @parameterized.parameters(("--scan_layers=False",), ("--noscan_layers",))
+  @pytest.mark.integration
   def test_both_spellings_of_a_boolean(self, flag):
     self.assertEqual(call(f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", flag)[0], 0)
     self.assertIn("0", converter.load_checkpoint(self.tmp / "out")["model"]["decoder"]["layers"])

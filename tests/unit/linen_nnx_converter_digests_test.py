@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import linen_nnx_converter_util as util
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as command
@@ -90,6 +91,7 @@ class DigestsTest(util.CheckpointTestCase):
       self.assertIn(text, err)
 
   @parameterized.product(use_ocdbt=(True, False), use_zarr3=(True, False), verify=(True, "full"))
+  @pytest.mark.integration
   def test_every_digest_can_be_taken_again(self, use_ocdbt, use_zarr3, verify):
     target = self.converted(verify, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
     stored = reader.Checkpoint(epath.Path(target))
@@ -150,6 +152,7 @@ class DigestsTest(util.CheckpointTestCase):
     self.assertEmpty(converter.verify_checkpoint(self.tmp / "target").without_digest)
 
   @parameterized.product(use_ocdbt=(True, False), use_zarr3=(True, False))
+  @pytest.mark.integration
   def test_a_flipped_bit_is_found(self, use_ocdbt, use_zarr3):
     target = self.converted(use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
     converter.verify_checkpoint(target)
@@ -180,6 +183,7 @@ class DigestsTest(util.CheckpointTestCase):
         ", and 1 more leaves that differ: model/decoder/layers/3/wi_0/kernel/value.",
     )
 
+  @pytest.mark.integration
   def test_every_byte_of_the_small_files_matters_or_is_harmless(self):
     """A bit that flips in the tree's nodes, the manifest or the metadata: found, or nothing was changed by it."""
     target = self.converted()

@@ -22,6 +22,7 @@ import signal
 from absl.testing import absltest
 from absl.testing import parameterized
 import linen_nnx_converter_util as util
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
@@ -58,6 +59,7 @@ class InARunningLoop(util.CheckpointTestCase):
 class EventLoopTest(InARunningLoop):
 
   @parameterized.parameters((True, STREAMED), (True, BY_REFERENCE), (False, STREAMED))
+  @pytest.mark.integration
   def test_convert_verify_load_compare(self, use_ocdbt, options):
     source = self.save("source", scanned(), use_ocdbt=use_ocdbt)
     self.assertTrue(

@@ -136,6 +136,7 @@ class DamageTest(FaultTestCase):
   """Files of the source that are gone, cut short, or changed by a bit."""
 
   @parameterized.parameters(*itertools.product(FORMATS, (SCAN, UNSCAN)))
+  @pytest.mark.integration
   def test_a_truncated_file(self, way, options):
     source = self.save("damaged", {"params": {"params": params()}}, use_ocdbt=way[0], use_zarr3=way[1])
     largest = max((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -164,6 +165,7 @@ class DamageTest(FaultTestCase):
       ocdbt_index.read_range(file, *where)
 
   @parameterized.parameters("manifest.ocdbt", "_METADATA", "_sharding", "array_metadatas/process_0")
+  @pytest.mark.integration
   def test_a_flipped_bit_in_metadata(self, name):
     """Refused, or without effect: never another result."""
     source = self.save("source", {"params": {"params": jax_params()}})

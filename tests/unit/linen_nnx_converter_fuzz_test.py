@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 import jax.numpy as jnp
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -41,13 +42,13 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.copying import in_memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2", "int4", "int8", "uint32", "bool")
-EXAMPLES = int(os.environ.get("LINEN_NNX_FUZZ_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("LINEN_NNX_FUZZ_EXAMPLES", "50"))
 STACKS = ("layers", "dense_layers", "moe_layers")
 settings.register_profile(
     "fuzz",
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize=EXAMPLES == 150,
+    derandomize=EXAMPLES == 50,
     suppress_health_check=list(HealthCheck),
     database=None,
     phases=(Phase.explicit, Phase.generate),
@@ -186,6 +187,7 @@ class RoundTripTest(parameterized.TestCase):
 
   @settings(fuzz, max_examples=max(5, EXAMPLES // 200))
   @given(examples())
+  @pytest.mark.integration
   def test_there_and_back_on_disk(self, example):
     case = util.CheckpointTestCase()
     case.setUp()

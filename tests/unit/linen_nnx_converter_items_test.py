@@ -24,6 +24,7 @@ import linen_nnx_converter_util as util
 import numpy as np
 import orbax.checkpoint as ocp
 import orbax.checkpoint.experimental.v1 as v1
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -61,6 +62,7 @@ class TrainingEngineTest(util.CheckpointTestCase):
     self.assert_nothing_left()
 
   @parameterized.parameters(("", {"params_only": True}), ("3/model_params", {}))
+  @pytest.mark.integration
   def test_its_weights_alone(self, path, options):
     """Those after two updates, of which the gradients that wait are no part."""
     conversion = converter.convert_checkpoint(ENGINE / "inside_a_step" / path, self.tmp / "out", **options)
@@ -129,6 +131,7 @@ class StateTest(util.CheckpointTestCase):
     self.assertCountEqual(os.listdir(self.tmp / "out" / "2"), ["_CHECKPOINT_METADATA", "commit_success.txt", "items"])
 
   @parameterized.parameters("state", "pytree", "default", "items")
+  @pytest.mark.integration
   def test_beside_other_items(self, name):
     self.save_step("in/4", **{name: LINEN, "dataset": OTHER, "another": OTHER})
     conversion = converter.convert_checkpoint(self.tmp / "in", self.tmp / "out")

@@ -19,6 +19,7 @@ from absl.testing import parameterized
 import jax
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -174,6 +175,7 @@ class LayersTest(parameterized.TestCase):
     self.assertEqual(back["layers_2"]["w"], struct((3, 5), named(None, "fsdp")))
 
   @parameterized.parameters("bfloat16", "float8_e4m3fn", "float16", "float32")
+  @pytest.mark.integration
   def test_nan_payloads_survive_in_jax_arrays(self, dtype):
     dtype = jax.numpy.dtype(dtype)
     bits = np.random.default_rng(0).integers(0, 256, (LAYERS, 6, dtype.itemsize), np.uint8)

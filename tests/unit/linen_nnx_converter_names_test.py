@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import linen_nnx_converter_util as util
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
@@ -118,6 +119,7 @@ class FoldersTest(util.CheckpointTestCase):
   @parameterized.parameters(
       *zip(NAMES, itertools.cycle(FORMATS), itertools.cycle(("auto", "auto", "auto", "auto", "copy")))
   )
+  @pytest.mark.integration
   def test_source_and_target(self, name, kind, copy_mode):
     source, target = self.source(name, kind), self.tmp / "target" / name
     before = util.snapshot(self.tmp)
@@ -127,6 +129,7 @@ class FoldersTest(util.CheckpointTestCase):
     self.assertEqual(util.snapshot(self.tmp).items() & before.items(), before.items())
 
   @parameterized.parameters(*zip(("run%20a", "run#a", "a?b*c|d", "%2e%2e~"), FORMATS))
+  @pytest.mark.integration
   def test_there_and_back(self, name, kind):
     """Streamed, resumed, verified alone, and compared."""
     source, target, back = (self.source(name, kind), self.tmp / "target" / name, self.tmp / "back" / name)
@@ -176,6 +179,7 @@ class FoldersTest(util.CheckpointTestCase):
       shutil.rmtree(folder)
 
   @parameterized.parameters(*itertools.product(BRACKETS, (True, False)))
+  @pytest.mark.integration
   def test_a_pattern(self, name, use_ocdbt):
     """As a source; as a target, where Orbax finds again what it writes there."""
     source = self.source(name, (use_ocdbt, False))
@@ -249,6 +253,7 @@ class FoldersTest(util.CheckpointTestCase):
 class LeavesTest(util.CheckpointTestCase):
 
   @parameterized.parameters((True, False), (False, True))
+  @pytest.mark.integration
   def test_names(self, use_ocdbt, scan_layers):
     others = ("[a]", "a**b", "..", *(NO_NAMES[:3] if use_ocdbt else ()))
     names = [name for name in (*NAMES, *others) if name != "~root"]

@@ -24,6 +24,7 @@ import linen_nnx_converter_util as util
 import numpy as np
 import optax
 from optax import contrib
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -145,6 +146,7 @@ class OptimizerTest(parameterized.TestCase):
       self.assertEqual(described(converter.convert_nnx_to_linen(tree)), described(linen))
 
   @parameterized.parameters(*OPTIMIZERS)
+  @pytest.mark.integration
   def test_every_arrangement_and_back(self, name):
     linen = linen_state(OPTIMIZERS[name])
     nested = converter.convert_linen_to_nnx(linen, scan_layers=False)

@@ -22,6 +22,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -46,6 +47,7 @@ class PathsTest(util.CheckpointTestCase):
       ("run/checkpoints/2/items", "out/2/items", "out/2/items"),
       ("run/checkpoints/2", "a folder/ünï cödé", "a folder/ünï cödé/2/items"),
   )
+  @pytest.mark.integration
   def test_spellings(self, source, target, items):
     # Joined as text, to keep a trailing slash.
     conversion = converter.convert_checkpoint(f"{self.tmp}/{source}", f"{self.tmp}/{target}")
@@ -80,6 +82,7 @@ class PathsTest(util.CheckpointTestCase):
     converter.convert_checkpoint(self.save("flat", {"params": {"params": {"w": util.array(2)}}}), self.tmp / "out")
     self.assertTrue((self.tmp / "out" / "_METADATA").exists())
 
+  @pytest.mark.integration
   def test_overwrite(self):
     converter.convert_checkpoint(self.checkpoints, self.tmp / "out", scan_layers=False)
     converter.convert_checkpoint(self.checkpoints, self.tmp / "out", overwrite=True)

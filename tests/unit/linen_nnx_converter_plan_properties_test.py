@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import jax
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -145,6 +146,7 @@ class PropertiesTest(absltest.TestCase):
 
   @settings(max_examples=50, deadline=None)
   @given(linen_states(), st.booleans())
+  @pytest.mark.integration
   def test_inverse(self, state, scan_layers):
     """A plan's inverse is valid, leads back, and is its own inverse's inverse."""
     source = abstract_state.flatten(state)
@@ -159,6 +161,7 @@ class PropertiesTest(absltest.TestCase):
 
   @settings(max_examples=40, deadline=None)
   @given(linen_states(), st.data())
+  @pytest.mark.integration
   def test_a_lost_moment_is_named(self, state, data):
     """A leaf of mu, nu or acc_grads cannot go missing without being noticed."""
     source = abstract_state.flatten(state)

@@ -29,6 +29,7 @@ from absl.testing import parameterized
 import jax
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -184,6 +185,7 @@ class ConfigTest(parameterized.TestCase):
     return converter.convert_checkpoint(source, self.tmp / "out", config=config, check_model=False, **options)
 
   @parameterized.parameters(True, False)
+  @pytest.mark.integration
   def test_the_config_gives_the_arrangement(self, scan_layers):
     source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
     conversion = self.convert(source, self.config(scan_layers=scan_layers), maxtext_release="0.2.5")

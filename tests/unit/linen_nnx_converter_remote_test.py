@@ -23,6 +23,7 @@ from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import objects
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -58,6 +59,7 @@ class GoogleCloudStorageTest(util.CheckpointTestCase):
       response["x-goog-generation"] = storage.get_file_obj(*name)["generation"]
       cls.downloaded += len(response._content)  # pylint: disable=protected-access
 
+  @pytest.mark.integration
   def test_there_on_and_back(self):
     source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
     with self.assertRaisesRegex(errors.TargetError, "found remote storage, which has no links"):
@@ -76,6 +78,7 @@ class GoogleCloudStorageTest(util.CheckpointTestCase):
         util.flat(converter.load_checkpoint(self.tmp / "linen")), util.flat(converter.load_checkpoint(source))
     )
 
+  @pytest.mark.integration
   def test_what_exists_is_refused(self):
     source = self.save("source", {"params": {"params": {"w": np.arange(3000.0)}}})
     converter.convert_checkpoint(source, "gs://bucket/exists")
@@ -84,6 +87,7 @@ class GoogleCloudStorageTest(util.CheckpointTestCase):
     shutil.rmtree(source)
     self.assertIn("w", converter.load_checkpoint("gs://bucket/exists")["model"])
 
+  @pytest.mark.integration
   def test_one_checkpoint_is_replaced_and_nothing_else(self):
     source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
     for name in ("1", "2"):

@@ -23,6 +23,7 @@ from absl.testing import parameterized
 import linen_nnx_converter_util as util
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -214,6 +215,7 @@ class OverwriteTest(TargetsTestCase):
     self.assertIn("model", converter.load_checkpoint(self.tmp / place))
 
   @parameterized.parameters("maxtext-0.2.4/linen_scan", "tunix/rl")
+  @pytest.mark.integration
   def test_its_own_target_is_replaced(self, source):
     for options in ({}, {"overwrite": True}, {"overwrite": True, "verify": "full"}, {"overwrite": True}):
       converter.convert_checkpoint(util.FIXTURES / source, self.tmp / "out", **options)
@@ -279,6 +281,7 @@ class RefusedCallTest(TargetsTestCase):
       ("resumed", {"resume": True, "direction": "nnx_to_linen"}),
       ("dry_run", {"dry_run": True}),
   )
+  @pytest.mark.integration
   def test_it_is_resumed(self, options):
     before = util.snapshot(self.staging)
     try:

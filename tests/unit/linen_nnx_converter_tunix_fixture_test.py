@@ -22,6 +22,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 
@@ -90,6 +91,7 @@ class FixtureTest(util.CheckpointTestCase):
       ("sft/4", "checkpoints/7", "checkpoints/7/items"),
       ("sft/4", "out/7/items", "out/7/items"),
   )
+  @pytest.mark.integration
   def test_spellings(self, source, target, items):
     conversion = converter.convert_checkpoint(util.FIXTURES / "tunix" / source, self.tmp / target)
     self.assertEqual(os.fspath(conversion.target), os.fspath(self.tmp / items))
@@ -105,6 +107,7 @@ class FixtureTest(util.CheckpointTestCase):
     self.assert_nothing_left()
 
   @parameterized.product(name=("sft", "rl"), release=("0.2.3", "0.2.4", "0.2.5"))
+  @pytest.mark.integration
   def test_unscanned_and_back(self, name, release):
     source = util.FIXTURES / "tunix" / name
     converter.convert_checkpoint(source, self.tmp / "scanned")
@@ -129,6 +132,7 @@ class FixtureTest(util.CheckpointTestCase):
     return self.tmp / name
 
   @parameterized.parameters("sft", "rl")
+  @pytest.mark.integration
   def test_to_an_nnx_layout(self, name):
     """The same as by way of the Linen layout."""
     direct = self.make(name, "direct", direction="nnx_to_nnx", nnx_values="plain")

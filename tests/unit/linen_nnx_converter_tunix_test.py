@@ -27,6 +27,7 @@ import numpy as np
 import optax
 from optax import contrib
 import orbax.checkpoint as ocp
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -141,6 +142,7 @@ class OptimizerTest(parameterized.TestCase):
   """Every wrapper around every optimizer that MaxText has, and some that it has not."""
 
   @parameterized.product(optimizer=list(MAXTEXTS), wrapper=list(WRAPPERS), base=(False, True))
+  @pytest.mark.integration
   def test_maxtexts_optimizers(self, optimizer, wrapper, base):
     plan = plan_of(tunix_tree(WRAPPERS[wrapper](MAXTEXTS[optimizer]), base), step=5)
     self.assertEqual(plan.target, maxtexts_target(MAXTEXTS[optimizer]))

@@ -24,6 +24,7 @@ from absl.testing import parameterized
 import jax
 import linen_nnx_converter_util as util
 import numpy as np
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -71,6 +72,7 @@ class TwoStoresTest(util.CheckpointTestCase):
     self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "target")), self.expected())
 
   @parameterized.parameters(*itertools.product(FORMATS, (False, True), ("auto", "link", "copy")))
+  @pytest.mark.integration
   def test_all_but_the_step_goes_by_reference(self, way, unbox, copy_mode):
     use_ocdbt, use_zarr3 = way
     source = self.save_items(unbox=unbox, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
@@ -105,6 +107,7 @@ class TwoStoresTest(util.CheckpointTestCase):
       converter.convert_checkpoint(self.save_items(), self.tmp / "target", copy_mode="link")
     self.assert_nothing_left("run")
 
+  @pytest.mark.integration
   def test_what_is_left_out_does_not_lie_dead_in_the_target(self):
     """Gradients of micro-batches, in wrappers of which none wait."""
     random = np.random.default_rng(2)
@@ -132,6 +135,7 @@ class TwoStoresTest(util.CheckpointTestCase):
       ({"use_zarr3": True}, {"use_zarr3": False}),
       ({"use_ocdbt": False, "use_zarr3": False}, {"use_ocdbt": False, "use_zarr3": True}),
   )
+  @pytest.mark.integration
   def test_stores_of_two_kinds_are_streamed(self, options, optimizer_options):
     source = self.save_items(optimizer_options=optimizer_options, **options)
     done = converter.convert_checkpoint(source, self.tmp / "target")
