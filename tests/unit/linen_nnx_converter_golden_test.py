@@ -191,7 +191,7 @@ class GoldenTest(parameterized.TestCase):
   def test_nnx_and_what_its_trainer_saves(self):
     self._nnx_and_what_its_trainer_saves("0.2.5")
 
-  @parameterized.parameters("0.2.4")
+  @parameterized.parameters(("0.2.4",))
   @pytest.mark.integration
   def test_nnx_and_what_its_trainer_saves_formerly(self, release):
     self._nnx_and_what_its_trainer_saves(release)
