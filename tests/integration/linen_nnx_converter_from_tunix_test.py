@@ -69,9 +69,7 @@ class GoesOnTest(absltest.TestCase):
   def resumed(self, name):
     """What MaxText's trainer prints of the one step that it does."""
     source, step, release, config = RUNS[name]
-    converter.convert_checkpoint(
-        FIXTURES / source, trainer.checkpoints(self.tmp / name), maxtext_release=release, trainer="nnx"
-    )
+    converter.convert_checkpoint(FIXTURES / source, trainer.checkpoints(self.tmp / name), maxtext_release=release)
     config = config | KEEP_MOMENTS | {"steps": step + 1, "checkpoint_period": 1}
     return trainer.train(self.tmp / name, PYTHONS[release], **config)
 
