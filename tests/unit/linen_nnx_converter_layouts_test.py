@@ -182,9 +182,9 @@ class LayoutsTest(parameterized.TestCase):
     self.assert_tree(converter.convert_nnx_to_linen(nnx), linen)
 
   @parameterized.parameters(
-      ({"decoder": {"gate": {"value": W}}}, "plain", "model/decoder/gate/value"),
-      ({"decoder": {"gate": {"value": W}, "norm": {"scale": W}}}, "plain", "model/decoder/gate/value"),
-      ({"decoder": {"gate": {"value": W}}}, "boxed", "optimizer/opt_state/0/mu/decoder/gate/value"),
+      ({"decoder": {"gate": {"value": W}}}, "plain", "params/params/decoder/gate/value"),
+      ({"decoder": {"gate": {"value": W}, "norm": {"scale": W}}}, "plain", "params/params/decoder/gate/value"),
+      ({"decoder": {"gate": {"value": W}}}, "boxed", "opt_state/0/mu/params/decoder/gate/value"),
   )
   def test_a_leaf_that_would_be_taken_for_a_box_is_refused(self, params, nnx_values, path):
     with self.assertRaisesRegex(errors.LayoutError, f"^{path}: .*own name is value, .*--nnx_values=all_boxed"):

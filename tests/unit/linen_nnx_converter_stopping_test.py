@@ -36,7 +36,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_tar
 SCRIPT = """
 import sys, time
 from etils import epath
-import pytest
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import stopping, streams
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 
@@ -56,12 +55,13 @@ IN_A_BACKGROUND_JOB = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")  # As a shell
 
 
 def start(*command):
-  """Starts a command as from a terminal, even if the tests run in the background, where SIGINT is ignored."""
-  handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+  """Starts a command as from a terminal, even if the tests run in the background, where SIGINT and SIGHUP are ignored."""
+  handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
   try:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   finally:
-    signal.signal(signal.SIGINT, handler)
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
 
 
 def child_of(process) -> int:

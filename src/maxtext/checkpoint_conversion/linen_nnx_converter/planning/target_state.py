@@ -103,7 +103,7 @@ def build(
   else:
     nodes = known_nodes or (optimizer_tree.decay_mask(selected.subtrees) if goal.adamw_mask else {})
     target = _structured(leaves, source, selected, goal.layout, bare_subtrees, nodes)
-  _refuse_ambiguous(target, goal.layout)
+  _refuse_ambiguous(target, moves, goal.layout)
   return target, moves, _empty_optimizer_nodes(source, selected) if is_linen else known_nodes
 
 
@@ -162,20 +162,20 @@ def _cast_step(path, leaf, layout):
   )
 
 
-def _refuse_ambiguous(target: abstract_state.AbstractState, layout: layouts.StateLayout):
+def _refuse_ambiguous(target, moves, layout):
   """Refuses plain leaves that look boxed: whoever reads `gate/value` takes it for the box of `gate`.
 
   Raises:
-    LayoutError: naming the first leaf whose own name is `value`.
+    LayoutError: naming the source of the first leaf whose own name is `value`.
   """
   if layout.framework != "nnx":
     return
   is_plain = lambda path: path[0] != layouts.LINEN_AUX and not roles_lib.in_boxed_part(path, layout)
   for path in sorted(layouts.boxes({path: leaf for path, leaf in target.leaves.items() if is_plain(path)})):
     raise errors.LayoutError(
-        path,
+        moves[path].sources[0],
         "boxes around all leaves, in a state that has a leaf whose own name is value",
-        f"the layout {layout}, in which it would be taken for a box",
+        f"the layout {layout}, where {'/'.join(path)} would be taken for a box",
         "Pass --nnx_values=all_boxed.",
     )
 
