@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""MaxText's trainers go on from a checkpoint that was put into a pipeline, or taken out of one, with equal losses.
+"""MaxText's trainer goes on from a checkpoint that was put into a pipeline, or taken out of one, with equal losses.
 
-Needs a Python with MaxText 0.2.4's trainer in MAXTEXT_PYTHON and one with 0.2.5's in MAXTEXT_0_2_5_PYTHON, both with this
-package. The pipelines have two stages, on two devices of the CPU.
+Needs a Python with MaxText 0.2.5's trainer and this package in MAXTEXT_0_2_5_PYTHON. The pipelines have two stages, on two
+devices of the CPU.
 """
 
 from concurrent import futures
@@ -32,20 +32,12 @@ import linen_nnx_converter_trainer as trainer
 import pytest
 
 # Weights that move fast, so that layers in another order would give other losses.
-FAST = {"learning_rate": 0.02}
-TRAINERS = {
-    "linen": {"python": "MAXTEXT_PYTHON", **trainer.LINEN, **FAST},
-    "nnx": {"python": "MAXTEXT_0_2_5_PYTHON", **FAST},
-}
+FAST = {"python": "MAXTEXT_0_2_5_PYTHON", "learning_rate": 0.02}
 STAGES = {"ici_pipeline_parallelism": 2, "num_pipeline_microbatches": 2}
 ARRANGEMENTS = {
     "scanned": {},
-    "unscanned": {"scan_layers": False},
     "circular": STAGES,
-    "two_layers": STAGES | {"num_layers_per_pipeline_stage": 2, "scan_layers": False},
     "two_scanned_layers": STAGES | {"num_layers_per_pipeline_stage": 2, "scan_layers_per_stage": True},
-    "outside": STAGES | {"pipeline_parallel_layers": 2},
-    "outside_unscanned": STAGES | {"pipeline_parallel_layers": 2, "scan_layers": False},
 }
 
 
@@ -58,17 +50,17 @@ class PipelineTest(parameterized.TestCase):
     cls.tmp = pathlib.Path(tempfile.mkdtemp())
     cls.addClassCleanup(shutil.rmtree, cls.tmp)
     cls.enterClassContext(mock.patch.dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2"))
-    cls.runs = [(name, arrangement) for name in TRAINERS for arrangement in ("scanned", "circular")]
+    runs = ("scanned", "circular")
     with futures.ThreadPoolExecutor(2) as pool:
-      cls.losses = dict(zip(cls.runs, pool.map(lambda run: cls.train("_".join(run), *run), cls.runs)))
+      cls.losses = dict(zip(runs, pool.map(lambda run: cls.train(run, run), runs)))
 
   @classmethod
-  def train(cls, folder, name, arrangement):
-    return trainer.train(cls.tmp / folder, **TRAINERS[name], **ARRANGEMENTS[arrangement])
+  def train(cls, folder, arrangement):
+    return trainer.train(cls.tmp / folder, **FAST, **ARRANGEMENTS[arrangement])
 
-  def convert(self, source, folder, name, arrangement):
+  def convert(self, source, folder, arrangement):
     """By the command, with the config of the run that shall go on; its model is compared with the target leaf by leaf."""
-    settings = trainer.TINY | {"base_output_directory": self.tmp / folder} | TRAINERS[name] | ARRANGEMENTS[arrangement]
+    settings = trainer.TINY | {"base_output_directory": self.tmp / folder} | FAST | ARRANGEMENTS[arrangement]
     command = [os.environ[settings.pop("python")], "-m", "maxtext.checkpoint_conversion.linen_nnx_converter"]
     # The layers of a stage, and those that are not scanned, share RNG state in NNX.
     command += [f"--source_path={trainer.checkpoints(self.tmp / source) / str(trainer.SAVED)}", "--nnx_aux=drop"]
@@ -76,24 +68,15 @@ class PipelineTest(parameterized.TestCase):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     self.assertEqual(done.returncode, 0, done.stderr)
 
-  def assert_goes_on(self, name, source, target):
-    """The trainer goes on from step 2 with the losses of the run that was never converted."""
-    folder = f"{name}_{source}_as_{target}"
-    self.convert(f"{name}_{source}", folder, name, target)
-    losses = self.train(folder, name, target)
+  @parameterized.parameters(("scanned", "circular"), ("circular", "scanned"), ("circular", "two_scanned_layers"))
+  def test_the_trainer_goes_on(self, source, target):
+    """From step 2, with the losses of the run that was never converted; layers in another order give others by 0.3."""
+    folder = f"{source}_as_{target}"
+    self.convert(source, folder, target)
+    losses = self.train(folder, target)
     self.assertEqual(sorted(losses), list(range(trainer.SAVED + 1, trainer.STEPS)))
-    self.assertEqual(losses, {step: self.losses[name, source][step] for step in losses})
-
-  @parameterized.product(name=("linen", "nnx"), target=("circular", "two_scanned_layers", "outside"))
-  def test_into_a_pipeline(self, name, target):
-    self.assert_goes_on(name, "scanned", target)
-
-  def test_unscanned_outside_a_pipeline(self):
-    self.assert_goes_on("nnx", "scanned", "outside_unscanned")
-
-  @parameterized.product(name=("linen", "nnx"), target=("scanned", "unscanned", "two_layers"))
-  def test_out_of_a_pipeline_and_into_another(self, name, target):
-    self.assert_goes_on(name, "circular", target)
+    for step, (loss, _) in losses.items():
+      self.assertAlmostEqual(float(loss), float(self.losses[source][step][0]), delta=0.002)
 
 
 if __name__ == "__main__":
