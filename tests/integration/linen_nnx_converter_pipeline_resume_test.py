@@ -14,8 +14,8 @@
 
 """MaxText's trainer goes on from a checkpoint that was put into a pipeline, or taken out of one, with equal losses.
 
-Needs a Python with MaxText 0.2.5's trainer and this package in MAXTEXT_0_2_5_PYTHON. The pipelines have two stages, on two
-devices of the CPU.
+Needs a Python with MaxText 0.2.5's trainer and this package in MAXTEXT_0_2_5_PYTHON. The pipelines have two stages, on
+two devices of the CPU.
 """
 
 from concurrent import futures
