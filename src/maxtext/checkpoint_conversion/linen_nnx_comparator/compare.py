@@ -21,7 +21,7 @@ import dataclasses
 import numbers
 import os
 import time
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from maxtext.checkpoint_conversion.linen_nnx_comparator import alignment
 from maxtext.checkpoint_conversion.linen_nnx_comparator import blocks
@@ -75,18 +75,6 @@ class Options:
         raise errors.OptionError(f"--{name}", "a number of at least 0", repr(value))
     self.of_sides()  # Which checks the others.
 
-  @classmethod
-  def of(cls, **values: Any) -> Self:
-    """The options with these values.
-
-    Raises:
-      OptionError: there is no such option, or no such value of it.
-    """
-    names = [field.name for field in dataclasses.fields(cls)]
-    for name in values.keys() - set(names):
-      raise errors.OptionError(f"--{name}", f"one of {', '.join(names)}", "no such option", "Check its spelling.")
-    return cls(**values)
-
   def of_sides(self, config: Any = None) -> list[options_lib.Options]:
     """The converter's options for A and for B, with what the config says where these leave it open."""
     axes = self.param_scan_axes or (1 if config is None else config.param_scan_axis,) * 2
@@ -118,7 +106,7 @@ def compare_checkpoints(
       for an option, the message begins with the side, A or B.
   """
   begin = time.monotonic()
-  chosen = Options.of(**options)
+  chosen = options_lib.made(Options, options)
   places = _of_sides(locations.find_source, (a, b))
   checkpoints = _of_sides(opening.open_source, places)
   trees, notes = _trees(checkpoints, chosen, config)

@@ -14,6 +14,7 @@
 
 """The options of a conversion: frozen, and checked when they are made, before anything is read or written."""
 
+from collections.abc import Mapping
 import dataclasses
 import math
 import types
@@ -71,10 +72,7 @@ class PlanOptions:
     Raises:
       OptionError: there is no such option, or no such value of it.
     """
-    names = [field.name for field in dataclasses.fields(cls)]
-    for name in values.keys() - set(names):
-      raise errors.OptionError(f"--{name}", f"one of {', '.join(names)}", "no such option", "Check its spelling.")
-    return cls(**values)
+    return made(cls, values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +107,18 @@ class Options(PlanOptions):
   def memory_budget(self) -> int:
     """The memory budget in bytes."""
     return int(self.memory_budget_gib * 2**30)
+
+
+def made(kind: Any, values: Mapping[str, Any]) -> Any:
+  """Options of a kind: a class of frozen dataclasses that check their values.
+
+  Raises:
+    OptionError: there is no such option, or no such value of it.
+  """
+  names = [field.name for field in dataclasses.fields(kind)]
+  for name in values.keys() - set(names):
+    raise errors.OptionError(f"--{name}", f"one of {', '.join(names)}", "no such option", "Check its spelling.")
+  return kind(**values)
 
 
 def choices(name: str) -> list[Any]:

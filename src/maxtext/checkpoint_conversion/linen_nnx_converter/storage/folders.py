@@ -27,7 +27,7 @@ from etils import epath
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
-_REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_REMOVALS = 200, 4, 0.1
+_REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_TRIES = 200, 4, 0.1
 _SECONDS_TO_END = 3.0  # What a process that was killed takes at most, to let go of its locks, on a busy machine.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Of Linux's <fcntl.h> and <stdio.h>.
 _NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -64,7 +64,7 @@ def _lock(descriptor, wait) -> bool:
     except BlockingIOError:
       if time.monotonic() > deadline:
         return False
-      time.sleep(_SECONDS_BETWEEN_REMOVALS)
+      time.sleep(_SECONDS_BETWEEN_TRIES)
     except OSError:
       return False
 
@@ -98,7 +98,7 @@ def remove(folder: epath.Path):
         folder.rmtree()
     except OSError:  # A file appeared while the folder was being emptied.
       pass
-    time.sleep(_SECONDS_BETWEEN_REMOVALS)
+    time.sleep(_SECONDS_BETWEEN_TRIES)
   raise errors.TargetError(folder, "to be removed", "files that come back", "Remove it by hand.")
 
 

@@ -122,9 +122,8 @@ def save(
     # Orbax makes an item's folder anew if it exists: it must not do so beside the handlers that write there.
     options = ocp.CompositeOptions(async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
     items: dict[str, Any] = {item: ocp.PyTreeCheckpointHandler(**pytree)}
-    handler, arguments = _StepHandler(look, composite_options=options, **items), _StepSave(
-        **{item: ocp.args.PyTreeSave(tree)}
-    )
+    handler = _StepHandler(look, composite_options=options, **items)
+    arguments = _StepSave(**{item: ocp.args.PyTreeSave(tree)})
   with ocp.Checkpointer(handler) as checkpointer:
     checkpointer.save(path, args=arguments)
   return seen[0] if seen else None
@@ -135,29 +134,28 @@ async def merge_stores(directory: epath.Path, context: ts.Context, *, use_zarr3:
   await ocdbt_utils.merge_ocdbt_per_process_files(directory, context, use_zarr3, enable_validation=False)
 
 
-class _PyTreeHandler(ocp.PyTreeCheckpointHandler):
-  """Lets `before_commit` see a pytree that stands alone when all is written: Orbax commits when `finalize` returns."""
+class _Watched(ocp.CheckpointHandler):
+  """Lets `before_commit` see what a handler saved when all is written: Orbax commits when `finalize` returns."""
 
   def __init__(self, before_commit: Callable[[epath.Path], Any], **options):
     super().__init__(**options)
     self._before_commit = before_commit
+
+  def finalize(self, directory):
+    super().finalize(directory)
+    self._before_commit(epath.Path(directory))
+
+
+class _PyTreeHandler(_Watched, ocp.PyTreeCheckpointHandler):
+  """Of a pytree that stands alone."""
 
   def finalize(self, directory):
     super().finalize(directory)
     _record_handler(epath.Path(directory), ocp.PyTreeCheckpointHandler.typestr())
-    self._before_commit(epath.Path(directory))
 
 
-class _StepHandler(ocp.CompositeCheckpointHandler):
-  """The same for a step."""
-
-  def __init__(self, before_commit: Callable[[epath.Path], Any], **options):
-    super().__init__(**options)
-    self._before_commit = before_commit
-
-  def finalize(self, directory):
-    super().finalize(directory)
-    self._before_commit(epath.Path(directory))
+class _StepHandler(_Watched, ocp.CompositeCheckpointHandler):
+  """Of a step."""
 
 
 # Orbax takes no handler but with arguments of its own.
