@@ -18,155 +18,20 @@
 """
 
 import collections
-import dataclasses
-import os
-from random import Random
-from typing import Any
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from hypothesis import event
 from hypothesis import given
-from hypothesis import HealthCheck
-from hypothesis import Phase
 from hypothesis import settings
-from hypothesis import strategies as st
-import jax.numpy as jnp
+from linen_nnx_converter_random_states import EXAMPLES
+from linen_nnx_converter_random_states import examples
+from linen_nnx_converter_random_states import fuzz
+from linen_nnx_converter_random_states import there
 import linen_nnx_converter_util as util
-import numpy as np
 import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter.copying import in_memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
-
-DTYPES = ("float32", "bfloat16", "float16", "float64", "float8_e4m3fn", "float8_e5m2", "int4", "int8", "uint32", "bool")
-EXAMPLES = int(os.environ.get("LINEN_NNX_FUZZ_EXAMPLES", "50"))
-STACKS = ("layers", "dense_layers", "moe_layers")
-settings.register_profile(
-    "fuzz",
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=EXAMPLES == 50,
-    suppress_health_check=list(HealthCheck),
-    database=None,
-    phases=(Phase.explicit, Phase.generate),
-)
-fuzz = settings(settings.get_profile("fuzz"))
-
-names = st.sampled_from(
-    ("kernel", "bias", "scale", "wi_0", "wi_1", "wo", "query", "out", "a.b", "x y", "ß", "2", "value_")
-)
-
-
-def cast(content, dtype):
-  """An array of this dtype of any bits, NaNs and signed zeros among them, out of eight bytes for each element."""
-  if dtype in (bool, jnp.dtype("int4")):
-    return np.asarray(content[..., 0] % (2 if dtype.kind == "b" else 16)).astype(dtype)
-  return np.ascontiguousarray(content[..., : dtype.itemsize]).view(dtype).reshape(content.shape[:-1])
-
-
-shapes = st.lists(st.integers(1, 3), max_size=3).map(tuple)
-modules = st.dictionaries(
-    names,
-    st.recursive(shapes, lambda inner: st.dictionaries(names, inner, min_size=1, max_size=2), max_leaves=3),
-    min_size=1,
-    max_size=3,
-)
-
-
-def filled(shapes_of, variants, random):
-  """`variants` trees of arrays, all of these shapes; each leaf of one dtype in all of them."""
-  if isinstance(shapes_of, dict):
-    children = {key: filled(child, variants, random) for key, child in shapes_of.items()}
-    return [{key: child[i] for key, child in children.items()} for i in range(variants)]
-  dtype = jnp.dtype(random.choice(DTYPES))
-  bits = lambda: np.frombuffer(random.randbytes(8 * int(np.prod(shapes_of))), np.uint8).reshape(*shapes_of, 8)
-  return [cast(bits(), dtype) for _ in range(variants)]
-
-
-# A layer has no child whose name is a number: that would be a layer's name.
-layer_modules = modules.map(lambda module: {f"m{key}" if key.isdigit() else key: child for key, child in module.items()})
-
-
-@st.composite
-def params_collections(draw):
-  """A params collection whose layers are flat, as MaxText's Linen models write them, with other things beside them."""
-  random, decoder = Random(draw(st.integers(0, 2**20))), {}
-  for stack in draw(st.lists(st.sampled_from(STACKS), max_size=2, unique=True)):
-    count = draw(st.integers(1, 12))
-    for i, layer in enumerate(filled(draw(layer_modules), count, random)):
-      decoder[f"{stack}_{i}"] = layer
-  decoder["decoder_norm"] = filled(draw(modules), 1, random)[0]
-  params = {"decoder": decoder}
-  if draw(st.booleans()):
-    params["token_embedder"] = filled(draw(modules), 1, random)[0]
-  return params
-
-
-def like(tree, sign):
-  return {k: like(v, sign) for k, v in tree.items()} if isinstance(tree, dict) else np.roll(tree, sign)
-
-
-@st.composite
-def optimizers(draw, params):
-  """The state of an optimizer, in Linen's form."""
-  count = lambda: np.array(draw(st.integers(0, 2**31 - 1)), np.int32)
-  moments = lambda sign: {"params": like(params, sign)}
-  adam = lambda: {"count": count(), "mu": moments(1), "nu": moments(2)}
-  kind = draw(st.sampled_from(("adamw", "schedule", "sgd", "momentum", "multi_steps", "inject", "none")))
-  event(f"optimizer: {kind}")
-  return {
-      "adamw": lambda: [adam(), None, None],
-      "schedule": lambda: [adam(), None, {"count": count()}],
-      "sgd": lambda: [None, {"count": count()}],
-      "momentum": lambda: [{"trace": moments(1)}, None],
-      "multi_steps": lambda: {
-          "mini_step": count(),
-          "gradient_step": count(),
-          "inner_opt_state": [adam(), None, None],
-          "acc_grads": moments(3),
-          "skip_state": (),
-      },
-      "inject": lambda: {
-          "count": count(),
-          "hyperparams": {"learning_rate": np.float32(draw(st.floats(0, 1, width=32)))},
-          "hyperparams_states": {},
-          "inner_state": [adam(), None, None],
-      },
-      "none": lambda: None,
-  }[kind]()
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """A Linen train state, unscanned and flat, and how it shall be converted."""
-
-  state: dict[str, Any]
-  scan_layers: bool
-  axis: int
-  nnx_values: str
-
-
-@st.composite
-def examples(draw):
-  params = draw(params_collections())
-  collections_ = {"params": params}
-  if draw(st.booleans()):
-    collections_["batch_stats"] = {"decoder": {"norm": {"mean": np.float32([1, 2, 3])}}}
-  state = {"params": collections_}
-  optimizer = draw(optimizers(params))
-  if optimizer is not None:
-    state |= {"opt_state": optimizer, "step": np.array(draw(st.integers(0, 2**31 - 1)), np.int32)}
-  return Example(
-      state, draw(st.booleans()), draw(st.integers(0, 2)), draw(st.sampled_from(("boxed", "plain", "all_boxed")))
-  )
-
-
-def there(example):
-  options = {"scan_layers": example.scan_layers, "param_scan_axis": example.axis, "nnx_values": example.nnx_values}
-  return converter.convert_linen_to_nnx(example.state, **options)
 
 
 def back(example, nnx):
@@ -209,103 +74,10 @@ class RoundTripTest(parameterized.TestCase):
       case.doCleanups()
 
 
-def nodes(tree, prefix=()):
-  """The paths of all nodes below the root, leaves among them."""
-  if isinstance(tree, (dict, list)):
-    for key, child in tree.items() if isinstance(tree, dict) else enumerate(tree):
-      yield (*prefix, key)
-      yield from nodes(child, (*prefix, key))
-
-
-def parent(tree, path):
-  for key in path[:-1]:
-    tree = tree[key]
-  return tree
-
-
-def copied(tree):
-  """A copy whose leaves are the same."""
-  if isinstance(tree, dict):
-    return {key: copied(child) for key, child in tree.items()}
-  return [copied(child) for child in tree] if isinstance(tree, list) else tree
-
-
-DAMAGES = ("drop", "rename", "reshape", "retype", "duplicate", "regroup", "wrap", "unwrap", "empty", "index")
-
-
-def damage(tree, kind, path, other):
-  """Damages a tree in place, at `path`. False if this damage is none there."""
-  above, key = parent(tree, path), path[-1]
-  node = above[key]
-  is_leaf = not isinstance(node, (dict, list))
-  if kind == "drop":
-    del above[key]
-  elif kind == "rename" and isinstance(above, dict):
-    above[f"{key}_renamed"] = above.pop(key)
-  elif kind == "reshape" and is_leaf and hasattr(node, "shape"):
-    above[key] = np.stack([node, node])
-  elif kind == "retype" and is_leaf and hasattr(node, "shape"):
-    above[key] = np.zeros(node.shape, np.uint16)
-  elif kind == "duplicate" and isinstance(above, dict):
-    above[f"{key}_2"] = copied(node)
-  elif kind == "regroup" and isinstance(parent(tree, other), dict) and other[: len(path)] != path:
-    parent(tree, other)[key] = above.pop(key) if isinstance(above, dict) else node
-  elif kind == "wrap":
-    above[key] = {"value": node}
-  elif kind == "unwrap" and isinstance(node, dict) and isinstance(above, dict):
-    above.update(above.pop(key))
-  elif kind == "empty":
-    above[key] = {}
-  elif kind == "index" and isinstance(above, dict):
-    above["7"] = above.pop(key)
-  else:
-    return False
-  return True
-
-
 def contents(state):
   """How often each content occurs among the leaves, empty nodes aside."""
   flat = abstract_state.flatten(state).leaves.values()
   return collections.Counter(str(util.bits(leaf)) for leaf in flat if not abstract_state.is_empty(leaf))
-
-
-class DamageTest(parameterized.TestCase):
-
-  @fuzz
-  @given(examples(), st.data())
-  def test_a_damaged_state_is_refused_or_wholly_accounted_for(self, example, data):
-    """Never another exception, and never a leaf that is gone: what was made of it leads back to all of it."""
-    is_nnx = data.draw(st.booleans())
-    state = copied(there(example) if is_nnx else example.state)
-    paths = sorted(nodes(state), key=str)
-    kind = data.draw(st.sampled_from(DAMAGES))
-    path, other = data.draw(st.sampled_from(paths)), data.draw(st.sampled_from(paths))
-    if not damage(state, kind, path, other):
-      event("no damage")
-      return
-    event(f"damage: {kind}")
-    options = {"param_scan_axis": example.axis, "scan_layers": data.draw(st.sampled_from((None, True, False)))}
-    try:
-      source = abstract_state.flatten(state)
-      plan = util.plan_conversion(abstract_state.abstract(source), **options)
-      target = in_memory.apply(plan, source.leaves)
-    except errors.ConversionError as e:
-      event("refused")
-      self.assertLen(str(e).splitlines(), 1)
-      self.assert_names_what_is_wrong(e, state)
-      return
-    event("converted")
-    self.assertEmpty(plan.dropped)
-    inverse = plan.inverse()
-    again = in_memory.apply(inverse, target)
-    leaves = {path: leaf for path, leaf in source.leaves.items() if not abstract_state.is_empty(leaf)}
-    self.assertEqual({p: util.bits(again.get(p)) for p in leaves}, {p: util.bits(leaf) for p, leaf in leaves.items()})
-
-  def assert_names_what_is_wrong(self, error, state):
-    """The path that the message names stands in the tree, or beside what stands there, or is where that would land."""
-    known = {"/".join(map(str, path)) for path in nodes(state)} | {"", "top level"}
-    is_known = bool({error.path, error.path.rpartition("/")[0], error.path.split("/")[0]} & known)
-    self.assertTrue(is_known or any(path.endswith(error.path) for path in known), error)
 
 
 if __name__ == "__main__":

@@ -20,37 +20,15 @@ import shutil
 
 from absl.testing import absltest
 from absl.testing import parameterized
+from linen_nnx_converter_target_places import CURSOR
+from linen_nnx_converter_target_places import LINEN
+from linen_nnx_converter_target_places import TargetsTestCase
 import linen_nnx_converter_util as util
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
-
-LINEN = {"params": {"params": {"decoder": {"norm": {"scale": util.array(4)}}}}, "step": np.int32(5)}
-CURSOR = {"cursor": np.int32(1)}
-
-
-class TargetsTestCase(util.CheckpointTestCase):
-  """Has a step `run/4` with its items `items` and `extra`, and a pytree that stands alone, `lone`."""
-
-  def setUp(self):
-    super().setUp()
-    self.step = self.save_step("run/4", items=LINEN, extra=CURSOR)
-    self.lone = self.save("lone", LINEN)
-
-  def save_step(self, name, **items):
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-      args = {item: ocp.args.PyTreeSave(tree) for item, tree in items.items()}
-      checkpointer.save(self.tmp / name, args=ocp.args.Composite(**args))
-    return self.tmp / name
-
-  def write(self, name):
-    (self.tmp / name).parent.mkdir(parents=True, exist_ok=True)
-    (self.tmp / name).write_text("mine")
 
 
 class PlaceTest(TargetsTestCase):
@@ -250,63 +228,6 @@ class OverwriteTest(TargetsTestCase):
     self.assertEqual((self.tmp / "out" / "4" / "mine.txt").read_text(), "mine")
     self.assertEqual((self.tmp / "out" / "4" / "items" / "_METADATA").exists(), exists)
     self.assertEqual(os.listdir(self.tmp / "out"), ["4"])
-
-
-class RefusedCallTest(TargetsTestCase):
-  """After a conversion that was killed, calls that are refused leave what it had finished."""
-
-  def setUp(self):
-    super().setUp()
-    self.source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
-    self.out = self.tmp / "out"
-    self.staging = self.out / f"2{atomic_target.SUFFIX}"
-    real = orbax_writer.save
-
-    def save(*args, before_commit, **kwargs):
-      def and_keep(*folders):
-        shutil.copytree(self.staging, self.tmp / "killed")
-        before_commit(*folders)
-
-      real(*args, before_commit=and_keep, **kwargs)
-
-    with absltest.mock.patch.object(orbax_writer, "save", save):
-      converter.convert_checkpoint(self.source, self.out, scan_layers=False)
-    shutil.rmtree(self.out / "2")
-    (self.tmp / "killed").rename(self.staging)
-
-  @parameterized.named_parameters(
-      ("direction", {"direction": "nnx_to_linen"}),
-      ("release", {"maxtext_release": "0.1.0", "direction": "nnx_to_nnx"}),
-      ("layers", {"scan_layers": False, "param_scan_axis": 7}),
-      ("resumed", {"resume": True, "direction": "nnx_to_linen"}),
-      ("dry_run", {"dry_run": True}),
-  )
-  @pytest.mark.integration
-  def test_it_is_resumed(self, options):
-    before = util.snapshot(self.staging)
-    try:
-      converter.convert_checkpoint(self.source, self.out, **options)
-      self.assertTrue(options.get("dry_run"))
-    except errors.ConversionError:
-      self.assertNotIn("dry_run", options)
-    self.assertEqual(util.snapshot(self.staging), before)
-    conversion = converter.convert_checkpoint(self.source, self.out, scan_layers=False, resume=True)
-    self.assertRegex(conversion.summary(), "; [0-9]+ leaves taken from the interrupted run;")
-    self.assertEqual(os.listdir(self.out), ["2"])
-
-  def test_a_target_that_has_appeared(self):
-    (self.out / "2").mkdir()
-    (self.out / "2" / "a.txt").write_text("mine")
-    before = util.snapshot(self.out)
-    for options in ({}, {"overwrite": True}, {"resume": True}):
-      with self.assertRaises(errors.TargetError):
-        converter.convert_checkpoint(self.source, self.out, **options)
-    self.assertEqual(util.snapshot(self.out), before)
-
-  def test_one_that_is_not_refused_begins_anew(self):
-    conversion = converter.convert_checkpoint(self.source, self.out, scan_layers=False)
-    self.assertNotIn("interrupted", conversion.summary())
-    self.assertEqual(os.listdir(self.out), ["2"])
 
 
 if __name__ == "__main__":

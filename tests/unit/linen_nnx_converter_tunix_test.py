@@ -12,21 +12,22 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-
 """Checkpoints of Tunix, which splits a train state over two items and wraps the optimizer."""
-
-import shutil
 
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import nnx
 import jax
-import jax.numpy as jnp
+from linen_nnx_converter_tunix_trees import CLIP
+from linen_nnx_converter_tunix_trees import MAXTEXTS
+from linen_nnx_converter_tunix_trees import model_of
+from linen_nnx_converter_tunix_trees import Module
+from linen_nnx_converter_tunix_trees import SCHEDULE
+from linen_nnx_converter_tunix_trees import tunix_tree
+from linen_nnx_converter_tunix_trees import WRAPPERS
 import linen_nnx_converter_util as util
 import numpy as np
 import optax
-from optax import contrib
-import orbax.checkpoint as ocp
 import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
@@ -35,44 +36,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_sta
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.common import train_state_nnx
 
-SCHEDULE = optax.linear_schedule(1e-3, 0.0, 10)
-CLIP = optax.clip_by_global_norm(1.0)
-
-
-def skip_step(inner):
-  """A state with the fields of MaxText's skip_step_on_spikes."""
-
-  def init(params):
-    fields = {"losses": jnp.zeros(5), "grad_norms": jnp.zeros(5), "count": jnp.int32(0), "is_skipped": jnp.array(False)}
-    return fields | {"inner_state": inner.init(params)}
-
-  return optax.GradientTransformation(init, inner.update)
-
-
-def trainable_mask(inner):
-  """As MaxText's trainable_parameters_mask."""
-  label = lambda path, _: "trainable" if "layers" in jax.tree_util.keystr(path) else "frozen"
-  labels = lambda params: jax.tree_util.tree_map_with_path(label, params)
-  return optax.multi_transform({"trainable": inner, "frozen": optax.set_to_zero()}, labels)
-
-
-# MaxText's, as its `optimizers.get_optimizer` makes them. That of adam_pax has no chain around it.
-MAXTEXTS = {
-    "adamw": optax.adamw(SCHEDULE),
-    "adam_pax": optax.scale_by_adam(),
-    "sgd": optax.sgd(SCHEDULE),
-    "muon": contrib.muon(SCHEDULE),
-    "skip_step": skip_step(optax.adamw(SCHEDULE)),
-    "trainable_mask": trainable_mask(optax.adamw(SCHEDULE)),
-    "trainable_mask_of_skip_step": trainable_mask(skip_step(optax.adamw(SCHEDULE))),
-}
-WRAPPERS = {
-    "bare": lambda optimizer: optimizer,
-    "clip": lambda optimizer: optax.chain(CLIP, optimizer),
-    "multi_steps": lambda optimizer: optax.MultiSteps(optimizer, 1),
-    "multi_steps_of_clip": lambda optimizer: optax.MultiSteps(optax.chain(CLIP, optimizer), 4),
-    "clip_of_multi_steps": lambda optimizer: optax.chain(CLIP, optax.MultiSteps(optimizer, 4)),
-}
 # Other ways to have MaxText's adamw, whose state they hold somewhere.
 ADAMW = {
     "inject": optax.inject_hyperparams(optax.adamw)(learning_rate=SCHEDULE),
@@ -101,27 +64,6 @@ UNKNOWN = {
     "inject_of_sgd": optax.inject_hyperparams(optax.sgd)(learning_rate=SCHEDULE),
     "stateless": optax.sgd(1e-3),
 }
-
-
-class Module(nnx.Module):
-  """A module with the given attributes."""
-
-  def __init__(self, **attributes):
-    for name, value in attributes.items():
-      setattr(self, name, value)
-
-
-def model_of():
-  kernel = lambda *shape: Module(kernel=nnx.Param(util.array(*shape)))
-  return Module(decoder=Module(layers=kernel(4, 3, 8), norm=Module(scale=nnx.Param(util.array(4)))))
-
-
-def tunix_tree(optimizer, base=False, model=None):
-  """What Tunix's checkpoint manager saves: the states of the model and of the optimizer."""
-  model = model or model_of()
-  model = Module(base=model) if base else model
-  state = nnx.state(nnx.Optimizer(model, optimizer, wrt=nnx.Param), nnx.optimizer.OptState)
-  return {"model_params": nnx.state(model), "optimizer_state": state}
 
 
 def plan_of(tree, step=None, **options):
@@ -237,86 +179,6 @@ class OptimizerTest(parameterized.TestCase):
       converter.convert_nnx_to_linen(tunix_tree(MAXTEXTS["adamw"]))
     params = converter.convert_nnx_to_linen(tunix_tree(MAXTEXTS["adamw"], base=True), params_only=True)
     self.assertEqual(util.flat(params), util.flat({"params": {"params": nnx.to_pure_dict(nnx.state(model_of()))}}))
-
-
-class CheckpointTest(util.CheckpointTestCase):
-  """Steps that Tunix's checkpoint manager would have written."""
-
-  def save_step(self, step, optimizer, update=None):
-    """Saves a step, its optimizer's leaves changed by `update`, and returns the folder of all steps."""
-    tree = tunix_tree(optimizer)
-    if update is not None:
-      update(tree["optimizer_state"]["opt_state"])
-    handlers = {name: ocp.PyTreeCheckpointHandler() for name in tree}
-    with ocp.CheckpointManager(self.tmp / "run", item_handlers=handlers) as manager:
-      manager.save(step, args=ocp.args.Composite(**{name: ocp.args.PyTreeSave(item) for name, item in tree.items()}))
-    return self.tmp / "run"
-
-  def test_gradients_that_wait_are_refused(self):
-    set_mini_step = lambda opt_state: opt_state["mini_step"].set_value(jnp.int32(3))
-    source = self.save_step(6, WRAPPERS["multi_steps_of_clip"](MAXTEXTS["adamw"]), set_mini_step)
-    message = "opt_state/mini_step/value: expected 0, .* found 3, whose gradients would be lost. Save at such a step"
-    for options in ({}, {"dry_run": True}):
-      with self.assertRaisesRegex(errors.StepError, message):
-        converter.convert_checkpoint(source, self.tmp / "out", **options)
-    self.assert_nothing_left("run")
-    converter.convert_checkpoint(source, self.tmp / "out", params_only=True)
-
-  def test_no_gradients_wait(self):
-    source = self.save_step(6, WRAPPERS["multi_steps_of_clip"](MAXTEXTS["adamw"]))
-    converter.convert_checkpoint(source, self.tmp / "out")
-    self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "out" / "5"))["step"], util.bits(np.int32(6)))
-
-  @parameterized.parameters(
-      ("0", "run/0: expected a step of Tunix, at least 1, found 0"),
-      ("final", "step: expected the step as the name of the source's folder"),
-      ("2147483648", "step: expected a step from -2147483648 to 2147483647"),
-      ("9" * 30, "step: expected a step from .*, found 9{30}"),
-  )
-  def test_steps_that_maxtext_cannot_have(self, name, message):
-    source = self.save_step(6, MAXTEXTS["adamw"])
-    (source / "6").rename(source / name)
-    with self.assertRaisesRegex(errors.StepError, message):
-      converter.convert_checkpoint(source / name, self.tmp / "out")
-    self.assert_nothing_left("run")
-
-  @parameterized.named_parameters(
-      ("no_optimizer", lambda step: shutil.rmtree(step / "optimizer_state"), "6/optimizer_state"),
-      ("no_weights", lambda step: shutil.rmtree(step / "model_params"), "6/model_params"),
-      ("no_metadata", lambda step: (step / "optimizer_state" / "_METADATA").unlink(), "6/optimizer_state"),
-  )
-  def test_an_unfinished_step(self, damage, path):
-    source = self.save_step(6, MAXTEXTS["adamw"])
-    damage(source / "6")
-    with self.assertRaisesRegex(errors.UnfinishedCheckpointError, f"{path}: expected metadata that Orbax can read"):
-      converter.convert_checkpoint(source, self.tmp / "out")
-    self.assert_nothing_left("run")
-
-  def test_weights_alone_as_tunix_saved_them_before_0_1_6(self):
-    with ocp.CheckpointManager(self.tmp / "run", item_names=("model_params",)) as manager:
-      args = ocp.args.PyTreeSave(tunix_tree(MAXTEXTS["adamw"])["model_params"])
-      manager.save(6, args=ocp.args.Composite(model_params=args))
-    for direction, top in (("auto", ["params"]), ("nnx_to_nnx", ["decoder"])):
-      converter.convert_checkpoint(self.tmp / "run", self.tmp / direction, direction=direction)
-      self.assertCountEqual(converter.load_checkpoint(self.tmp / direction / "5"), top)
-
-  def test_the_other_items_of_a_step_go_along(self):
-    source = self.save_step(6, MAXTEXTS["adamw"])
-    (source / "6" / "iter").mkdir()
-    (source / "6" / "iter" / "process_0.json").write_text("{}")
-    converter.convert_checkpoint(source, self.tmp / "out")
-    self.assertEqual((self.tmp / "out" / "5" / "iter" / "process_0.json").read_text(), "{}")
-
-  def test_a_step_that_fails_verification_is_not_committed(self):
-    cast = abstract_state.checked_cast
-    wrong = lambda path, value, dtype: cast(path, value + (dtype == np.int32), dtype)
-    source = self.save_step(6, MAXTEXTS["adamw"])
-    with (
-        absltest.mock.patch.object(abstract_state, "checked_cast", wrong),
-        self.assertRaisesRegex(errors.VerificationError, "step: expected 6 .*, found 7"),
-    ):
-      converter.convert_checkpoint(source, self.tmp / "out")
-    self.assert_nothing_left("run")
 
 
 if __name__ == "__main__":
