@@ -18,17 +18,19 @@ import contextlib
 import io
 import logging as python_logging
 import os
-import pathlib
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 
 from absl import logging
 from absl.testing import absltest
 from absl.testing import parameterized
+from linen_nnx_converter_command_runs import CommandTestCase
+from linen_nnx_converter_command_runs import MODULE
+from linen_nnx_converter_command_runs import run
+from linen_nnx_converter_command_runs import SOURCE
 import linen_nnx_converter_util as util
 import numpy as np
 import pytest
@@ -38,28 +40,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import __main__ as comman
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import flags
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan
-
-MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
-COMPARATOR = "maxtext.checkpoint_conversion.linen_nnx_comparator"
-SOURCE = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
-
-
-def run(*args, **env):
-  """Runs the command in a process of its own."""
-  return subprocess.run(
-      [sys.executable, "-m", MODULE, *map(str, args)], capture_output=True, text=True, check=False, env=os.environ | env
-  )
-
-
-def run_with(streams, *args, module=MODULE):
-  """Runs the command with streams as a shell redirects them: the exit codes of all of a pipe, and what came out."""
-  script = f'set -o pipefail; "$@" {streams}; echo "${{PIPESTATUS[*]}}" >&3'
-  reader, writer = os.pipe()
-  command = ["bash", "-c", script.replace(">&3", f">&{writer}"), "bash", sys.executable, "-m", module, *map(str, args)]
-  done = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=(writer,))
-  os.close(writer)
-  with os.fdopen(reader) as codes:
-    return codes.read().strip(), done.stdout, done.stderr
 
 
 def call(*args):
@@ -75,12 +55,7 @@ def usage():
   return (util.ROOT / "README.md").read_text() + (util.ROOT / "docs" / "usage.md").read_text()
 
 
-class CommandTest(parameterized.TestCase):
-
-  def setUp(self):
-    super().setUp()
-    self.tmp = pathlib.Path(tempfile.mkdtemp()).resolve()
-    self.addCleanup(shutil.rmtree, self.tmp)
+class CommandTest(CommandTestCase):
 
   @pytest.mark.integration
   def test_a_conversion(self):
@@ -202,44 +177,6 @@ class CommandTest(parameterized.TestCase):
     self.assertRegex(lines[-1], "^would convert Linen TrainState -> NNX TrainStateNNX, boxed: 120 leaves ")
     self.assertLen(lines, 121)
     self.assertEqual(os.listdir(self.tmp), [])
-
-  @parameterized.parameters(
-      (">/dev/full", "0", True),
-      ("| true", "0 0", True),
-      ("<&- >&- 2>&-", "0", False),
-  )
-  @pytest.mark.integration
-  def test_a_conversion_whose_output_nobody_takes(self, streams, codes, is_told):
-    """It is done, and says so on standard error, if that is there."""
-    done = run_with(streams, f"--source_path={SOURCE}", f"--target_path={self.tmp}/out")
-    self.assertEqual(done[:2], (codes, ""))
-    self.assertRegex(done[2], r"^converted .*/out/2/items\n$" if is_told else "^$")
-    self.assertEqual(converter.detect_format(converter.load_checkpoint(self.tmp / "out")), "nnx")
-    self.assertEqual(os.listdir(self.tmp / "out"), ["2"])
-
-  @pytest.mark.integration
-  def test_a_plan_that_nobody_reads_to_its_end(self):
-    flags = f"--source_path={SOURCE}", f"--target_path={self.tmp}/out", "--scan_layers=False", "--dry_run"
-    self.assertEqual(run_with("| true", *flags), ("0 0", "", ""))
-
-  @parameterized.product(streams=("| true", ">&-", ">/dev/full"), module=(MODULE, COMPARATOR))
-  @pytest.mark.integration
-  def test_help_that_nobody_reads(self, streams, module):
-    codes, _, err = run_with(streams, "--help", module=module)
-    self.assertEqual(codes.split()[0], "0")
-    self.assertNotIn("Error", err)
-    self.assertEqual(err == "", streams == "| true")
-
-  @parameterized.parameters("2>&-", "2>/dev/full", ">&- 2>&-")
-  @pytest.mark.integration
-  def test_a_refusal_that_nobody_reads(self, streams):
-    self.assertEqual(run_with(streams, "--no_such_flag"), ("1", "", ""))
-
-  @pytest.mark.integration
-  def test_a_name_that_standard_output_has_no_characters_for(self):
-    done = run(f"--source_path={SOURCE}", f"--target_path={self.tmp}/\u00fc", "--dry_run", PYTHONIOENCODING="ascii")
-    self.assertEqual((done.returncode, done.stderr), (0, ""))
-    self.assertEndsWith(done.stdout, f"{self.tmp}/\\xfc/2/items\n")
 
   def test_help_is_quick_and_needs_neither_jax_nor_orbax(self):
     script = f"import runpy, sys; sys.argv = ['x', '--help']\ntry: runpy.run_module('{MODULE}', run_name='__main__')\n"

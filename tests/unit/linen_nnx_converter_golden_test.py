@@ -18,61 +18,29 @@
 """
 
 import dataclasses
-import functools
 import itertools
-import json
-import re
-import zipfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import jax
+from linen_nnx_converter_golden_trees import config
+from linen_nnx_converter_golden_trees import decoder_of
+from linen_nnx_converter_golden_trees import golden
+from linen_nnx_converter_golden_trees import GoldenTestCase
+from linen_nnx_converter_golden_trees import read
+from linen_nnx_converter_golden_trees import version_of
+from linen_nnx_converter_golden_trees import without
 import linen_nnx_converter_util as util
-import numpy as np
 import pytest
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
-from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 
 RELEASES = ("0.2.3", "0.2.4", "0.2.5")
-_LINE = re.compile(r"(\S+) (?:(None|\{\})|\((.*)\) (\S+) (\S+))")
-
 # What MaxText itself loses or leaves out, so that its own trees cannot be turned into each other.
 EXCEPTIONS = {
     "qwen3-next-remainder": "up to 0.2.4 the scanned model lacks the layers that are left over after its blocks",
     "engram": "the unscanned NNX model lacks the engram modules",
     "pipeline": "a pipeline is written alike whatever scan_layers is; 0.2.3's NNX trainer has none",
 }
-
-
-@functools.cache
-def golden(release: str) -> zipfile.Path:
-  """The folder of a release's trees."""
-  return zipfile.Path(util.FIXTURES / "golden" / f"{release}.zip", f"{release}/")
-
-
-def read(path: zipfile.Path, only_params: bool = False) -> abstract_state.AbstractState:
-  """A golden tree; with `only_params` without the NNX variables that are no Params."""
-  leaves = {}
-  for line in path.read_text().splitlines():
-    name, empty, shape, dtype, kind = _LINE.fullmatch(line).groups()
-    where = tuple(name.split("/"))
-    if empty:
-      leaves[where] = None if empty == "None" else {}
-    elif not only_params or not (where[0] == "nnx_aux" or (where[0] == "model" and kind != "Param")):
-      leaves[where] = jax.ShapeDtypeStruct(tuple(map(int, re.findall(r"\d+", shape))), np.dtype(dtype))
-  return abstract_state.AbstractState(leaves, _lists(leaves))
-
-
-def _lists(leaves):
-  """The chains of an optimizer in the Linen layout."""
-  children = {}
-  for path in leaves:
-    end = path.index("params") if "params" in path else len(path)  # Below it are weights, whose layers may be numbered.
-    for i in range(1, end) if path[0] == "opt_state" else ():
-      children.setdefault(path[:i], set()).add(path[i])
-  return frozenset(path for path, names in children.items() if all(name.isdigit() for name in names))
 
 
 def cases(*forms):
@@ -85,41 +53,7 @@ def cases(*forms):
         yield release, case, form, scanned, unscanned
 
 
-def config(release, case):
-  return json.loads((golden(release) / f"{case}.config.json").read_text())
-
-
-def version_of(release):
-  return tuple(map(int, release.split(".")))
-
-
-def without(state, *keys):
-  """The state without the leaves that have one of these keys in their path."""
-  leaves = {path: leaf for path, leaf in state.leaves.items() if not set(keys) & set(path)}
-  return abstract_state.AbstractState(leaves, state.lists)
-
-
-def decoder_of(settings, **changed):
-  return decoder_families.Decoder(
-      settings["decoder_block"],
-      settings["num_decoder_layers"],
-      settings["first_num_dense_layers"],
-      settings["first_num_hash_layers"],
-      settings["inhomogeneous_layer_cycle_interval"],
-      settings["model_name"],
-      **changed,
-  )
-
-
-class GoldenTest(parameterized.TestCase):
-  maxDiff = 2000
-
-  def assert_state(self, plan, wanted):
-    found, expected = plan.target.leaves, wanted.leaves
-    if any(found.get(path, path) != leaf for path, leaf in expected.items()) or len(found) != len(expected):
-      self.assertEqual(*({"/".join(p): str(leaf) for p, leaf in leaves.items()} for leaves in (found, expected)))
-      self.fail("they differ, but not in what is printed of them")
-    self.assertEqual(plan.target.lists, wanted.lists)
+class GoldenTest(GoldenTestCase):
 
   def is_exception(self, release, case):
     if case == "qwen3-next-remainder":
@@ -270,83 +204,6 @@ class GoldenTest(parameterized.TestCase):
         self.assert_state(util.plan_conversion(there.target, **options), read(path))
         by_release = {"release": (0, 2, 4), "trainer": "nnx", **options}
         self.assert_state(util.plan_conversion(there.target, **by_release), without(read(saved), "rngs", "to_nnx__rngs"))
-
-  @parameterized.parameters("0.2.3", "0.2.4")
-  def test_layers_that_maxtext_would_lose_are_not_given_up(self, release):
-    settings = config(release, "qwen3-next-remainder")
-    with self.assertRaisesRegex(errors.LayerStackError, "blocks of 4 can hold, as qwen3_next is scanned, found 22"):
-      decoder_families.schedule(decoder_of(settings), True, "nnx", tuple(map(int, release.split("."))))
-
-  def test_a_checkpoint_of_another_depth_is_refused(self):
-    decoder = decoder_families.Decoder("gemma3", 12)
-    tree = read(golden("0.2.4") / "gemma3-remainder.linen.unscanned.txt")
-    with self.assertRaisesRegex(
-        errors.LayerStackError, "decoder/layers: expected 12 layers, as the config says, found 26"
-    ):
-      util.plan_conversion(tree, scan_layers=True, release=(0, 2, 4), decoder=decoder)
-
-  @parameterized.parameters(
-      ("gemma4", (0, 2, 3), (0, 2, 4), "gemma4-even"), ("qwen3_next", (0, 2, 4), (0, 2, 5), "qwen3-next")
-  )
-  def test_blocks_of_one_release_become_those_of_the_next(self, block, older, newer, case):
-    """One axis is put in, or taken out, without unstacking."""
-    name = lambda version: ".".join(map(str, version))
-    trees = [read(golden(name(v)) / f"{case}.nnx.scanned.txt", only_params=True) for v in (older, newer)]
-    decoder = decoder_of(config(name(older), case))
-    self.assertEqual(decoder.block, block)
-    for source, target, version in ((*trees, newer), (*reversed(trees), older)):
-      by_config = {"release": version, "trainer": "nnx", "decoder": decoder}
-      plan = util.plan_conversion(source, direction="nnx_to_nnx", scan_layers=True, **by_config)
-      self.assert_state(plan, target)
-
-  @parameterized.parameters(*itertools.product(("deepseek3", "kimi", "deepseek3-mtp2"), (True, False), (True, False)))
-  def test_a_param_that_0_2_5_made_another_variable(self, case, was_scanned, scan_layers):
-    """DeepSeek-V3's routing bias: (experts, layers) and trained, then (layers, experts) in nnx_aux, without moments."""
-    name = lambda is_scanned: f"{case}.ondisk.{'scanned' if is_scanned else 'unscanned'}.txt"
-    source = read(golden("0.2.4") / name(was_scanned), only_params=True)
-    wanted = read(golden("0.2.5") / name(scan_layers))
-    decoder = decoder_of(config("0.2.5", case))
-    plan = util.plan_conversion(source, release=(0, 2, 5), decoder=decoder, scan_layers=scan_layers)
-    is_new = lambda path: any(key == "rngs" or key.endswith("_final_norm") for key in path)  # RNGs, and a norm of 0.2.5.
-    leaves = {path: leaf for path, leaf in wanted.leaves.items() if not is_new(path)}
-    self.assert_state(plan, abstract_state.AbstractState(leaves, wanted.lists))
-    self.assertTrue(all(path[-2:] == ("gate", "bias") and path[0] == "opt_state" for path in plan.dropped))
-    self.assertNotEmpty(plan.dropped)
-    if was_scanned and scan_layers:
-      self.assertGreater(plan.counts()["transpose"], 0)
-
-  def test_without_the_models_name_it_is_refused(self):
-    source = read(golden("0.2.4") / "deepseek3.ondisk.scanned.txt")
-    with self.assertRaisesRegex(errors.ConfigError, "gate/bias: expected the model's name, .* found no config"):
-      util.plan_conversion(source, release=(0, 2, 5))
-    util.plan_conversion(source, release=(0, 2, 4), trainer="nnx")
-
-  def test_what_a_config_leaves_open_is_refused(self):
-    """Nothing in engram's unscanned tree tells that MaxText scans its layers in chunks; its config does."""
-    source = read(golden("0.2.4") / "engram.ondisk.unscanned.txt", only_params=True)
-    options = {
-        "decoder": decoder_of(config("0.2.4", "engram"), known_order=False),
-        "release": (0, 2, 4),
-        "trainer": "nnx",
-    }
-    with self.assertRaisesRegex(errors.ConfigError, "expected the arrangement kept, .* found layers to stack"):
-      util.plan_conversion(source, scan_layers=True, **options)
-    self.assert_state(util.plan_conversion(source, scan_layers=False, **options), source)
-
-  def test_a_routing_bias_in_layers_of_unknown_order_is_refused(self):
-    source = read(golden("0.2.4") / "deepseek3.ondisk.scanned.txt", only_params=True)
-    decoder = decoder_of(config("0.2.4", "deepseek3"), known_order=False)
-    with self.assertRaisesRegex(errors.ConfigError, "gate/bias: .* found a variable whose layer axis moves"):
-      util.plan_conversion(source, release=(0, 2, 5), decoder=decoder, scan_layers=True)
-
-  def test_the_way_back_lacks_its_moments(self):
-    source = read(golden("0.2.5") / "deepseek3.ondisk.scanned.txt")
-    with self.assertRaisesRegex(
-        errors.ConfigError, "gate/bias: expected a Param with moments, as MaxText 0.2.4 keeps it"
-    ):
-      util.plan_conversion(source, release=(0, 2, 4))
-    deepseek4 = read(golden("0.2.4") / "deepseek4.ondisk.scanned.txt")  # Whose bias was never a Param.
-    util.plan_conversion(deepseek4, release=(0, 2, 4), trainer="nnx")
 
 
 if __name__ == "__main__":

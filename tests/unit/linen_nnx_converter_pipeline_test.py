@@ -20,7 +20,7 @@ import zipfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import linen_nnx_converter_golden_test as golden
+import linen_nnx_converter_golden_trees as golden
 import linen_nnx_converter_util as util
 import numpy as np
 
