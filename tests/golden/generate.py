@@ -59,10 +59,11 @@ from absl import app
 from absl import flags
 from cases import Case
 from cases import CASES
-from cases import LAYOUT_KEYS
-from cases import RUN
 from cases import SMALL
 import jax
+from settings import LAYOUT_KEYS
+from settings import RUN
+import tree_lines
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; a subfolder per release is made.", required=True)
 _ONLY = flags.DEFINE_list("only", [], "Cases to write; all when empty.")
@@ -170,81 +171,6 @@ def saved_state(state) -> dict[str, Any]:
   return train_state_nnx.to_linen_checkpoint_dict(state.to_pure_dict())
 
 
-def key_name(key) -> str:
-  """The name Orbax gives to one step of a path, whatever container it goes into."""
-  for attribute in ("key", "idx", "name"):
-    if hasattr(key, attribute):
-      return str(getattr(key, attribute))
-  return str(key)
-
-
-def is_hole(node) -> bool:
-  """True for what Orbax stores as an empty node: an optax EmptyState, a masked leaf, an empty dict or list."""
-  return node is None or (isinstance(node, (tuple, list, dict)) and not node)
-
-
-def flatten(tree) -> dict[tuple[str, ...], Any]:
-  """Leaves and empty nodes of a nested tree, by path."""
-  pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_hole)
-  return {tuple(key_name(k) for k in path): leaf for path, leaf in pairs}
-
-
-def describe(leaf) -> str:
-  """Shape and dtype of a leaf as it lies on disk: a typed PRNG key becomes its raw data."""
-  if isinstance(leaf, dict):
-    return "{}"
-  if is_hole(leaf):
-    return "None"
-  if not hasattr(leaf, "shape"):
-    leaf = jax.eval_shape(lambda: jax.numpy.asarray(leaf))
-  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    leaf = jax.eval_shape(jax.random.key_data, leaf)
-  return f"{tuple(leaf.shape)} {leaf.dtype}"
-
-
-def variable_kinds(state) -> dict[tuple[str, ...], str]:
-  """The Variable type of each leaf of an nnx.State, by the leaf's path."""
-  from flax import nnx
-
-  kinds = {}
-  for path, variable in nnx.to_flat_state(state):
-    prefix = tuple(str(part) for part in path)
-    kinds[prefix] = "OptState" if prefix[0] == "optimizer" else type(variable).__name__
-  return kinds
-
-
-def kind_of(path: tuple[str, ...], kinds: dict[tuple[str, ...], str]) -> str:
-  """The kind of a leaf: that of the longest known prefix of its path, else OptState."""
-  if path[:2] == ("params", "params"):
-    path = ("model", *path[2:])
-  if path[:1] == ("nnx_aux",):
-    path = path[1:]
-  for end in range(len(path), 0, -1):
-    if path[:end] in kinds:
-      return kinds[path[:end]]
-  return "OptState"
-
-
-def lines_of_linen(tree) -> list[str]:
-  """The text of a Linen state; the last column is the collection."""
-  lines = []
-  for path, leaf in flatten(tree).items():
-    kind = path[1] if path[0] == "params" else "OptState"
-    lines.append(line(path, leaf, kind))
-  return sorted(lines)
-
-
-def lines_of_nnx(tree, kinds) -> list[str]:
-  """The text of a pure dict that came from an nnx.State."""
-  return sorted(line(path, leaf, kind_of(path, kinds)) for path, leaf in flatten(tree).items())
-
-
-def line(path, leaf, kind) -> str:
-  """One line of a file."""
-  text = f"{'/'.join(path)} {describe(leaf)}"
-  return text if is_hole(leaf) else f"{text} {kind}"
-
-
 @contextlib.contextmanager
 def time_limit(seconds: int):
   """Raises TimeoutError in the body after so many seconds."""
@@ -271,13 +197,13 @@ def trace(case: Case, linen: bool, scan: bool):
   mesh = maxtext_utils.get_mesh_from_config(config)
   with nn.logical_axis_rules(config.logical_axis_rules):
     if linen:
-      forms = {"linen": lines_of_linen(linen_state(config, mesh))}
+      forms = {"linen": tree_lines.lines_of_linen(linen_state(config, mesh))}
     else:
       state = nnx_state(config, mesh)
-      kinds = variable_kinds(state)
+      kinds = tree_lines.variable_kinds(state)
       forms = {
-          "nnx": lines_of_nnx(state.to_pure_dict(), kinds),
-          "ondisk": lines_of_nnx(saved_state(state), kinds),
+          "nnx": tree_lines.lines_of_nnx(state.to_pure_dict(), kinds),
+          "ondisk": tree_lines.lines_of_nnx(saved_state(state), kinds),
       }
   return forms, layout_settings(config)
 
