@@ -28,7 +28,7 @@ share a row; standard error has a row for each model:
   FAILED   none of these
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 import concurrent.futures
 import dataclasses
 import math
@@ -38,7 +38,6 @@ import pathlib
 import re
 import sys
 import tempfile
-import textwrap
 from typing import Any
 from unittest import mock
 
@@ -53,6 +52,7 @@ from absl import logging
 from flax import nnx
 import jax
 from jax._src.interpreters import partial_eval
+import linen_nnx_converter_conformance_page as conformance_page
 
 import maxtext
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -82,13 +82,6 @@ ARRANGEMENTS = (
     LINEN_UNSCANNED := ("linen", False),
     NNX_SCANNED := ("nnx", True),
     NNX_UNSCANNED := ("nnx", False),
-)
-FACTS = ("Model", "Decoder", "Layers", "Params", "Leaves, scanned", "Unscanned")
-CHECKS = (
-    "Linen: scanned ↔ unscanned",
-    "NNX: scanned ↔ unscanned",
-    "Scanned: Linen ↔ NNX",
-    "Unscanned: Linen ↔ NNX",
 )
 REFUSED = "refused: "
 KNOWN = {
@@ -214,22 +207,7 @@ def mismatch(source, wanted, options, run) -> Iterator[str]:
     yield f"the lists differ: {sorted(found.lists ^ wanted.lists)[0]}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Checked:
-  """What came of a model.
-
-  Attributes:
-    facts: what it is, a cell for each of `FACTS`.
-    verdicts: a cell for each of `CHECKS`.
-    notes: of each reason, which states or checks it is the reason of.
-  """
-
-  facts: tuple[str, ...]
-  verdicts: tuple[str, ...]
-  notes: dict[str, tuple[str, ...]]
-
-
-def checked(model: str) -> Checked:
+def checked(model: str) -> conformance_page.Checked:
   """Traces a model, and plans its states into each other."""
   jax.config.update("jax_default_prng_impl", "unsafe_rbg")  # As the trainers do.
   logging.set_verbosity("fatal")
@@ -251,14 +229,14 @@ def checked(model: str) -> Checked:
   for which, column in ((NNX_SCANNED, "Scanned: Linen ↔ NNX"), (NNX_UNSCANNED, "Unscanned: Linen ↔ NNX")):
     if own := _problems(traced, (which,), saved_and_restored):
       problems[column] = own
-  verdicts = tuple(verdict(model, column, problems[column]) for column in CHECKS)
-  for column, cell in zip(CHECKS, verdicts):
+  verdicts = tuple(verdict(model, column, problems[column]) for column in conformance_page.CHECKS)
+  for column, cell in zip(conformance_page.CHECKS, verdicts):
     if cell in ("refused", "FAILED", "differs"):
       reason = KNOWN.get((model, column)) or problems[column][0].removeprefix(REFUSED)
       reasons.setdefault(f"{cell}: {reason}", []).append(column)
   jax.clear_caches()  # What one model traced is of no use to the next.
   notes = {reason.replace(model, "…"): tuple(which) for reason, which in reasons.items()}
-  return Checked(tuple(facts(model, traced)), verdicts, notes)
+  return conformance_page.Checked(tuple(facts(model, traced)), verdicts, notes)
 
 
 def _problems(traced, which, check, *options) -> list[str] | None:
@@ -298,40 +276,19 @@ def facts(model: str, traced) -> list[str]:
   return [model, block, str(config.num_decoder_layers), params, *leaves]
 
 
-def page(results: Sequence[Checked]) -> Iterator[str]:
-  """The lines of the table, a row for the models of one decoder that fare alike, and of the notes."""
-  families, notes = {}, {}
-  for each in results:
-    families.setdefault((each.facts[FACTS.index("Decoder")], each.verdicts), []).append(each.facts[0])
-    for reason, which in each.notes.items():
-      notes.setdefault((which, reason), []).append(each.facts[0])
-  yield line(("Decoder", "Models", "Results"))
-  yield "|---|---|---|"
-  for (decoder, verdicts), models in families.items():
-    yield line((decoder, ", ".join(models), ", ".join(verdicts) if len(set(verdicts)) > 1 else verdicts[0]))
-  yield ""
-  for (which, reason), models in notes.items():
-    note = f"- {', '.join(models)} ({', '.join(which)}): {reason}"
-    yield from textwrap.wrap(note, 118, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-def line(cells: Sequence[str]) -> str:
-  return f"| {' | '.join(cells)} |"
-
-
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError("Too many arguments.")
   folder = pathlib.Path(maxtext.__file__).parent / "configs" / "models"
   models = _MODELS.value or sorted(path.stem for path in folder.glob("*.yml"))
-  print(line(FACTS + CHECKS), file=sys.stderr)
+  print(conformance_page.line(conformance_page.FACTS + conformance_page.CHECKS), file=sys.stderr)
   results = []
   spawn = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(_PROCESSES.value, mp_context=spawn) as pool:
     for result in pool.map(checked, models):
-      print(line(result.facts + result.verdicts), file=sys.stderr, flush=True)
+      print(conformance_page.line(result.facts + result.verdicts), file=sys.stderr, flush=True)
       results.append(result)
-  print(*page(results), sep="\n")
+  print(*conformance_page.page(results), sep="\n")
 
 
 if __name__ == "__main__":
