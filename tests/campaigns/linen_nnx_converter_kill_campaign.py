@@ -26,7 +26,6 @@ so that a run costs no imports. Whatever uses TensorStore or JAX is forked too.
 """
 
 import collections
-from collections.abc import Callable
 import dataclasses
 import hashlib
 import os
@@ -47,6 +46,7 @@ from absl import app
 from absl import flags
 from absl import logging
 import jax
+import linen_nnx_converter_forks as forks
 import linen_nnx_converter_util as util
 import numpy as np
 import orbax.checkpoint as ocp
@@ -77,9 +77,7 @@ TERMINATED, INTERRUPTED, BACKGROUND = "SIGTERM", "SIGINT", "SIGTERM to a backgro
 BURST, UNHEARD = "ten signals in 0.5 s", "SIGTERM, streams closed or full"
 STOPS = (TERMINATED, INTERRUPTED, BACKGROUND, BURST, UNHEARD)
 FAULTS = (MOMENT, MOMENT, OPERATION, OPERATION, *STOPS, RACE)  # Chosen among evenly.
-_OPERATIONS = frozenset({"open", "os.rename", "os.link", "os.mkdir", "os.rmdir", "os.remove", "shutil.copyfile"})
-_SECONDS = 120  # After which a conversion hangs.
-_BROKEN, _FAILED = "not whole", 99
+_BROKEN = "not whole"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,100 +93,6 @@ class Normal:
   seconds: float
   operations: int
   digest: str
-
-
-def fork(function: Callable[[], int], log: pathlib.Path, prepare: Callable[[], None] = lambda: None) -> int:
-  """Runs a function in a fork, whose exit code it returns, its output in a file. Returns the process's id.
-
-  Args:
-    function: what to run.
-    log: the file.
-    prepare: is run first, while no signal can come.
-  """
-  assert len(os.listdir("/proc/self/task")) == 1, "this process has threads"
-  signals = {signal.SIGINT, signal.SIGTERM}
-  signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # Until the fork can tell what it is stopped at.
-  if pid := os.fork():
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-    return pid
-  code = _FAILED
-  try:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    for number in signals:  # Even if the campaign runs in the background, where SIGINT is ignored.
-      signal.signal(number, signal.default_int_handler)
-    prepare()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-    code = function()
-    sys.stdout.flush()
-  except KeyboardInterrupt:  # Before the command began.
-    code = command.INTERRUPTED
-  finally:
-    os._exit(code)
-
-
-def wait(pid: int) -> int:
-  """The exit code of a fork; one that does not end is killed, which is a loss where it was not meant to be."""
-  end = time.monotonic() + _SECONDS
-  while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
-    time.sleep(0.002)
-    if time.monotonic() > end:
-      os.kill(pid, signal.SIGABRT)
-  return os.waitstatus_to_exitcode(ended[1])
-
-
-def kill(pid: int):
-  """Kills a command by `kill -9`, and returns when the process in which it works has ended too."""
-  os.kill(pid, signal.SIGSTOP)
-  while (state := state_of(pid)) not in (None, "T", "Z"):
-    time.sleep(0.001)
-  children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if state == "T" else []
-  os.kill(pid, signal.SIGKILL)
-  end = time.monotonic() + _SECONDS
-  while any(state_of(child) not in (None, "Z") for child in children):
-    time.sleep(0.002)
-    assert time.monotonic() < end, "the command goes on without its parent"
-
-
-def state_of(pid) -> str | None:
-  """The state of a process, as `ps` has it; None if there is none."""
-  try:
-    return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-  except (FileNotFoundError, ProcessLookupError):
-    return None
-
-
-def ignore_ctrl_c():
-  """As a shell does without job control before it starts a background job."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def make_deaf(at: float):
-  """Closes standard output or standard error or both, or fills them."""
-  for number in ((1,), (2,), (1, 2))[int(at * 1000) % 3]:
-    if int(at * 3000) % 2:
-      os.close(number)
-      # As the interpreter finds them when it starts.
-      setattr(sys, {1: "stdout", 2: "stderr"}[number], None)
-    else:
-      os.dup2(os.open("/dev/full", os.O_WRONLY), number)
-
-
-def count_operations(folder: str, stop_at: int | None) -> list[int]:
-  """Counts this process's file operations below a folder, and kills it before the one with this number."""
-  count = [0]
-
-  def hook(event, args):
-    if event in _OPERATIONS and any(
-        isinstance(arg, (str, bytes)) and os.fsdecode(arg).startswith(folder) for arg in args
-    ):
-      if count[0] == stop_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-      count[0] += 1
-
-  sys.addaudithook(hook)
-  return count
 
 
 class Campaign:
@@ -243,25 +147,25 @@ class Campaign:
     """Stops a conversion, and returns its exit code."""
     normal = self.normal[way]
     if fault == RACE:
-      pids = [fork(self._command(way, target, *options), self.folder / f"log{i}") for i in range(2)]
-      codes = sorted(map(wait, pids))
+      pids = [forks.fork(self._command(way, target, *options), self.folder / f"log{i}") for i in range(2)]
+      codes = sorted(map(forks.wait, pids))
       assert codes in ([0, 0], [0, 1]), f"exit codes {codes}"
       for i in range(2):
         self._check_output(self.folder / f"log{i}")
       return 0
     if fault == OPERATION:
       stop_at = int(at * normal.operations)
-      code = wait(fork(self._command(way, target, *options, stop_at=stop_at), self.log))
+      code = forks.wait(forks.fork(self._command(way, target, *options, stop_at=stop_at), self.log))
       assert code in (128 + signal.SIGKILL, 0), f"exit code {code}: {self.log.read_text()}"
       return code
-    prepare = {BACKGROUND: ignore_ctrl_c, UNHEARD: lambda: make_deaf(at)}.get(fault, lambda: None)
-    pid = fork(self._command(way, target, *options), self.log, prepare)
+    prepare = {BACKGROUND: forks.ignore_ctrl_c, UNHEARD: lambda: forks.make_deaf(at)}.get(fault, lambda: None)
+    pid = forks.fork(self._command(way, target, *options), self.log, prepare)
     time.sleep(at * 1.2 * normal.seconds)
     if fault == MOMENT:
-      kill(pid)
+      forks.kill(pid)
     else:
       self._send(pid, fault, at)
-    code = wait(pid)
+    code = forks.wait(pid)
     assert code in (
         (-signal.SIGKILL, 0) if fault == MOMENT else (command.INTERRUPTED, 0)
     ), f"exit code {code}: {self.log.read_text()}"
@@ -303,7 +207,7 @@ class Campaign:
     (self.folder / "began").unlink(missing_ok=True)
 
     def run():
-      count = count_operations(str(target), stop_at)
+      count = forks.count_operations(str(target), stop_at)
       sys.argv = ["", *paths, *options, *more]
       (self.folder / "began").touch()
       try:
@@ -316,7 +220,7 @@ class Campaign:
     return run
 
   def _apart(self, function) -> int:
-    return wait(fork(function, self.log))
+    return forks.wait(forks.fork(function, self.log))
 
   def _convert_to(self, name, way) -> pathlib.Path:
     target = self.folder / name / "target"
