@@ -28,6 +28,7 @@ import pytest
 from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_comparator import difference
+from maxtext.checkpoint_conversion.linen_nnx_comparator import report
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 WI = "model/decoder/layers_1/mlp/wi_0/kernel"
@@ -205,6 +206,28 @@ class ComparisonTest(util.CheckpointTestCase):
     only = comparator.compare_checkpoints(folder / "nnx_scan", folder / "nnx_unscan", params_only=True)
     self.assertCountEqual({outcome.part for outcome in only.leaves}, ["params"])
 
+  def test_rng_streams_alone_are_ignored(self):
+    streams = {"rngs": {"dropout": {"count": np.zeros((), np.uint32), "key": np.zeros(4, np.uint32)}}}
+    state = converter.convert_linen_to_nnx(util.linen(util.unscanned_params(1)), nnx_values="plain")
+    a, b = ({**state, "model": {**state["model"], **of_side}} for of_side in (streams, {"bn": {"mean": np.zeros(2)}}))
+    comparison = comparator.compare_checkpoints(self.save("a", a), self.save("b", b), ignore_rngs=True)
+    self.assertEqual(unequal(comparison), {"model/bn/mean": "only in B"})
+    self.assertEqual([set(tree.left_out.values()) for tree in comparison.trees], [{"--ignore_rngs"}, set()])
+
+  def test_the_structure_alone(self):
+    state = util.linen(util.unscanned_params(1))
+    same = self.save("a", state), self.save("b", jax.tree.map(lambda leaf: np.asarray(leaf) + 1, state))
+    alike = comparator.compare_checkpoints(*same, structure_only=True)
+    self.assertTrue(alike.is_accepted)
+    self.assertEqual(alike.counts(), {"alike in structure": len(alike.leaves)})
+    self.assertRegex(
+        report.summary(alike), r"^of one structure: 21 leaves \(21 alike in structure\), no values compared, "
+    )
+    state["params"]["params"]["decoder"]["layers_0"]["mlp"]["wi_0"]["kernel"] = np.zeros((2, 2), np.float32)
+    other = comparator.compare_checkpoints(same[0], self.save("c", state), structure_only=True)
+    self.assertEqual(unequal(other)["params/params/decoder/layers_0/mlp/wi_0/kernel"], "shape")
+    self.assertFalse(other.is_accepted)
+
   @parameterized.parameters("sft", "rl")
   @pytest.mark.integration
   def test_a_checkpoint_of_tunix_and_what_it_is_converted_into(self, name):
@@ -250,6 +273,8 @@ class OptionsTest(util.CheckpointTestCase):
       ({"param_scan_axes": 1}, "--param_scan_axis: expected two axes, of A and of B, found 1. "),
       ({"param_scan_axes": (1, -1)}, "--param_scan_axis: expected at least 0, found -1. "),
       ({"nnx_aux": "Drop"}, "--nnx_aux: expected keep or drop, found 'Drop'. "),
+      ({"ignore_rngs": 1}, "--ignore_rngs: expected True or False, found 1. "),
+      ({"structure_only": "no"}, "--structure_only: expected True or False, found 'no'. "),
       ({"params_only": "no"}, "--params_only: expected True or False, found 'no'. "),
       ({"atol": -1}, "--atol: expected a number of at least 0, found -1. "),
       ({"atol": True}, "--atol: expected a number of at least 0, found True. "),

@@ -87,6 +87,23 @@ class ReportTest(absltest.TestCase):
     within = outcome("w", [1.0], [1.5], tolerance=difference.Tolerance(1.0))
     self.assertEqual((within.status, report.grade(within)), ("within tolerance", "near"))
 
+  def test_another_model_and_another_step_come_first(self):
+    step = dataclasses.replace(outcome("optimizer/step", 2, 4), a=None)
+    step = dataclasses.replace(
+        step, a=dataclasses.replace(step.b, part="step"), b=dataclasses.replace(step.b, part="step")
+    )
+    unlike = comparison(*MIXED.leaves, step, notes=["another note"])
+    self.assertEqual(
+        [said for title, said in report.head(unlike) if title == "note"],
+        [
+            "Not of one model: 1 of 7 params are on one side only, or of another shape.",
+            "Not of one step: A is of step 2.0, B of step 4.0.",
+            "another note",
+        ],
+    )
+    self.assertEqual(next(report.head(unlike))[0], "note")
+    self.assertEqual(report.as_json(unlike)["notes"][2], "another note")
+
   def test_json_is_strict(self):
     huge = difference.measure(np.array([1.7e308]), np.array([-1.7e308]), (0,))  # Their difference overflows float64.
     document = report.as_json(comparison(dataclasses.replace(MIXED.leaves[0], values=huge), *MIXED.leaves))

@@ -15,6 +15,7 @@
 """The command: flags, printing and exit codes, nothing else."""
 
 from collections.abc import Sequence
+import dataclasses
 import json
 import os
 import signal
@@ -49,7 +50,10 @@ def define_flags() -> flags.FlagValues:
   aux = "Whether to compare NNX state that is no Param: RNG streams, batch statistics and other Variables."
   flags.DEFINE_list("param_scan_axis", None, axes, **common)
   flags.DEFINE_enum("nnx_aux", "keep", ("keep", "drop"), aux, **common)
+  flags.DEFINE_boolean("ignore_rngs", False, "Leave out the keys and counts of RNG streams.", **common)
   flags.DEFINE_boolean("params_only", False, "Compare the params alone, without optimizer and step.", **common)
+  structure = "Compare paths, shapes and dtypes alone; no values are read."
+  flags.DEFINE_boolean("structure_only", False, structure, **common)
   flags.DEFINE_float("atol", None, "The absolute tolerance.", lower_bound=0.0, **common)
   flags.DEFINE_float("rtol", None, "The relative tolerance, as a share of B's value.", lower_bound=0.0, **common)
   flags.DEFINE_float("memory_budget_gib", 2.0, "GiB of memory for the data under way.", lower_bound=0.0625, **common)
@@ -118,7 +122,8 @@ def _compare(values, paths, axes) -> int:
   from maxtext.checkpoint_conversion.linen_nnx_converter import progress
   from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 
-  options = {name: values[name].value for name in ("nnx_aux", "params_only", "atol", "rtol", "memory_budget_gib")}
+  names = (field.name for field in dataclasses.fields(compare.Options))
+  options = {name: values[name].value for name in names if name in values}
   a, b, *config = paths
   config = run_config.load(config) if config else None
   told = progress.Progress()

@@ -34,15 +34,17 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import variable_kinds
 
 Path = abstract_state.Path
 
 PARTS = PARAMS, OPTIMIZER, STEP, AUXILIARY = "params", "optimizer", "step", "auxiliary"
 
 # What is found of a leaf: of its values, of its structure, or that it cannot be read.
+ALIKE = "alike in structure"  # Which is all that is known where no values are compared.
 EQUAL, WITHIN, DIFFERENT, UNREADABLE = "equal", "within tolerance", "different", "unreadable"
 ONLY_A, ONLY_B, SHAPE, DTYPE, KEY, KIND = "only in A", "only in B", "shape", "dtype", "key type", "kind"
-STATUSES = EQUAL, WITHIN, DIFFERENT, ONLY_A, ONLY_B, SHAPE, DTYPE, KEY, KIND, UNREADABLE
+STATUSES = ALIKE, EQUAL, WITHIN, DIFFERENT, ONLY_A, ONLY_B, SHAPE, DTYPE, KEY, KIND, UNREADABLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +114,7 @@ class Pair:
     structure: how the structure of `a` and `b` differs, or that one is unreadable; else None.
     values: how the values differ, if it `has_values`.
     failure: why it could not be read, or None.
+    is_of_structure: whether its structure alone is compared.
   """
 
   keys: Path
@@ -120,6 +123,7 @@ class Pair:
   structure: str | None = None
   values: difference.Difference = difference.Difference()
   failure: str | None = None
+  is_of_structure: bool = False
 
   @property
   def path(self) -> str:
@@ -138,7 +142,7 @@ class Pair:
   @property
   def has_values(self) -> bool:
     """Whether values can be compared. The dtypes may differ: they are compared as numbers then."""
-    return self.structure in (None, DTYPE, KEY)
+    return not self.is_of_structure and self.structure in (None, DTYPE, KEY)
 
   @property
   def is_array(self) -> bool:
@@ -147,8 +151,10 @@ class Pair:
 
   @property
   def status(self) -> str:
-    """`equal`, `within tolerance`, `different`, `unreadable`, or how the structure differs."""
-    return self.structure or (DIFFERENT if self.values.outside else WITHIN if self.values.differing else EQUAL)
+    """`equal`, `within tolerance`, `different`, `unreadable`, how the structure differs, or that it is alike."""
+    if self.structure or self.is_of_structure:
+      return self.structure or ALIKE
+    return DIFFERENT if self.values.outside else WITHIN if self.values.differing else EQUAL
 
   @functools.cached_property
   def badness(self) -> tuple[float, ...]:
@@ -158,7 +164,7 @@ class Pair:
     NaNs or infinities on one side only; then the largest relative difference counts, then the share of its elements.
     """
     if not self.has_values:
-      return (4.0,)
+      return (4.0 if self.structure else 0.0,)
     rank = 3.0 if self.structure else float((EQUAL, WITHIN, DIFFERENT).index(self.status))
     found = self.values
     relative = found.largest_relative.value if found.largest_relative else 0.0
@@ -210,6 +216,15 @@ def as_it_stands(state: abstract_state.AbstractState, keys: Mapping[Path, str]) 
       if not abstract_state.is_empty(leaf)
   }
   return Tree(leaves, {}, str(layouts.detect(state)), False)
+
+
+def without_rngs(tree: Tree) -> Tree:
+  """The tree without the keys and counts of its RNG streams."""
+  boxed = lambda path: path[:-1] if path[-1] == "value" else path
+  rngs = {path for path, leaf in tree.leaves.items() if variable_kinds.is_rng_state(boxed(path), leaf.stored)}
+  leaves = {path: leaf for path, leaf in tree.leaves.items() if path not in rngs}
+  left_out = {tree.leaves[path].source: "--ignore_rngs" for path in rngs}
+  return dataclasses.replace(tree, leaves=leaves, left_out={**tree.left_out, **left_out})
 
 
 def align(a: Tree, b: Tree) -> list[Pair]:

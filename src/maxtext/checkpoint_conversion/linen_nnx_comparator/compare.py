@@ -53,7 +53,9 @@ class Options:
   Attributes:
     param_scan_axes: the layer axis of scanned Params, in A and in B; None is the config's, else 1.
     nnx_aux: whether to compare NNX state that is no Param.
+    ignore_rngs: whether to leave out the keys and counts of RNG streams.
     params_only: whether to compare the params alone.
+    structure_only: whether to compare paths, shapes and dtypes alone, and read no values.
     atol: the absolute tolerance; with it or with `rtol`, values that differ within the tolerance are accepted.
     rtol: the relative tolerance, as a share of B's value.
     memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
@@ -61,7 +63,9 @@ class Options:
 
   param_scan_axes: tuple[int, int] | None = None
   nnx_aux: Literal["keep", "drop"] = "keep"
+  ignore_rngs: bool = False
   params_only: bool = False
+  structure_only: bool = False
   atol: float | None = None
   rtol: float | None = None
   memory_budget_gib: float = 2.0
@@ -73,6 +77,9 @@ class Options:
     for name, value in (("atol", self.atol), ("rtol", self.rtol)):
       if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0):
         raise errors.OptionError(f"--{name}", "a number of at least 0", repr(value))
+    for name in ("ignore_rngs", "structure_only"):
+      if not isinstance(getattr(self, name), bool):
+        raise errors.OptionError(f"--{name}", "True or False", repr(getattr(self, name)))
     self.of_sides()  # Which checks the others.
 
   def of_sides(self, config: Any = None) -> list[options_lib.Options]:
@@ -111,7 +118,11 @@ def compare_checkpoints(
   checkpoints = _of_sides(opening.open_source, places)
   trees, notes = _trees(checkpoints, chosen, config)
   trees = [dataclasses.replace(tree, path=os.fspath(place.items)) for tree, place in zip(trees, places)]
-  reading = _Reading(checkpoints, alignment.align(*trees), chosen.tolerance, progress or progress_lib.Silent())
+  trees = list(map(alignment.without_rngs, trees)) if chosen.ignore_rngs else trees
+  aligned = alignment.align(*trees)
+  if chosen.structure_only:
+    aligned = [dataclasses.replace(pair, values=difference.Difference(), is_of_structure=True) for pair in aligned]
+  reading = _Reading(checkpoints, aligned, chosen.tolerance, progress or progress_lib.Silent())
   coroutines.run(reading.compare(chosen.of_sides()[0].memory_budget))
   pairs = list(reading.pairs.values())
   return report.Comparison(trees, pairs, chosen.tolerance, notes, time.monotonic() - begin)

@@ -27,6 +27,7 @@ Pair = alignment.Pair
 
 # How a leaf is shown, by what `grade` says of it, and its colour on a terminal.
 COLORS = {"equal": "32", "near": "33", "far": "31", "structure": "35"}
+_AGREES = (alignment.EQUAL, alignment.ALIKE)
 _NEAR_ULP = 4  # Up to here values are apart as rounding sets them apart.
 
 
@@ -50,8 +51,13 @@ class Comparison:
 
   @property
   def is_accepted(self) -> bool:
-    """Whether structure and values agree: to the bit, or within the tolerance if there is one."""
-    return self.counts().keys() <= {alignment.EQUAL, alignment.WITHIN}
+    """Whether structure and, if they were compared, values agree: to the bit, or within the tolerance if there is one."""
+    return self.counts().keys() <= {*_AGREES, alignment.WITHIN}
+
+  @property
+  def is_of_structure(self) -> bool:
+    """Whether no values were compared."""
+    return any(pair.is_of_structure for pair in self.leaves)
 
   @property
   def grade(self) -> str:
@@ -64,7 +70,7 @@ class Comparison:
 
   def worst_first(self) -> list[Pair]:
     """The leaves that are not equal, the worst first."""
-    return [pair for pair in self.ranked() if pair.status != alignment.EQUAL]
+    return [pair for pair in self.ranked() if pair.status not in _AGREES]
 
   def by_part(self) -> dict[str, list[Pair]]:
     """The leaves of each part of the state that there is."""
@@ -89,7 +95,7 @@ def count(pairs: Iterable[Pair]) -> dict[str, int]:
 def grade(pair: Pair) -> str:
   """`equal`; `near`, within the tolerance or a few units in the last place; `far`; or `structure`."""
   if pair.status not in (alignment.WITHIN, alignment.DIFFERENT):
-    return "equal" if pair.status == alignment.EQUAL else "structure"
+    return "equal" if pair.status in _AGREES else "structure"
   found = pair.values
   is_rounding = found.largest_ulp is not None and found.largest_ulp.value <= _NEAR_ULP and not found.not_finite
   return "near" if pair.status == alignment.WITHIN or is_rounding else "far"
@@ -113,8 +119,20 @@ def sections(comparison: Comparison) -> Iterator[tuple[str, list[Pair]]]:
       yield title, some
 
 
+def hints(comparison: Comparison) -> Iterator[str]:
+  """What alone makes most of the leaves differ: another model, another step."""
+  params = comparison.by_part().get(alignment.PARAMS, [])
+  unlike = [pair for pair in params if pair.structure in (alignment.ONLY_A, alignment.ONLY_B, alignment.SHAPE)]
+  if unlike:
+    yield f"Not of one model: {len(unlike):,} of {len(params):,} params are on one side only, or of another shape."
+  for pair in comparison.by_part().get(alignment.STEP, []):
+    if pair.has_values and (first := pair.values.first):
+      yield f"Not of one step: A is of step {first.a}, B of step {first.b}."
+
+
 def head(comparison: Comparison) -> Iterator[tuple[str, str]]:
   """What was compared, and how: titles, each with what is said under it."""
+  yield from (("note", hint) for hint in hints(comparison))
   for side, tree in zip("AB", comparison.trees):
     yield side, f"{tree.path}  ({tree.layout}, {'scanned' if tree.is_scanned else 'not scanned'})"
   yield from (("note", note) for note in comparison.notes)
@@ -135,6 +153,9 @@ def summary(comparison: Comparison) -> str:
   verdict = {"equal": "equal to the bit", "near": "equal within the tolerance", "far": "different"}[comparison.grade]
   differing, elements = comparison.elements()
   leaves = f"{len(comparison.leaves):,} leaves ({counted(comparison.leaves)})"
+  if comparison.is_of_structure:
+    verdict = "of one structure" if comparison.is_accepted else "different"
+    return f"{verdict}: {leaves}, no values compared, in {comparison.seconds:.1f} s"
   return f"{verdict}: {leaves}, {differing:,} of {elements:,} elements differ, in {comparison.seconds:.1f} s"
 
 
@@ -187,9 +208,10 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
       "a": side(comparison.trees[0]),
       "b": side(comparison.trees[1]),
       "tolerance": dataclasses.asdict(tolerance) if tolerance else None,
-      "notes": list(comparison.notes),
+      "notes": [*hints(comparison), *comparison.notes],
       "left_out": [{"/".join(path): reason for path, reason in tree.left_out.items()} for tree in comparison.trees],
       "leaves": len(comparison.leaves),
+      "values_compared": not comparison.is_of_structure,
       "elements": elements,
       "differing": differing,
       "by_part": {part: count(pairs) for part, pairs in comparison.by_part().items()},
