@@ -51,7 +51,7 @@ class ConfigTest(parameterized.TestCase):
   @parameterized.parameters((True,), (False,))
   def test_a_config_gives_arrangement_target_and_release(self, scan_layers):
     done = self.run_command(scan_layers=scan_layers)
-    self.assertEqual(done.returncode, 0, done.stderr)
+    self.assertEqual((done.returncode, done.stderr), (0, ""))  # MaxText and its libraries have their say elsewhere.
     self.assertIn("converted Linen TrainState -> Linen layout of the NNX trainer", done.stdout)
     decoder = converter.load_checkpoint(trainer.checkpoints(self.tmp))["params"]["params"]["decoder"]
     self.assertIn("layers" if scan_layers else "layers_3", decoder)

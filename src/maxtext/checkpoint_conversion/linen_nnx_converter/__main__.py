@@ -86,6 +86,7 @@ def set_up():
   # The command computes nothing: it must not take hold of an accelerator that a training run may be using.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # MaxText imports it, to no use here.
   # glibc's threads share what they free: by default each keeps its own, 0.4 GiB after 4 GiB of streaming.
   with contextlib.suppress(AttributeError, OSError):  # Another C library.
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
