@@ -54,6 +54,20 @@ class OrbaxVariantsTest(util.CheckpointTestCase):
       self.assertEqual((self.tmp / name / "manifest.ocdbt").exists(), use_ocdbt)
       self.assertEqual(json.loads((self.tmp / name / "_METADATA").read_text())["use_zarr3"], use_zarr3)
 
+  @parameterized.parameters(True, False)
+  def test_what_is_streamed_is_compressed_at_the_quicker_level(self, use_zarr3):
+    scanned = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    tree = {"params": {"params": {"decoder": {"layers": {"w": scanned}}}}}
+    source = self.save("source", tree, use_ocdbt=False, use_zarr3=use_zarr3)
+    converter.convert_checkpoint(source, self.tmp / "out", direction="linen_to_linen", scan_layers=False)
+    metadata = self.tmp / "out" / "params.params.decoder.layers_1.w" / ("zarr.json" if use_zarr3 else ".zarray")
+    compression = json.loads(metadata.read_text())
+    if use_zarr3:
+      compression = compression["codecs"][0]["configuration"]["codecs"][-1]["configuration"]
+    self.assertEqual((compression if use_zarr3 else compression["compressor"])["level"], 1)
+    found = ocp.PyTreeCheckpointer().restore(self.tmp / "out")["params"]["params"]["decoder"]
+    np.testing.assert_array_equal(found["layers_1"]["w"], scanned[:, 1])
+
   @pytest.mark.integration
   def test_eight_devices_write_several_chunks_an_array(self):
     """A process of its own, for the number of devices is fixed when JAX starts."""

@@ -21,7 +21,6 @@ our own leaf type, `TargetLeaf`, which let the arrays be written block by block 
 import asyncio
 import base64
 from collections.abc import Callable, Mapping
-import dataclasses
 import fnmatch
 import json
 import os
@@ -32,16 +31,15 @@ from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint._src.metadata import array_metadata
 from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.serialization import ocdbt_utils
-from orbax.checkpoint._src.serialization import tensorstore_utils
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import target_leaf
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import write_specs
 
 Path = abstract_state.Path
 
@@ -206,7 +204,7 @@ class _WritingHandler:
       await info.await_path_creation()
     await self._writes.put_encoded(infos[0].parent_dir)
     streamed = [each for each in zip(values, infos, args) if each[0].is_streamed]
-    specs = {value.path: _write_spec(value, info, arg) for value, info, arg in streamed}
+    specs = {value.path: write_specs.orbax_spec(value, info, arg) for value, info, arg in streamed}
     stores = {}
     for i in range(0, len(streamed), _OPENS_AT_ONCE):
       batch = streamed[i : i + _OPENS_AT_ONCE]
@@ -214,7 +212,7 @@ class _WritingHandler:
       opened = await asyncio.gather(
           *(
               ts.open(
-                  ts.Spec(specs[value.path].json),
+                  ts.Spec(write_specs.tensorstore_spec(specs[value.path])),
                   create=True,
                   open=True,
                   context=info.ts_context,
@@ -261,36 +259,6 @@ class _ArrayHandler(_WritingHandler, ocp.type_handlers.ArrayHandler):
       await asyncio.to_thread((folder / "_sharding").write_text, json.dumps(names))
     await self._metadatas.write(
         checkpoint_dir=folder,
-        array_metadatas=[_array_metadata(v, i, specs.get(v.path)) for v, i in zip(values, infos)],
+        array_metadatas=[write_specs.array_metadata_of(v, i, specs.get(v.path)) for v, i in zip(values, infos)],
         process_index=jax.process_index(),
     )
-
-
-def _array_metadata(value, info, spec) -> array_metadata.ArrayMetadata:
-  """Orbax's array metadata, as it made it for what is streamed."""
-  if spec is not None:
-    return dataclasses.replace(spec.metadata, ext_metadata=value.ext_metadata)
-  return array_metadata.ArrayMetadata(
-      param_name=info.name,
-      shape=value.shape,
-      dtype=value.dtype,
-      write_shape=value.write_shape,
-      chunk_shape=value.chunk_shape,
-      use_ocdbt=info.is_ocdbt_checkpoint,
-      use_zarr3=info.use_zarr3,
-      ext_metadata=value.ext_metadata,
-      **value.compression,
-  )
-
-
-def _write_spec(value, info, args):
-  """Orbax's spec of the array, with the chunks that `value` asks for."""
-  return tensorstore_utils.build_array_write_spec(
-      info=info,
-      arg=args,
-      global_shape=value.shape,
-      local_shape=value.chunk_shape,
-      dtype=value.dtype,
-      use_ocdbt=info.is_ocdbt_checkpoint,
-      process_index=jax.process_index() if info.is_ocdbt_checkpoint else None,
-  )
