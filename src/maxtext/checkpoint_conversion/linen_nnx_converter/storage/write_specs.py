@@ -21,8 +21,8 @@ import jax
 from orbax.checkpoint._src.metadata import array_metadata
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-# Of zstd. Zarr 3 has 3 by default, zarr 2 has 1. Normally distributed weights, bfloat16 and float32, and squares, as Adam's
-# nu has, take the same size with 1 (ratios 1.28, 1.08, 1.08), in half to four fifths of the time. Any level can be read.
+# Of zstd. Zarr 3 has 3 by default, zarr 2 has 1. Normally distributed weights, bfloat16 and float32, and squares, as
+# in Adam's nu, take the same size with 1 (ratios 1.28, 1.08, 1.08), in half to four fifths of the time.
 _LEVEL = 1
 
 
