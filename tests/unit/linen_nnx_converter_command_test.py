@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 
 from absl import logging
 from absl.testing import absltest
@@ -69,6 +70,10 @@ class CommandTest(CommandTestCase):
     )
     self.assertEqual(done.stderr, "")
     self.assertEqual(converter.detect_format(converter.load_checkpoint(self.tmp / "out")), "nnx")
+
+  def test_the_version_is_that_of_the_distribution(self):
+    version = tomllib.loads((util.ROOT / "pyproject.toml").read_text())["project"]["version"]
+    self.assertEqual(call("--version"), (0, f"{version}\n", ""))
 
   def test_main_can_be_called_in_process(self):
     for _ in range(2):  # Flags are parsed anew each time, and absl's own are left alone.

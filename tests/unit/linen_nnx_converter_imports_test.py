@@ -67,7 +67,7 @@ class ImportsTest(parameterized.TestCase):
   @parameterized.parameters(*FILES)
   def test_rooms_import_those_before_them(self, path):
     for module, name in imported(path):
-      if module.startswith(CONVERTER):
+      if module.startswith(CONVERTER) and name != "__version__":
         inside = f"{module}.{name}".removeprefix(f"{CONVERTER}.").split(".")[0]
         self.assertLessEqual(ORDER.index(inside), ORDER.index(room(path)), f"{path.name} imports {module} {name}")
 

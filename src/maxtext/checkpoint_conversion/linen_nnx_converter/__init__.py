@@ -37,6 +37,8 @@ From the command line: `python -m maxtext.checkpoint_conversion.linen_nnx_conver
 
 from etils import epy
 
+__version__ = "0.2.0"
+
 # Imported when they are used: `--help` and an import of this package need neither JAX nor Orbax.
 with epy.lazy_api_imports(globals()):
   # pylint: disable=g-importing-member

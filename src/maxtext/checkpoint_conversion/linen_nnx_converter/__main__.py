@@ -28,12 +28,13 @@ import warnings
 from absl import flags
 from absl import logging
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import __version__
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import flags as flags_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
 
 DONE, REFUSED, VERIFICATION_FAILED, INTERRUPTED = 0, 1, 2, 130  # Exit codes; 0 whenever the target is there.
 
-_OTHER_FLAGS = ("help", "traceback", "h", "verify_only")  # Those that a conversion does not take.
+_OTHER_FLAGS = ("help", "traceback", "h", "verify_only", "version")  # Those that a conversion does not take.
 _CLUSTER_FLAGS = ("coordinator_address", "num_processes", "process_id")
 _WORDS = frozenset({"full", "true", "false", "yes", "no", "t", "f", "y", "n", "1", "0"})  # No names of configs.
 _VERIFY_ONLY_FLAGS = ("verify_only", "target_path", "memory_budget_gib", "traceback")
@@ -102,8 +103,9 @@ def _main(argv, announce) -> int:
     _check_words(values, argv)
   except flags.Error as e:
     return _refuse(e)
-  if values.help:
-    streams.show(flags_lib.USAGE + values.module_help(flags_lib.MODULE), must_be_read=False)
+  if values.help or values.version:
+    said = flags_lib.USAGE + values.module_help(flags_lib.MODULE) if values.help else __version__
+    streams.show(said, must_be_read=False)
     return DONE
   other = [f"--{name}" for name in values if values[name].present and name not in _VERIFY_ONLY_FLAGS] + rest
   if values.verify_only and other:

@@ -21,6 +21,7 @@ from typing import Any
 
 from etils import epath
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import __version__
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
@@ -86,7 +87,7 @@ class Conversion:
         "seconds": round(self.seconds, 3),
         "verified": self.verified,
         "digests": self.digests,
-        "versions": reader.versions(),
+        "versions": {"linen_nnx_converter": __version__} | reader.versions(),
     }
 
   def summary(self) -> str:

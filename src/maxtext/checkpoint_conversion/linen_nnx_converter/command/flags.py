@@ -164,4 +164,5 @@ def _define_running(common):
   flags.DEFINE_integer("process_id", None, "Index of this process.", lower_bound=0, **common)
   flags.DEFINE_boolean("dry_run", False, "Print the plan and write nothing.", **common)
   flags.DEFINE_boolean("traceback", False, "Show the traceback of a failure.", **common)
+  flags.DEFINE_boolean("version", False, "Print the version.", **common)
   flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)
