@@ -45,6 +45,8 @@ class PlanOptions:
       model for `linen_to_nnx` and keeps what is for `nnx_to_nnx`.
     nnx_aux: whether NNX state that is no Param (RNG streams, batch statistics, …) goes along.
     params_only: whether to leave out all but the params collection.
+    weight_dtype: what to cast the Params to, rounding to nearest even; None keeps their dtypes.
+    optimizer_dtype: the same, of what the optimizer keeps of each Param, such as Adam's mu and nu.
   """
 
   direction: Literal["auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx"] = "auto"
@@ -55,6 +57,8 @@ class PlanOptions:
   nnx_values: Literal["boxed", "plain", "all_boxed"] | None = None
   nnx_aux: Literal["keep", "drop"] = "keep"
   params_only: bool = False
+  weight_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+  optimizer_dtype: Literal["bfloat16", "float16", "float32"] | None = None
 
   def __post_init__(self):
     """Checks every value.

@@ -79,6 +79,7 @@ class Conversion:
         "target_layout": str(plan.target_layout),
         "scan_layers": plan.scan_layers,
         "leaves": plan.counts(),
+        "casts": plan.casts(),
         "bytes": sum(self.nbytes.values()),
         "bytes_by_way": {way.name.lower(): nbytes for way, nbytes in self.nbytes.items()},
         "dropped": {"/".join(path): reason for path, reason in plan.dropped.items()},
@@ -100,7 +101,8 @@ class Conversion:
     )
     sizes = ", ".join(f"{_size(nbytes)} {way}" for way, nbytes in self.nbytes.items() if nbytes)
     done = f" in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}" if not self.dry_run else ""
-    more = "".join(f"; {clause}" for clause in (self.resumed, *self.notes) if clause)
+    casts = (f"cast {number} leaves from {dtypes}" for dtypes, number in plan.casts().items())
+    more = "".join(f"; {clause}" for clause in (self.resumed, *casts, *self.notes) if clause)
     return (
         f"{'would convert' if self.dry_run else 'converted'} {plan.source_layout} -> {plan.target_layout}{done}: "
         f"{len(plan.moves)} leaves ({moves}), {sizes}{dropped}{more}"

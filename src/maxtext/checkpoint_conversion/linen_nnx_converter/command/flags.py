@@ -113,6 +113,12 @@ def _define_layout(common):
       **common,
   )
   flags.DEFINE_boolean("params_only", False, "Convert the params alone, without optimizer and step.", **common)
+  for name, what in (
+      ("weight_dtype", "the Params"),
+      ("optimizer_dtype", "the moments of the Params, as Adam's mu and nu"),
+  ):
+    lossy = f"Cast {what} to this dtype, to nearest even. Unset: none is cast."
+    flags.DEFINE_enum(name, None, options.choices(name), lossy, **common)
   flags.DEFINE_boolean(
       "check_model", True, "With a config, compare the target with the installed MaxText's own state first.", **common
   )

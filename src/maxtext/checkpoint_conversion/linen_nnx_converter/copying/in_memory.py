@@ -42,10 +42,15 @@ def _moved(move, leaves, target):
   sources = [leaves[source] for source in move.sources]
   if any(isinstance(source, jax.ShapeDtypeStruct) for source in sources):
     return _moved_struct(move, sources, target)
+  if abstract_state.is_array(target):
+    sources = [_cast(path, source, target.dtype) for path, source in zip(move.sources, sources)]
   if move.kind == "copy":
-    is_cast = abstract_state.is_array(target) and sources[0].dtype != target.dtype
-    return abstract_state.checked_cast(move.sources[0], sources[0], target.dtype) if is_cast else sources[0]
+    return sources[0]
   return _on_bits(lambda arrays: _made(move, dict(zip(move.sources, arrays))), sources)
+
+
+def _cast(path, source, dtype):
+  return source if source.dtype == dtype else abstract_state.checked_cast(path, source, dtype)
 
 
 def _made(move, arrays):
@@ -68,7 +73,7 @@ def _moved_struct(move, sources, target) -> jax.ShapeDtypeStruct:
   """The target leaf: a copied one is the source's, others have its sharding as far as that is a matter of axes."""
   if move.kind == "copy":
     same = sources[0].dtype == target.dtype
-    return sources[0] if same else jax.ShapeDtypeStruct((), target.dtype, sharding=sources[0].sharding)
+    return sources[0] if same else jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=sources[0].sharding)
   sharding = getattr(sources[0], "sharding", None)
   if not isinstance(sharding, jax.sharding.NamedSharding) or any(s.sharding != sharding for s in sources[1:]):
     return target

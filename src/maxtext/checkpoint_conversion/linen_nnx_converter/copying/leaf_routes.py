@@ -112,7 +112,7 @@ def _route(path, move, plan, source) -> Route:
     return Route(Way.STREAMED)
   stored = [source.stored[origin] for origin in move.sources]
   documents = [leaf.document for leaf in stored]
-  if stored[0].dtype != plan.target.leaves[path].dtype or not chunk_keys.keeps_chunks(move, documents):
+  if any(leaf.dtype != plan.target.leaves[path].dtype for leaf in stored) or not chunk_keys.keeps_chunks(move, documents):
     return Route(Way.STREAMED)
   name = ".".join(path)
   renamed = []

@@ -65,7 +65,8 @@ def check_casts(plan: plan_lib.Plan, read: Callable[[Path], Any]):
     if move.kind != "copy" or not abstract_state.is_array(leaf):
       continue
     (source,) = move.sources
-    if plan.source.leaves[source].dtype != leaf.dtype:
+    origin = plan.source.leaves[source]
+    if origin.dtype != leaf.dtype and plan_lib.is_step_cast(origin, leaf):
       abstract_state.checked_cast(source, read(source), leaf.dtype)
 
 

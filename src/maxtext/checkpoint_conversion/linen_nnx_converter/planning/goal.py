@@ -61,6 +61,8 @@ class Goal:
     schedule: how the decoder's layers are written, where its config tells.
     params_only: whether to leave out all but the params collection.
     keeps_nnx_aux: whether NNX state that is no Param goes along.
+    weight_dtype: what the Params are cast to, or None.
+    optimizer_dtype: what the optimizer's moments are cast to, or None.
     adamw_mask: as a `Run` has it.
   """
 
@@ -75,6 +77,8 @@ class Goal:
   schedule: layer_stacks.Schedule | None
   params_only: bool
   keeps_nnx_aux: bool
+  weight_dtype: str | None
+  optimizer_dtype: str | None
   adamw_mask: bool
 
 
@@ -107,6 +111,8 @@ def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run:
       schedule=_schedule(decoder, scan_layers, run.release, reads),
       params_only=options.params_only,
       keeps_nnx_aux=options.nnx_aux == "keep",
+      weight_dtype=options.weight_dtype,
+      optimizer_dtype=options.optimizer_dtype,
       adamw_mask=run.adamw_mask,
   )
 

@@ -17,6 +17,7 @@
 A plan is made from two abstract states and can be printed, checked, inverted and costed before a byte moves.
 """
 
+import collections
 from collections.abc import Iterator, Mapping
 import dataclasses
 import itertools
@@ -32,7 +33,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 Path = abstract_state.Path
 # The first key of a source leaf that no checkpoint has, for it is held in memory: where it is from.
 MADE, FROM_FOLDER = "made by MaxText's model", layouts.FOLDER_STEP[0]
-# The only leaf that changes its dtype is the step, and only among these.
+# The step changes its dtype unasked, among these.
 STEP_DTYPES = frozenset({"int32", "uint32", "int64", "uint64"})
 
 
@@ -75,6 +76,7 @@ class Plan:
       They are kept on record, for the way back.
     scan_layers: what MaxText's `scan_layers` says of the target; None if it has no layer stack.
     source_scan_layers: what it says of the source.
+    cast_to: the dtypes to which leaves are cast on request.
   """
 
   source: abstract_state.AbstractState
@@ -86,6 +88,7 @@ class Plan:
   empty_nodes: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
   scan_layers: bool | None = None
   source_scan_layers: bool | None = None
+  cast_to: frozenset[str] = frozenset()
 
   def parts(self) -> dict[Path, list[Part]]:
     """For every source leaf that the target gets, the parts that it gives."""
@@ -95,8 +98,19 @@ class Plan:
         by_source.setdefault(source, []).append(Part(target, move, number))
     return by_source
 
+  def casts(self) -> dict[str, int]:
+    """How many target leaves are cast on request, from which dtype to which."""
+    if not self.cast_to:
+      return {}
+    found = collections.Counter()
+    for path, move in self.moves.items():
+      leaf, origins = self.target.leaves[path], [self.source.leaves[source] for source in move.sources]
+      if abstract_state.is_array(leaf):
+        found.update({f"{origin.dtype} to {leaf.dtype}" for origin in origins if is_float_cast(origin, leaf)})
+    return dict(found)
+
   def inverse(self) -> "Plan":
-    """The plan that leads back. It exists when nothing is dropped.
+    """The plan that leads back. It exists when nothing is dropped, and nothing is cast.
 
     Raises:
       UnaccountedLeafError: a source leaf is dropped.
@@ -140,12 +154,17 @@ class Plan:
         _check_consumed(path, leaf, consumers.get(path, []), path in self.dropped)
     for path, leaf in self.target.leaves.items():
       if not abstract_state.is_empty(leaf):
-        _check_result(path, leaf, self.moves.get(path), self.source.leaves)
+        _check_result(path, leaf, self.moves.get(path), self.source.leaves, self.cast_to)
 
 
 def is_step_cast(origin: abstract_state.Leaf, leaf: abstract_state.Leaf) -> bool:
   """Whether both are scalars of dtypes that a step has."""
   return origin.shape == leaf.shape == () and {str(origin.dtype), str(leaf.dtype)} <= STEP_DTYPES
+
+
+def is_float_cast(origin: abstract_state.Leaf, leaf: abstract_state.Leaf) -> bool:
+  """Whether they are of two of the dtypes that are cast into each other on request."""
+  return origin.dtype != leaf.dtype and {str(origin.dtype), str(leaf.dtype)} <= abstract_state.FLOATS
 
 
 def is_held(source: Path) -> bool:
@@ -222,7 +241,7 @@ def _check_consumed(path, leaf, parts, is_dropped):
     )
 
 
-def _check_result(path, leaf, move, sources):
+def _check_result(path, leaf, move, sources, cast_to):
   """A move yields the shape and dtype of its target leaf."""
   if move is None:
     raise errors.UnaccountedLeafError(path, "a source leaf", "none")
@@ -235,7 +254,8 @@ def _check_result(path, leaf, move, sources):
     shape = move.shape(origin.shape, source)
     if shape != tuple(leaf.shape):
       raise _result_error(path, f"shape {tuple(leaf.shape)}", f"{shape} made of {'/'.join(source)}")
-    if origin.dtype != leaf.dtype and not (move.kind == "copy" and is_step_cast(origin, leaf)):
+    is_asked_for = str(leaf.dtype) in cast_to and is_float_cast(origin, leaf)
+    if origin.dtype != leaf.dtype and not is_asked_for and not (move.kind == "copy" and is_step_cast(origin, leaf)):
       raise _result_error(path, f"dtype {leaf.dtype}", f"{origin.dtype} of {'/'.join(source)}")
 
 

@@ -15,7 +15,7 @@
 """Plans a conversion from the source's abstract state. Every refusal that metadata can decide happens here.
 
 The passes: `read` what the source is; `goal.set_goal`; `select` the leaves that go along; `arrange` their layers;
-`target_state.build` the target of them. Each takes the values of those before it.
+`casts.cast` what is asked for; `target_state.build` the target of them. Each takes the values of those before it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,6 +26,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.layers import arrangement
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_finding
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import casts
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import goal as goal_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import target_state
@@ -66,6 +67,7 @@ def plan_conversion(
   source = read(state, layout, params_only=goal.params_only)
   selected = select(source, goal)
   arranged, before, after = arrange(source, selected, goal)
+  arranged = casts.cast(arranged, goal, selected.paths)
   target, moves, nodes = target_state.build(source, selected, goal, arranged, empty_nodes or {})
   flag = layer_stacks.is_scanned(after, [item.variable.path for item in arranged])
   plan = plan_lib.Plan(
@@ -77,6 +79,7 @@ def plan_conversion(
       target_layout=goal.layout,
       empty_nodes=nodes,
       scan_layers=goal.scan_layers if flag is None and goal.schedule is not None else flag,
+      cast_to=frozenset(filter(None, (goal.weight_dtype, goal.optimizer_dtype))),
       source_scan_layers=layer_stacks.is_scanned(before, [it.path for it in selected.paths if isinstance(it, Variable)]),
   )
   plan.validate()

@@ -29,6 +29,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 Path = tuple[str, ...]
 
+# The dtypes that are cast into each other on request.
+FLOATS = frozenset({"bfloat16", "float16", "float32"})
 _MOST_LEVELS = 100  # Deeper trees exhaust the stacks of Python, Orbax and JAX. MaxText's have up to 15.
 
 # A `jax.ShapeDtypeStruct`; a Python scalar or string, as it is; or an empty node: None, {}, [] or ().
@@ -60,11 +62,14 @@ def is_array(leaf: Any) -> bool:
 
 
 def checked_cast(path: Path, value: Any, dtype: np.dtype) -> Any:
-  """Casts the step.
+  """Casts the step, or floats among `FLOATS`: to the nearest, of two the even one; NaNs stay NaNs, of their sign.
 
   Raises:
-    StepError: `dtype` cannot hold the value.
+    StepError: `dtype` cannot hold the step.
+    OptionError: a finite number would become infinite.
   """
+  if str(dtype) in FLOATS:
+    return _cast_floats(path, value, dtype)
   limits = np.iinfo(dtype)
   if not limits.min <= int(value) <= limits.max:
     raise errors.StepError(
@@ -74,6 +79,21 @@ def checked_cast(path: Path, value: Any, dtype: np.dtype) -> Any:
         "The checkpoint is damaged, or its step is of an unknown kind.",
     )
   return value.astype(dtype)
+
+
+def _cast_floats(path, value, dtype):
+  """Casts by NumPy: XLA's CPU flushes the least numbers to zero."""
+  array = np.asarray(value)
+  with np.errstate(over="ignore", invalid="ignore"):  # Of which the next lines tell.
+    cast = array.astype(dtype)
+  if (lost := np.isinf(cast) & np.isfinite(array)).any():
+    raise errors.OptionError(
+        path,
+        f"numbers that {dtype} can hold, of at most {float(jax.numpy.finfo(dtype).max):.4g}",
+        f"{array[lost].ravel()[0]}",
+        "Cast to another dtype.",
+    )
+  return jax.device_put(cast, value.sharding) if isinstance(value, jax.Array) else cast
 
 
 def flatten(tree: Any) -> AbstractState:

@@ -26,6 +26,7 @@ import numpy as np
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import rounding
 
 Path = abstract_state.Path
 Open = Callable[[Path], Awaitable[Any]]
@@ -187,8 +188,11 @@ async def _verify_part(part, target, box, data, on_equal):
   except ValueError as e:  # What TensorStore raises for a chunk that cannot be read.
     errors.check_access(part.target, e)
     raise _failure(part.target, "chunks that can be read", errors.one_line(e)) from e
-  # The step is the only leaf whose dtype may differ; its value may not.
-  _compare(part.target, found, expected.astype(found.dtype) if found.shape == () else expected, place)
+  if found.dtype != expected.dtype and {str(found.dtype), str(expected.dtype)} <= abstract_state.FLOATS:
+    _compare_rounded(part.target, found, expected, place)
+  else:
+    # Of all others only the step's dtype may differ; its value may not.
+    _compare(part.target, found, expected.astype(found.dtype) if found.shape == () else expected, place)
   if on_equal:
     await asyncio.to_thread(on_equal, part.target, tuple(place), found)
 
@@ -221,8 +225,20 @@ def _compare(path, found, expected, place):
   as_bytes = lambda array: array.reshape(array.size, 1).view(np.uint8)
   different = int(np.argmax((as_bytes(found) != as_bytes(expected)).any(axis=1)))
   inside = np.unravel_index(different, found.shape)
-  index = tuple(int(start + offset) for (start, _), offset in zip(place, inside))
-  raise _failure(path, f"{expected[inside]} at index {index}", f"{found[inside]}")
+  raise _failure(path, f"{expected[inside]} at index {_index(place, inside)}", f"{found[inside]}")
+
+
+def _compare_rounded(path, found, source, place):
+  """Compares numbers that were cast on request with those that they were."""
+  different = rounding.first_difference(found, source)
+  if different is not None:
+    inside = np.unravel_index(different, found.shape)
+    number = rounding.rounded(rounding.exact(source[inside].reshape(1)), str(found.dtype))[0]
+    raise _failure(path, f"{number:.9g} at index {_index(place, inside)}, for {source[inside]}", f"{found[inside]}")
+
+
+def _index(place, inside) -> tuple[int, ...]:
+  return tuple(int(start + offset) for (start, _), offset in zip(place, inside))
 
 
 def _failure(path, expected, found) -> errors.VerificationError:
