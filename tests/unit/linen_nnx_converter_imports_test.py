@@ -25,6 +25,7 @@ ROOT = util.ROOT / "src" / "maxtext" / "checkpoint_conversion" / "linen_nnx_conv
 # Each imports those before it alone; modules of one room may import each other.
 ORDER = (
     "errors",
+    "folding",
     "options",
     "state",
     "layers",
@@ -41,7 +42,7 @@ ORDER = (
     "__main__",
 )
 IO = ("os", "io", "pathlib", "shutil", "asyncio", "tensorstore", "orbax", "etils")
-KNOW_NO_IO = ("errors", "options", "state", "layers", "planning")
+KNOW_NO_IO = ("errors", "folding", "options", "state", "layers", "planning")
 
 
 def imported(path) -> list[tuple[str, str]]:

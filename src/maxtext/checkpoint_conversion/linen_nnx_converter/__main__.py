@@ -206,6 +206,7 @@ def _converted(values, config_arguments, told) -> list[str]:
   import jax
 
   from maxtext.checkpoint_conversion.linen_nnx_converter import conversion
+  from maxtext.checkpoint_conversion.linen_nnx_converter import folding
   from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 
   if values.coordinator_address:
@@ -214,7 +215,7 @@ def _converted(values, config_arguments, told) -> list[str]:
   options = {name: values[name].value for name in values if name not in (*_OTHER_FLAGS, *_CLUSTER_FLAGS)}
   config = run_config.load(config_arguments) if config_arguments else None
   done = conversion.convert_checkpoint(**options, config=config, progress=told)
-  return [*(done.lines() if done.dry_run else ()), done.summary()]
+  return [*(folding.fold(done.lines()) if done.dry_run else ()), done.summary()]
 
 
 def _failed(e: Exception, values, place) -> int:

@@ -1,0 +1,134 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The command: flags, printing and exit codes, nothing else."""
+
+from collections.abc import Iterable, Sequence
+import json
+import os
+import signal
+import sys
+
+from absl import flags
+from absl import logging
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import __version__
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
+
+_MODULE = "linen_nnx_inspector"
+
+DONE, REFUSED, INTERRUPTED = 0, 2, 130  # Exit codes: all is answered; something is not; a stop.
+
+USAGE = """Says what MaxText checkpoints are: layout, step, weights, optimizer, layers, storage, which MaxText reads them.
+
+usage: python -m maxtext.checkpoint_conversion.linen_nnx_inspector PATH [PATH …] [flags]
+
+A PATH is a checkpoints folder (its latest step), a step, an items folder, or a pytree's folder. Only metadata is read.
+Exit codes: 0 all was answered; 2 something was not, with one line that says why.
+"""
+
+
+def define_flags() -> flags.FlagValues:
+  """The command's flags, in a registry of their own so that `main` can be called in-process."""
+  values = flags.FlagValues()
+  values.set_gnu_getopt(True)  # Flags may follow the paths.
+  common = {"flag_values": values, "module_name": _MODULE}
+  flags.DEFINE_boolean("tree", False, "Print every leaf; layers that are alike are one line.", **common)
+  flags.DEFINE_boolean(
+      "steps", False, "Print the steps of a checkpoints folder, with sizes, and whether each is whole.", **common
+  )
+  flags.DEFINE_boolean("json", False, "Print one JSON document.", **common)
+  flags.DEFINE_boolean("version", False, "Print the version.", **common)
+  flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)
+  return values
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command.
+
+  Args:
+    argv: the program's name and its arguments.
+
+  Returns:
+    The exit code: 0 all was answered, 2 something was not, 130 interrupted.
+  """
+  values = define_flags()
+  try:
+    paths = values(list(sys.argv if argv is None else argv))[1:]
+  except flags.Error as e:
+    return _refuse(e)
+  if values.help or values.version:
+    streams.show(USAGE + values.module_help(_MODULE) if values.help else __version__, must_be_read=False)
+    return DONE
+  if not paths:
+    return _refuse("expected a checkpoint, found none. Run with --help.")
+  try:
+    return _answer(values, paths)
+  except KeyboardInterrupt:
+    _refuse("interrupted.")
+    return INTERRUPTED
+
+
+def console_main() -> None:
+  """The entry point of the console script."""
+  streams.open_closed()
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # It must not take hold of an accelerator that a run may be using.
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
+  logging.set_verbosity(logging.FATAL)  # What goes wrong is said once.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
+  code = main(sys.argv)
+  streams.settle()
+  sys.exit(code)
+
+
+def _answer(values, paths) -> int:
+  """Inspects each path, prints what was found, and returns the exit code."""
+  # pylint: disable=import-outside-toplevel
+  from maxtext.checkpoint_conversion.linen_nnx_inspector import inspection
+  from maxtext.checkpoint_conversion.linen_nnx_inspector import steps
+  from maxtext.checkpoint_conversion.linen_nnx_inspector import text
+
+  look = steps.listed if values.steps else inspection.inspect_checkpoint
+  found, code = [], DONE
+  for path in paths:
+    try:
+      found.append(look(path))
+    except errors.ConversionError as e:
+      code = _refuse(str(e).replace("--source_path", "PATH"))
+    except OSError as e:
+      code = _refuse(f"{path}: {errors.one_line(e)}")
+  if any(getattr(each, "problems", ()) for each in found):
+    code = REFUSED
+  if values.json:
+    documents = [each.as_json() if values.steps else text.as_json(each) for each in found]
+    _print([json.dumps({"schema": text.SCHEMA, "found": documents}, indent=2, ensure_ascii=False, default=str)])
+    return code
+  for number, each in enumerate(found):
+    of_each = each.lines() if values.steps else text.lines(each, tree=values.tree)
+    _print([*([""] if number else ()), *of_each])
+  return code
+
+
+def _print(lines: Iterable[str]):
+  streams.show("\n".join(lines), must_be_read=False)
+
+
+def _refuse(message: object) -> int:
+  streams.tell(f"{_MODULE}: {message}")
+  return REFUSED
+
+
+if __name__ == "__main__":
+  console_main()
