@@ -95,6 +95,14 @@ class ReleaseTest(GoldenTestCase):
       util.plan_conversion(source, scan_layers=True, **options)
     self.assert_state(util.plan_conversion(source, scan_layers=False, **options), source)
 
+  def test_chunks_are_not_left_where_a_config_has_unscanned_layers(self):
+    source = read(golden("0.2.4") / "engram.ondisk.scanned.txt", only_params=True)
+    decoder = decoder_of(config("0.2.4", "engram"), known_order=False)
+    options = {"decoder": decoder, "release": (0, 2, 4), "trainer": "nnx"}
+    with self.assertRaisesRegex(errors.LayerStackError, "expected layers whose order is known, found those of engram's"):
+      util.plan_conversion(source, scan_layers=False, **options)
+    self.assert_state(util.plan_conversion(source, scan_layers=True, **options), source)
+
   def test_a_routing_bias_in_layers_of_unknown_order_is_refused(self):
     source = read(golden("0.2.4") / "deepseek3.ondisk.scanned.txt", only_params=True)
     decoder = decoder_of(config("0.2.4", "deepseek3"), known_order=False)

@@ -135,7 +135,7 @@ def arrange(
       before,
       path_of,
       keeps_pipelines=goal.keeps_pipelines and not has_schedule,
-      keeps_chunks=goal.keeps_pipelines or (goal.scan_layers is not False and not has_schedule),
+      keeps_chunks=goal.scan_layers is not False and not has_schedule,
   )
   after = arrangement.target_schedule(
       before, goal.scan_layers, goal.layer_naming, goal.schedule, keeps_pipelines=goal.keeps_pipelines
