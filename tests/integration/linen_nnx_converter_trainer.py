@@ -51,9 +51,17 @@ TINY = {
 
 
 def train(folder: pathlib.Path, python: str = "MAXTEXT_PYTHON", **config) -> dict[int, tuple[str, str]]:
-  """Runs MaxText's trainer, and returns what it printed of each step: loss and perplexity.
+  """Runs MaxText's trainer, as `run` does, and returns what it printed of each step: loss and perplexity."""
+  output = run("maxtext.trainers.pre_train.train", folder, python, **config)
+  found = re.findall(r"completed step: (\d+),.*? loss: (\S+),.* perplexity: (\S+)", output)
+  return {int(step): (loss.strip(","), perplexity) for step, loss, perplexity in found}
+
+
+def run(module: str, folder: pathlib.Path, python: str = "MAXTEXT_PYTHON", **config) -> str:
+  """Runs one of MaxText's commands, and returns what it printed.
 
   Args:
+    module: the command.
     folder: where it writes its checkpoints.
     python: the environment variable that names a Python with MaxText's trainer.
     **config: MaxText's settings.
@@ -62,7 +70,7 @@ def train(folder: pathlib.Path, python: str = "MAXTEXT_PYTHON", **config) -> dic
   find = "import importlib.util as u; print(u.find_spec('maxtext').submodule_search_locations[0])"
   package = subprocess.run([python, "-c", find], capture_output=True, text=True, check=True).stdout.strip()
   settings = TINY | {"base_output_directory": folder} | config
-  command = [python, "-m", "maxtext.trainers.pre_train.train", f"{package}/configs/base.yml"]
+  command = [python, "-m", module, f"{package}/configs/base.yml"]
   done = subprocess.run(
       command + [f"{name}={value}" for name, value in settings.items()],
       capture_output=True,
@@ -72,8 +80,7 @@ def train(folder: pathlib.Path, python: str = "MAXTEXT_PYTHON", **config) -> dic
   )
   output = done.stdout + done.stderr
   assert done.returncode == 0, output[-5000:]
-  found = re.findall(r"completed step: (\d+),.*? loss: (\S+),.* perplexity: (\S+)", output)
-  return {int(step): (loss.strip(","), perplexity) for step, loss, perplexity in found}
+  return output
 
 
 def checkpoints(folder: pathlib.Path) -> pathlib.Path:

@@ -198,7 +198,8 @@ def _step(checkpoint, roles, of_folder) -> int | None:
 def _optimizer(leaves, roles) -> str | None:
   """The optimizer's states, and its params-like subtrees."""
   moments = collections.Counter("/".join(r.subtree) for r in roles.values() if isinstance(r, Variable) and r.subtree)
-  others = {r.path: leaves[path] for path, r in roles.items() if isinstance(r, leaf_roles.OptimizerLeaf)}
+  states = {path: role for path, role in roles.items() if isinstance(role, leaf_roles.OptimizerLeaf)}
+  others = {role.path: leaves[path] for path, role in states.items() if not abstract_state.is_empty(leaves[path])}
   paths = {*others, *(tuple(name.split("/")) for name in moments)}
   fields = {path[:-1]: frozenset(p[-1] for p in paths if p[:-1] == path[:-1]) for path in paths if path}
   names = {name for found in fields.values() for known, name in _OPTIMIZERS.items() if known <= found}

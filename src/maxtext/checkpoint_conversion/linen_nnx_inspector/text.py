@@ -54,7 +54,8 @@ def _facts(found) -> Iterator[tuple[str, str]]:
     if said is not None:
       yield title, said
   if readers := [f"{reader.release} ({reader.trainer})" for reader in found.readers if reader.as_it_is]:
-    yield "read by", f"{', '.join(readers)}, as far as the tree tells"
+    how = "as far as the tree tells" if any(part == "step" for part, _ in found.amounts) else "by load_parameters_path"
+    yield "read by", f"{', '.join(readers)}, {how}"
   yield from ((reader.release, f"{reader.trainer}: {_way(reader)}") for reader in found.readers if not reader.as_it_is)
   if found.record:
     yield "made from", _origin(found.record)
