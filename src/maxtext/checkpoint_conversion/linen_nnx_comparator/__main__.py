@@ -18,11 +18,9 @@ from collections.abc import Sequence
 import dataclasses
 import json
 import os
-import signal
 import sys
 
 from absl import flags
-from absl import logging
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import __version__
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -105,15 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def console_main() -> None:
   """The entry point of the console script."""
-  streams.open_closed()
-  # The command computes nothing on an accelerator that a training run may be using.
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
-  logging.set_verbosity(logging.FATAL)  # What goes wrong is said once, by `main`.
-  signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
-  code = main(sys.argv)
-  streams.settle()
-  sys.exit(code)
+  streams.run(main)
 
 
 def _compare(values, paths, axes) -> int:

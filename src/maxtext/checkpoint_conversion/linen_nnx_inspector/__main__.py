@@ -16,12 +16,9 @@
 
 from collections.abc import Iterable, Sequence
 import json
-import os
-import signal
 import sys
 
 from absl import flags
-from absl import logging
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import __version__
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -83,14 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def console_main() -> None:
   """The entry point of the console script."""
-  streams.open_closed()
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # It must not take hold of an accelerator that a run may be using.
-  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
-  logging.set_verbosity(logging.FATAL)  # What goes wrong is said once.
-  signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
-  code = main(sys.argv)
-  streams.settle()
-  sys.exit(code)
+  streams.run(main)
 
 
 def _answer(values, paths) -> int:

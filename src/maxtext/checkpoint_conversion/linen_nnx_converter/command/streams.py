@@ -18,11 +18,28 @@ What is on the disk decides the exit code. So a stream that cannot take a text i
 take goes to standard error, and what that cannot take is lost.
 """
 
+from collections.abc import Callable, Sequence
 import contextlib
 import errno
 import os
+import signal
 import sys
 from typing import TextIO
+
+from absl import logging
+
+
+def run(main: Callable[[Sequence[str]], int]) -> None:
+  """Runs a command that only reads, in a process of its own, and exits with its code."""
+  open_closed()
+  # It must not take hold of an accelerator that a training run may be using.
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
+  logging.set_verbosity(logging.FATAL)  # What goes wrong is said once, by `main`.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
+  code = main(sys.argv)
+  settle()
+  sys.exit(code)
 
 
 def open_closed() -> None:
