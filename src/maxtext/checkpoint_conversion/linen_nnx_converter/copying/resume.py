@@ -38,6 +38,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_sta
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import leaf_metadata
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
@@ -226,7 +227,8 @@ def _keys(path, leaf: target_leaf.TargetLeaf, text: bytes) -> list[str]:
   """The keys of a leaf's chunks; none if its zarr metadata are not those of the wanted leaf."""
   try:
     document = json.loads(text)
-    if (chunk_keys.shape(document), chunk_keys.chunk_shape(document)) != (leaf.shape, leaf.chunk_shape):
+    found = chunk_keys.shape(document), chunk_keys.chunk_shape(document), leaf_metadata.dtype(document)
+    if found != (leaf.shape, leaf.chunk_shape, leaf.dtype):
       return []
     return [f"{'.'.join(path)}/{chunk_keys.key(document, index)}" for index in chunk_keys.grid(document)]
   except (ValueError, KeyError, TypeError, AttributeError):
