@@ -24,6 +24,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as p
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 
 Path = abstract_state.Path
@@ -79,7 +80,7 @@ def choose(
     PathCollisionError: two target leaves have the same name in storage.
     TargetError: the name of one is too long for a file.
   """
-  _check_chunks(plan, source)
+  opening.check_chunks(source, plan.parts())
   _check_names(plan, source)
   routes = {}
   for path, move in plan.moves.items():
@@ -140,20 +141,6 @@ def _has_dead_bytes(routes, index, lengths) -> bool:
   live = sum(value.nbytes for _, value in _referenced(routes, index) if value.inline is None)
   total = sum(lengths[file] for file in data_files(routes, index))
   return total - live > max(_DEAD_SHARE * live, _DEAD_BYTES)
-
-
-def _check_chunks(plan, source):
-  """Checks that no chunk of a leaf that the target gets is absent, unless it may be."""
-  if not source.has_all_chunks:
-    return
-  for path in plan.parts():
-    if path not in source.stored or plan_lib.is_held(path):
-      continue
-    document, name = source.stored[path].document, source.stored[path].name
-    for index in chunk_keys.grid(document):
-      key = f"{name}/{chunk_keys.key(document, index)}"
-      if key not in source.index.values:
-        raise errors.DamagedSourceError(path, f"its chunk at {key}", "no such key")
 
 
 def _check_names(plan, source):

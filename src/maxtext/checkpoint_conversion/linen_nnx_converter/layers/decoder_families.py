@@ -128,7 +128,7 @@ BLOCK_MARKS = {
 }
 
 # NNX numbered its layers under integer keys, and had no pipelines, until this release.
-_FLAT_NNX_SINCE = (0, 2, 4)
+FLAT_NNX_SINCE = (0, 2, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,7 @@ def for_release(decoder: Decoder, release: Release) -> Decoder:
   """The decoder, whose order is unknown if the release has no such block or this table has not."""
   is_known = DECODER_BLOCKS.get(decoder.block, release + (1,)) <= release
   if decoder.pipeline:  # MaxText pipelines whole blocks, or layers of one kind where the model's are of several.
-    is_known &= release >= _FLAT_NNX_SINCE and not any(decoder.block in row.decoder_blocks for row in ROWS)
+    is_known &= release >= FLAT_NNX_SINCE and not any(decoder.block in row.decoder_blocks for row in ROWS)
   return dataclasses.replace(decoder, known_order=decoder.known_order and is_known)
 
 
@@ -241,7 +241,7 @@ def schedule(decoder: Decoder, scan_layers: bool, trainer: str, release: Release
   if dense is not None:
     return tuple(_deepseek(decoder, scan_layers, trainer, release))
   if not scan_layers:
-    naming = layer_stacks.NESTED if trainer == "nnx" and release < _FLAT_NNX_SINCE else layer_stacks.FLAT
+    naming = layer_stacks.NESTED if trainer == "nnx" and release < FLAT_NNX_SINCE else layer_stacks.FLAT
     return layer_stacks.unscanned(_LAYERS, decoder.num_layers, naming)
   blocks = _blocks(decoder.block, trainer, release)
   return tuple(_in_blocks(decoder, blocks)) if blocks else layer_stacks.plain(_LAYERS, decoder.num_layers)
@@ -260,7 +260,7 @@ def _deepseek(decoder, scan_layers, trainer, release) -> Iterator[LayerStack]:
   for group, count in counts.items():
     if scan_layers:
       yield from layer_stacks.plain(group, count) if count else ()
-    elif not (trainer == "nnx" and release < _FLAT_NNX_SINCE):
+    elif not (trainer == "nnx" and release < FLAT_NNX_SINCE):
       yield from layer_stacks.unscanned(group, count, layer_stacks.FLAT)
     elif group == dense:
       yield from (LayerStack(("decoder", f"dense_layer_{n}"), dense, n) for n in range(count))

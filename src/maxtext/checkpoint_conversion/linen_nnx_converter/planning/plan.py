@@ -254,8 +254,9 @@ def _check_result(path, leaf, move, sources, cast_to):
     shape = move.shape(origin.shape, source)
     if shape != tuple(leaf.shape):
       raise _result_error(path, f"shape {tuple(leaf.shape)}", f"{shape} made of {'/'.join(source)}")
-    is_asked_for = str(leaf.dtype) in cast_to and is_float_cast(origin, leaf)
-    if origin.dtype != leaf.dtype and not is_asked_for and not (move.kind == "copy" and is_step_cast(origin, leaf)):
+    if origin.dtype == leaf.dtype or (str(leaf.dtype) in cast_to and is_float_cast(origin, leaf)):
+      continue
+    if not (move.kind == "copy" and is_step_cast(origin, leaf)):
       raise _result_error(path, f"dtype {leaf.dtype}", f"{origin.dtype} of {'/'.join(source)}")
 
 

@@ -39,7 +39,7 @@ STATE_ITEMS = ("state", "pytree", "default")
 METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
 _PROCESS_METADATA = "process_metadata"
-_TEMPORARY = ".orbax-checkpoint-tmp"
+TEMPORARY = ".orbax-checkpoint-tmp"
 # Files of a step folder that are no items: Orbax writes them anew.
 STEP_FILES = frozenset({STEP_METADATA, "commit_success.txt"})
 
@@ -158,7 +158,7 @@ def find_source(path: str | os.PathLike[str]) -> Location:
   source_files.check_readable(path)  # What cannot be read does not exist, for epath.
   if not path.exists():
     raise errors.SourceNotFoundError(path, "a checkpoint", "nothing", "Check --source_path.")
-  if _TEMPORARY in os.fspath(path):
+  if TEMPORARY in os.fspath(path):
     raise _unfinished(path, "one of Orbax's temporary folders")
   for folder in (path, path.parent):
     _refuse_local(folder)
@@ -169,14 +169,14 @@ def find_source(path: str | os.PathLike[str]) -> Location:
   children = sorted(remote_files.children(path)) if path.is_dir() else []
   if split := _split_items(path, {child.name for child in children}):
     return Location(path, path, split)
-  items = [child for child in children if (child / METADATA).exists() and _TEMPORARY not in child.name]
+  items = [child for child in children if (child / METADATA).exists() and TEMPORARY not in child.name]
   if items:
     return Location(_the_item(path, items), path)
   if steps := [child for child in children if is_step(child.name) and child.is_dir()]:
     return find_source(max(steps, key=lambda step: int(step.name)))
   for child in children:
     source_files.check_readable(child)
-  if unfinished := next((p for p in children if _TEMPORARY in p.name or p.name in (ITEMS, "manifest.ocdbt", "d")), None):
+  if unfinished := next((p for p in children if TEMPORARY in p.name or p.name in (ITEMS, "manifest.ocdbt", "d")), None):
     raise _unfinished(path, f"no {METADATA}, but {unfinished.name}")
   raise errors.NotACheckpointError(
       path,

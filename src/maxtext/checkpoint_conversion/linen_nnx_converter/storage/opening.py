@@ -14,7 +14,7 @@
 
 """Opens the checkpoint at a location, be it one pytree or several; restores and saves whole trees."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import dataclasses
 from typing import Any
 
@@ -23,8 +23,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import leaf_metadata
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
@@ -95,6 +98,38 @@ class SplitCheckpoint(reader.Checkpoint):
     """Reads the value of a key: an encoded chunk, or zarr metadata."""
     name, _, inner = key.partition("/")
     return await self._items[name].read_value(inner)
+
+
+def chunks(checkpoint: reader.Checkpoint, paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+  """The keys of all chunks that the arrays at `paths` may have, each with its leaf. Those held in memory have none."""
+  names = set(leaf_metadata.array_names(checkpoint.index))
+  for path in paths:
+    if path in checkpoint.stored and checkpoint.stored[path].name in names:
+      leaf = checkpoint.stored[path]
+      yield from ((path, f"{leaf.name}/{chunk_keys.key(leaf.document, at)}") for at in chunk_keys.grid(leaf.document))
+
+
+def check_chunks(checkpoint: reader.Checkpoint, paths: Iterable[Path]):
+  """Checks that no chunk of the arrays at `paths` is absent, unless it may be.
+
+  Raises:
+    DamagedSourceError: one is.
+  """
+  if checkpoint.has_all_chunks:
+    for path, key in chunks(checkpoint, paths):
+      if key not in checkpoint.index.values:
+        raise errors.DamagedSourceError(path, f"its chunk at {key}", "no such key")
+
+
+def check_whole(checkpoint: reader.Checkpoint):
+  """Checks, without reading them, that the chunks of all arrays and the data files that hold them are there.
+
+  Raises:
+    DamagedSourceError: one is missing, or a file is too short.
+  """
+  check_chunks(checkpoint, checkpoint.stored)
+  if checkpoint.use_ocdbt:  # Else each value is a file that was just listed.
+    ocdbt_index.file_lengths(checkpoint.directory, checkpoint.index)
 
 
 def restore(directory: epath.Path) -> Any:

@@ -29,6 +29,11 @@ GRADIENTS = "accumulated_grads"  # The item that holds the gradients of a step t
 _COUNT = "micro_step_count"
 
 
+def is_engine(custom_metadata: Mapping[str, Any]) -> bool:
+  """Whether MaxText's training engine wrote a step with this custom metadata."""
+  return _COUNT in custom_metadata
+
+
 def under_way(items: Collection[str], custom_metadata: Mapping[str, Any]) -> str:
   """What tells that a step was under way when it was saved; "" of a complete one.
 
