@@ -24,8 +24,10 @@ import sys
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import jax
 import linen_nnx_converter_util as util
 import numpy as np
+import optax
 import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
@@ -34,31 +36,52 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 LINEN = """\
 …/maxtext-0.2.4/linen_scan/2/items
-  layout     Linen TrainState
-  step       3
-  params     12 leaves: 57,632 float32; 0.2 MiB
-  optimizer  26 leaves: 2 int32, 115,264 float32; 0.4 MiB
-  layers     decoder/layers: 4 scanned
-  moments    adam: 0/mu of 12 leaves, 0/nu of 12 leaves
-  storage    OCDBT, zarr 3: 39 chunks in 4 files, 0.6 MiB
-  read by    0.2.3 (linen), 0.2.3 (nnx), 0.2.4 (linen), 0.2.4 (nnx), 0.2.5 (nnx), as far as the tree tells
+  layout      Linen TrainState
+  step        3
+  params      12 leaves: 57,632 float32; 225.1 KiB
+  opt_state   26 leaves: 2 int32, 115,264 float32; 450.3 KiB
+  optimizer   adam: 0/{count, mu, nu}, 2/{count}
+  layers      decoder/layers: 4 scanned along axis 1
+  storage     OCDBT, zarr 3: 39 chunks in 5 files; 572.8 KiB
+  read by     0.2.3 (linen), 0.2.3 (nnx), 0.2.4 (linen), 0.2.4 (nnx), 0.2.5 (nnx), as far as the tree tells
 """
 NNX = """\
 …/maxtext-main-2026-05-14/nnx_unscan/2/items
-  layout     NNX TrainStateNNX, plain
-  step       3
-  params     39 leaves: 57,632 float32; 0.2 MiB
-  nnx_aux    60 leaves: 150 uint32; 0.0 MiB
-  optimizer  80 leaves: 2 int32, 115,264 float32; 0.4 MiB
-  rngs       60 leaves
-  layers     decoder/layers: 4 one by one
-  moments    adam: 0/mu of 39 leaves, 0/nu of 39 leaves
+  layout      NNX TrainStateNNX, plain
+  step        3
+  params      39 leaves: 57,632 float32; 225.1 KiB
+  nnx_aux     60 leaves: 150 uint32; 600 bytes
+  opt_state   80 leaves: 2 int32, 115,264 float32; 450.3 KiB
+  optimizer   adam: 0/{count, mu, nu}, 2/{count}
+  rngs        60 leaves: aqt, dropout, params
+  layers      decoder/layers: 4 unscanned
+  storage     OCDBT, zarr 3: 180 chunks in 4 files; 578.9 KiB
+  0.2.3 linen CONVERT --maxtext_release=0.2.3
+  0.2.3 nnx   CONVERT --maxtext_release=0.2.3 CONFIG
+  0.2.4 linen CONVERT --maxtext_release=0.2.4
+  0.2.4 nnx   CONVERT --maxtext_release=0.2.4 CONFIG
+  0.2.5 nnx   CONVERT --maxtext_release=0.2.5
 """
 TUNIX = """\
-…/tunix/sft/4
-  layout     Tunix, boxed everywhere
-  step       4
+…/tunix/rl/4
+  layout      Tunix, boxed everywhere
+  step        4
+  params      12 leaves: 47,328 bfloat16; 92.4 KiB
+  nnx_aux     12 leaves: 36 uint32; 144 bytes
+  opt_state   29 leaves: 3 int32, 94,657 bfloat16, 1 uint32; 184.9 KiB
+  optimizer   adam: opt_state/{count}, opt_state/hyperparams/{learning_rate}, \
+opt_state/hyperparams_states/learning_rate/{count}, opt_state/inner_state/1/0/{count, mu, nu}, {step}
+  rngs        12 leaves: aqt, dropout, params
+  layers      decoder/layers: 3 scanned along axis 1
+  storage     OCDBT, zarr 2: 53 chunks in 6 files; 191.3 KiB
+  0.2.3 linen CONVERT --maxtext_release=0.2.3
+  0.2.3 nnx   CONVERT --maxtext_release=0.2.3 CONFIG
+  0.2.4 linen CONVERT --maxtext_release=0.2.4
+  0.2.4 nnx   CONVERT --maxtext_release=0.2.4 CONFIG
+  0.2.5 nnx   CONVERT --maxtext_release=0.2.5
 """
+CONFIG = "base.yml model_name=… enable_nnx=True pure_nnx=True pure_nnx_decoder=True"
+LINEN_SCAN = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
 
 
 def call(*args):
@@ -69,15 +92,22 @@ def call(*args):
   return code, out.getvalue().replace(str(util.FIXTURES), "…"), err.getvalue()
 
 
+def largest_file(folder):
+  """The data file that holds most."""
+  return max((path for path in folder.rglob("d/*")), key=lambda path: path.stat().st_size)
+
+
 class InspectorTest(util.CheckpointTestCase):
 
   @parameterized.parameters(
-      ("maxtext-0.2.4/linen_scan", LINEN), ("maxtext-main-2026-05-14/nnx_unscan", NNX), ("tunix/sft", TUNIX)
+      ("maxtext-0.2.4/linen_scan", LINEN), ("maxtext-main-2026-05-14/nnx_unscan", NNX), ("tunix/rl", TUNIX)
   )
   def test_literally(self, name, expected):
     code, out, err = call(util.FIXTURES / name)
     self.assertEqual((code, err), (0, ""))
-    self.assertStartsWith(out, expected)
+    convert = f"linen-nnx-converter --source_path={out.splitlines()[0].replace('…', str(util.FIXTURES))} --target_path=…"
+    expected = expected.replace("CONVERT", convert).replace("CONFIG", CONFIG)
+    self.assertMultiLineEqual(out, expected.replace(str(util.FIXTURES), "…"))
 
   @parameterized.parameters(*util.ALL)
   def test_it_says_of_each_release_what_the_converter_does(self, name):
@@ -92,12 +122,81 @@ class InspectorTest(util.CheckpointTestCase):
 
   def test_another_item_is_not_what_maxtext_looks_for(self):
     found = inspector.inspect_checkpoint(util.FIXTURES / "emergency" / "maxtext-0.2.4")
-    self.assertEqual([reader for reader in found.readers if reader.as_it_is], [])
+    self.assertEqual((found.item, [reader for reader in found.readers if reader.as_it_is]), ("state", []))
+
+  def test_the_training_engine(self):
+    found = inspector.inspect_checkpoint(util.FIXTURES / "training_engine" / "complete")
+    self.assertEqual(found.layout, "Tunix, boxed everywhere, of MaxText's training engine")
+    self.assertEqual((found.step, found.items, found.storage.chunks), (2, ("accumulated_metrics",), 51))
+
+  def test_layers_along_another_axis(self):
+    """The tree tells of it, and the converter has to be told."""
+    weights = {"mlp": {"wi": {"kernel": (3, 5)}, "wo": {"kernel": (5, 3)}}, "norm": {"scale": (3,)}}
+    params = jax.tree.map(lambda shape: util.array(4, *shape), weights, is_leaf=lambda it: isinstance(it, tuple))
+    path = self.save("axis_0", util.linen({"decoder": {"layers": params}}))
+    found = inspector.inspect_checkpoint(path)
+    self.assertEqual((found.layers, found.scan_axis), (("decoder/layers: 4 scanned along axis 0",), 0))
+    self.assertTrue(all(reader.as_it_is for reader in found.readers))
+    found = inspector.inspect_checkpoint(self.save("nnx", {"model": {"decoder": {"layers": params}}}))
+    self.assertEndsWith(found.readers[-1].command, "--maxtext_release=0.2.5 --param_scan_axis=0")
+
+  def test_families_that_have_such_layers(self):
+    layer = {"mlp": {"wi": {"kernel": util.array(3, 5)}}, "post_ffw_norm": {"scale": util.array(3)}}
+    found = inspector.inspect_checkpoint(self.save("gemma", util.linen({"decoder": {"layers_0": layer}})))
+    self.assertEqual(found.families, ("envy", "gemma3", "gemma4"))
+
+  def test_a_pipeline_is_not_for_the_nnx_trainer_that_had_none(self):
+    stages = {"mlp": {"wi": {"kernel": util.array(2, 2, 3, 5)}}, "norm": {"scale": util.array(2, 2, 3)}}
+    path = self.save("piped", util.linen({"decoder": {"pipeline_module": {"layers": stages}}}))
+    found = inspector.inspect_checkpoint(path)
+    self.assertEqual((found.layers, found.scan_axis), (("decoder/layers: 4 in a pipeline, 2 x 2",), None))
+    others = [reader for reader in found.readers if not reader.as_it_is]
+    self.assertEqual([(reader.release, reader.trainer) for reader in others], [("0.2.3", "nnx")])
+    self.assertIn(" --scan_layers=True base.yml ", others[0].command)
+
+  @parameterized.named_parameters(
+      ("sgd", lambda: optax.sgd(1e-3, momentum=0.9), ("sgd with momentum",), {"0": ("trace",)}),
+      (
+          "accumulated",
+          lambda: optax.MultiSteps(optax.adamw(1e-3), 2).gradient_transformation(),
+          ("adam",),
+          {"": ("acc_grads", "gradient_step", "mini_step"), "inner_opt_state/0": ("count", "mu", "nu")},
+      ),
+      (
+          "adafactor",
+          lambda: optax.adafactor(1e-3, min_dim_size_to_factor=2),
+          ("adafactor",),
+          {"0": ("count", "v", "v_col", "v_row")},
+      ),
+      ("novograd", lambda: optax.novograd(1e-3), ("novograd",), {"0": ("count", "mu", "nu")}),
+  )
+  def test_optimizers(self, make, names, states):
+    params = {"params": {"decoder": {"w": {"kernel": np.ones((3, 5), np.float32)}}}}
+    state = {"params": params, "opt_state": make().init(params), "step": np.int32(1)}
+    found = inspector.inspect_checkpoint(self.save("state", state))
+    self.assertEqual(found.optimizer, names)
+    self.assertEqual({path: found.optimizer_states[path] for path in states}, states)
+
+  def test_a_flag_that_is_not_true_of_the_layers(self):
+    """MaxText would not load it; the converter writes the flag anew."""
+    source = shutil.copytree(LINEN_SCAN, self.tmp / "run")
+    metadata = source / "2" / "_CHECKPOINT_METADATA"
+    document = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(document | {"custom_metadata": {"scan_layers": False}}))
+    self.assertTrue(all(reader.command for reader in inspector.inspect_checkpoint(source).readers))
+
+  def test_the_command_of_an_odd_name_is_one_line_that_a_shell_reads(self):
+    source = shutil.copytree(util.FIXTURES / "maxtext-main-2026-05-14" / "nnx_scan", self.tmp / "a 'b'\n%20#ü")
+    _, out, _ = call(source)
+    command = next(line for line in out.splitlines() if line.startswith("  0.2.5 nnx   "))[14:]
+    shell = f"printf '%s' {command.split(' ', 1)[1].split(' --target_path')[0]}"
+    said = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True).stdout
+    self.assertEqual(said, f"--source_path={source}/2/items")
 
   def test_a_step_inside_a_step(self):
     code, out, _ = call(util.FIXTURES / "training_engine" / "inside_a_step")
     self.assertEqual(code, 2)
-    self.assertIn("problem    saved inside a step: micro_step_count 1", out)
+    self.assertIn("problem     saved inside a step: micro_step_count 1", out)
 
   def test_the_tree_folds_layers(self):
     _, out, _ = call(util.FIXTURES / "maxtext-main-2026-05-14" / "nnx_unscan", "--tree")
@@ -123,18 +222,54 @@ class InspectorTest(util.CheckpointTestCase):
     self.assertEqual((code, err), (2, ""))
     self.assertRegex(
         out,
-        r"\(2 steps\)\n +1 +0\.\d MiB  whole, .*\n +20 +0\.\d MiB  .*/20/items: expected metadata that Orbax can read",
+        r"\(2 steps\)\n   1  +[\d.]+ KiB  whole, .*\n  20  +[\d.]+ KiB  .*/20/items: expected metadata that Orbax",
     )
     code, _, err = call("--steps", self.save("pytree", {"params": {"params": {"w": np.zeros(2)}}}))
     self.assertEqual(code, 2)
     self.assertIn("expected a folder of steps, found none. Leave out --steps.", err)
 
+  def test_steps_that_are_not_whole(self):
+    run = self.tmp / "run"
+    for step in ("1", "2", "3", "4.orbax-checkpoint-tmp-5"):
+      shutil.copytree(LINEN_SCAN / "2", run / step)
+    largest_file(run / "2").unlink()
+    (run / "3" / "items" / "_METADATA").unlink()  # The latest does not hide the others.
+    found = json.loads(call("--steps", "--json", run)[1])["found"][0]["steps"]
+    self.assertEqual([step["name"] for step in found], ["1", "2", "3", "4.orbax-checkpoint-tmp-5"])
+    problems = ("^$", "found no such file", "never committed", "one of Orbax's temporary folders")
+    for step, problem in zip(found, problems):
+      self.assertRegex(step["problem"], problem)
+
+  @parameterized.parameters("_METADATA", "manifest.ocdbt", "_sharding", "array_metadatas/process_0", "data", "step")
+  def test_a_truncated_file(self, name):
+    """What does not need it is told, in the order of the answer; nobody is said to read it."""
+    source = shutil.copytree(LINEN_SCAN, self.tmp / "run")
+    if name == "step":
+      file = source / "2" / "_CHECKPOINT_METADATA"
+    else:
+      file = largest_file(source) if name == "data" else source / "2" / "items" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    code, out, err = call(source)
+    self.assertEqual((code, err, out.count("problem  ")), (2, "", 1))
+    self.assertNotIn("read by", out)
+    self.assertEqual("layout      Linen TrainState" in out, name in ("data", "step"))
+
+  def test_what_is_no_checkpoint(self):
+    (self.tmp / "hf").mkdir()
+    (self.tmp / "hf" / "model.safetensors").write_bytes(b"")
+    for path, what in ((self.tmp / "hf", "model.safetensors"), (self.tmp / "hf" / "model.safetensors", "a file")):
+      code, out, err = call(path)
+      self.assertEqual((code, out), (2, ""))
+      self.assertRegex(
+          err, f"^linen_nnx_inspector: {path}: expected an Orbax checkpoint .*, found {what}. Give PATH=.*\n$"
+      )
+
   def test_what_can_be_told_of_a_state_of_no_known_layout(self):
     path = self.save("other", {"weights": {"w": np.zeros((2, 3), np.float32)}})
     code, out, err = call(path, "--tree")
     self.assertEqual((code, err), (2, ""))
-    self.assertRegex(out, "problem    top level: expected model .NNX. or params .Linen. at the top, found weights")
-    self.assertIn("storage    OCDBT", out)
+    self.assertRegex(out, "problem     top level: expected model .NNX. or params .Linen. at the top, found weights")
+    self.assertIn("storage     OCDBT", out)
     self.assertIn("  weights/w  (2, 3) float32\n", out)
 
   def test_damaged_and_missing(self):
@@ -142,7 +277,7 @@ class InspectorTest(util.CheckpointTestCase):
     (source / "2" / "items" / "manifest.ocdbt").unlink()
     code, out, err = call(source, self.tmp / "nowhere", util.FIXTURES / "maxtext-0.2.4" / "linen_scan")
     self.assertEqual(code, 2)
-    self.assertIn("problem    ", out)
+    self.assertIn("problem     ", out)
     self.assertIn("Linen TrainState", out)  # What else was asked for is answered.
     self.assertEqual(
         err, f"linen_nnx_inspector: {self.tmp / 'nowhere'}: expected a checkpoint, found nothing. Check PATH.\n"

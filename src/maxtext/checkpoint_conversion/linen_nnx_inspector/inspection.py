@@ -14,35 +14,33 @@
 
 """What a checkpoint is, as far as its metadata tell. No array is read but the step."""
 
-import collections
 from collections.abc import Iterator, Mapping
 import dataclasses
 import math
 import os
-import shlex
 from typing import Any
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_finding
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
-from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import optimizer_tree
-from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import variable_kinds
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import training_engine
+from maxtext.checkpoint_conversion.linen_nnx_inspector import readers as readers_lib
 
 Path = abstract_state.Path
 Variable = leaf_roles.Variable
 
 RECORD = "linen_nnx_converter"  # The converter's record in Orbax's custom metadata.
-RELEASES = (("0.2.3", "linen"), ("0.2.3", "nnx"), ("0.2.4", "linen"), ("0.2.4", "nnx"), ("0.2.5", "nnx"))
+_SCAN_AXES = (1, 0, 2)  # MaxText's default first; the tree tells of most others that they are not it.
 # By the fields of a state of optax's, or of MaxText's; those of adam are adamw's and adam_pax's too.
 _OPTIMIZERS = {
     frozenset({"count", "mu", "nu"}): "adam",
@@ -61,14 +59,13 @@ class Amount:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
-  """A trainer of a release: whether it reads the checkpoint as it is, else what to do, or why it cannot."""
+class Storage:
+  """How the arrays are stored: the kind of store, its chunks, their size in bytes, and the files that hold them."""
 
-  release: str
-  trainer: str
-  as_it_is: bool = False
-  command: str | None = None
-  refusal: str | None = None
+  kind: str
+  chunks: int
+  nbytes: int
+  files: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +75,17 @@ class Inspection:
   Attributes:
     path: the folder of its pytree.
     step: the number of its step, by the state itself, else by its folder.
+    item: the name of its item, where it is not the one that MaxText looks for.
     items: the other items of the step.
-    layout: its state layout.
+    layout: its state layout, and the trainer as far as the tree tells.
     layers: for each group of layers, how it is arranged.
-    optimizer: what the optimizer's states are, and the moments that it keeps of the weights.
-    amounts: what there is, by part and dtype. Parts are `params`, `optimizer`, `step`, `nnx_aux`, other collections.
+    scan_axis: the layer axis of scanned Params; None if there are none.
+    families: the decoder families that have such layers, where the tree tells.
+    optimizer: its names, as far as its states tell.
+    optimizer_states: the fields of each of its states, by the path below `opt_state`.
+    amounts: what there is, by part and dtype. Parts are `params`, `opt_state`, `step`, `nnx_aux`, other collections.
     rng_leaves: the keys and counts of RNG streams.
+    rng_streams: the names of these streams.
     storage: how the arrays are stored.
     readers: which trainers read it.
     record: what the converter put on record when it wrote it.
@@ -93,14 +95,19 @@ class Inspection:
 
   path: str
   step: int | None = None
+  item: str | None = None
   items: tuple[str, ...] = ()
   layout: str | None = None
   layers: tuple[str, ...] = ()
-  optimizer: str | None = None
+  scan_axis: int | None = None
+  families: tuple[str, ...] = ()
+  optimizer: tuple[str, ...] = ()
+  optimizer_states: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   amounts: Mapping[tuple[str, str], Amount] = dataclasses.field(default_factory=dict)
   rng_leaves: int = 0
-  storage: str | None = None
-  readers: tuple[Reader, ...] = ()
+  rng_streams: tuple[str, ...] = ()
+  storage: Storage | None = None
+  readers: tuple[readers_lib.Reader, ...] = ()
   record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   leaves: Mapping[str, str] = dataclasses.field(default_factory=dict)
   problems: tuple[str, ...] = ()
@@ -116,69 +123,92 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
     ConversionError: there is no checkpoint. What is wrong with one that is there is among the `problems` of the result.
   """
   location = locations.find_source(path)
-  found = Inspection(os.fspath(location.items), location.step)
-  try:
-    found = dataclasses.replace(
-        found, items=tuple(item.name for item in location.siblings()), record=_record(location.custom_metadata())
-    )
-    checkpoint = opening.open_source(location)
-    leaves = {"/".join(path): plan_lib.described(leaf) for path, leaf in checkpoint.state.leaves.items()}
-    found = dataclasses.replace(found, storage=_storage(checkpoint), leaves=leaves)
-    found = _with_roles(found, checkpoint)
-    if location.under_way:
-      return _with_problem(found, f"saved inside a step: {location.under_way}")
-    return dataclasses.replace(found, readers=tuple(_readers(checkpoint.state, location)))
-  except errors.ConversionError as e:
-    return _with_problem(found, str(e))
+  is_other = location.step_folder is not None and not location.split and location.items.name != locations.ITEMS
+  found = Inspection(os.fspath(location.items), location.step, location.items.name if is_other else None)
+  found = dataclasses.replace(found, items=tuple(item.name for item in location.siblings()))
+  for look in (_with_record, _with_state):
+    try:
+      found = look(found, location)
+    except errors.ConversionError as e:
+      found = _with_problem(found, e)
+  return found
 
 
 def _with_problem(found, problem) -> Inspection:
-  return dataclasses.replace(found, problems=(*found.problems, problem))
+  return dataclasses.replace(found, problems=(*found.problems, str(problem)))
 
 
-def _record(custom_metadata) -> Mapping[str, Any]:
-  record = custom_metadata.get(RECORD)
-  return record if isinstance(record, dict) else {}
+def _with_record(found, location) -> Inspection:
+  record = location.custom_metadata().get(RECORD)
+  return dataclasses.replace(found, record=record if isinstance(record, dict) else {})
 
 
-def _with_roles(found, checkpoint) -> Inspection:
+def _with_state(found, location) -> Inspection:
+  """What its own metadata tell, as far as they are whole."""
+  checkpoint = opening.open_source(location)
+  leaves = {"/".join(path): plan_lib.described(leaf) for path, leaf in checkpoint.state.leaves.items()}
+  found = dataclasses.replace(found, storage=_storage(checkpoint), leaves=leaves)
+  for look in (_with_roles, _with_readers):
+    try:
+      found = look(found, location, checkpoint)
+    except errors.ConversionError as e:
+      found = _with_problem(found, e)
+  return found
+
+
+def _with_roles(found, location, checkpoint) -> Inspection:
   """What the tree tells: layout, parts, step, optimizer and layers."""
-  state = checkpoint.state
-  layout = layouts.detect(state)
-  roles = leaf_roles.read(state, layout).by_path
+  leaves, layout = checkpoint.state.leaves, layouts.detect(checkpoint.state)
+  roles = {
+      path: role
+      for path, role in leaf_roles.read(checkpoint.state, layout).by_path.items()
+      if not abstract_state.is_empty(leaves[path])
+  }
+  variables = {role: leaves[path] for path, role in roles.items() if isinstance(role, Variable)}
+  rngs = [role.path for role, leaf in variables.items() if variable_kinds.is_rng_state(role.path, leaf)]
+  marks = decoder_families.BLOCK_MARKS.keys() & {key for variable in variables for key in variable.path}
+  optimizer, states = _optimizer(leaves, roles)
   found = dataclasses.replace(
       found,
-      layout=str(layout),
-      step=_step(checkpoint, roles, found.step),
-      amounts=_amounts(state.leaves, roles),
-      optimizer=_optimizer(state.leaves, roles),
-      rng_leaves=sum(
-          isinstance(role, Variable) and variable_kinds.is_rng_state(role.path, state.leaves[path])
-          for path, role in roles.items()
-      ),
+      layout=_layout(layout, variables, {} if found.problems else location.custom_metadata()),
+      amounts=_amounts(leaves, roles),
+      optimizer=optimizer,
+      optimizer_states=states,
+      families=tuple(sorted({family for mark in marks for family in decoder_families.BLOCK_MARKS[mark]})),
+      rng_leaves=len(rngs),
+      rng_streams=tuple(sorted({path[-2] for path in rngs})),
   )
-  try:
-    return dataclasses.replace(found, layers=tuple(_layers(state.leaves, roles)))
-  except errors.ConversionError as e:
-    return _with_problem(found, str(e))
+  for look in (lambda it: _with_step(it, checkpoint, roles), lambda it: _with_layers(it, variables, roles)):
+    try:
+      found = look(found)
+    except errors.ConversionError as e:
+      found = _with_problem(found, e)
+  return found
 
 
-def _part(role) -> str:
-  if isinstance(role, leaf_roles.Step):
-    return "step"
-  if isinstance(role, Variable) and role.subtree is None:
-    return role.collection
-  return "apart" if isinstance(role, leaf_roles.Apart) else "optimizer"
+def _with_readers(found, location, checkpoint) -> Inspection:
+  """Which trainers read it, if it is whole."""
+  opening.check_whole(checkpoint)
+  if found.layout is None or found.problems:
+    return found
+  if location.under_way:
+    return _with_problem(found, f"saved inside a step: {location.under_way}")
+  return dataclasses.replace(found, readers=tuple(readers_lib.find(checkpoint.state, location, found.scan_axis)))
+
+
+def _layout(layout, variables, custom_metadata) -> str:
+  """The layout, and whose it is beyond that."""
+  if layouts.is_tunix(layout) and training_engine.is_engine(custom_metadata):
+    return f"{layout}, of MaxText's training engine"
+  has_aux = layout.framework == "linen" and any(variable.collection == layouts.NNX_AUX for variable in variables)
+  return f"{layout} with nnx_aux, of an NNX trainer" if has_aux else str(layout)
 
 
 def _amounts(leaves, roles) -> dict[tuple[str, str], Amount]:
   """What there is, by part and dtype."""
   amounts = {}
   for path, role in roles.items():
-    leaf = leaves[path]
-    if abstract_state.is_empty(leaf):
-      continue
-    is_array = abstract_state.is_array(leaf)
+    leaf, is_array = leaves[path], abstract_state.is_array(leaves[path])
     size, itemsize = (math.prod(leaf.shape), leaf.dtype.itemsize) if is_array else (1, 0)
     key = _part(role), str(leaf.dtype) if is_array else type(leaf).__name__
     old = amounts.get(key, Amount())
@@ -186,85 +216,78 @@ def _amounts(leaves, roles) -> dict[tuple[str, str], Amount]:
   return amounts
 
 
-def _step(checkpoint, roles, of_folder) -> int | None:
-  """The step that the state holds; that of the folder where it holds none, or one that cannot be read."""
-  for path, role in roles.items():
+def _part(role) -> str:
+  if isinstance(role, leaf_roles.Step):
+    return "step"
+  if isinstance(role, Variable) and role.subtree is None:
+    return role.collection
+  return "apart" if isinstance(role, leaf_roles.Apart) else "opt_state"
+
+
+def _optimizer(leaves, roles) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+  """The names that its states tell, and the fields of each state by its path."""
+  others = {role.path: leaves[path] for path, role in roles.items() if isinstance(role, leaf_roles.OptimizerLeaf)}
+  variables = [(path, role) for path, role in roles.items() if isinstance(role, Variable)]
+  moments = {(role.subtree, role.path): leaves[path] for path, role in variables if role.subtree}
+  subtrees = {subtree[:-1] if subtree[-1] == layouts.BASE else subtree for subtree, _ in moments}
+  fields = {}
+  for path in sorted({*others, *subtrees} - {()}):
+    fields.setdefault(path[:-1], []).append(path[-1])
+  everything = others | {(*subtree, *path): leaf for (subtree, path), leaf in moments.items()}
+  one_of_each = {path[:2]: path for path in everything}.values()
+  names = set(filter(None, (optimizer_tree.without_weights_shapes(path, everything) for path in one_of_each)))
+  names = names or {name for found in fields.values() for known, name in _OPTIMIZERS.items() if known <= set(found)}
+  return tuple(sorted(names)), {"/".join(path): tuple(found) for path, found in fields.items()}
+
+
+def _with_step(found, checkpoint, roles) -> Inspection:
+  """The step that the state holds; that of the folder where it holds none, or none that is a number."""
+  for path in (path for path, role in roles.items() if isinstance(role, leaf_roles.Step)):
     leaf = checkpoint.state.leaves[path]
-    if isinstance(role, leaf_roles.Step):
-      return int(checkpoint.read(path)) if abstract_state.is_array(leaf) else leaf
-  return of_folder
+    if isinstance(leaf, int):
+      return dataclasses.replace(found, step=leaf)
+    if abstract_state.is_array(leaf) and tuple(leaf.shape) == () and leaf.dtype.kind in "iu":
+      return dataclasses.replace(found, step=int(checkpoint.read(path)))
+  return found
 
 
-def _optimizer(leaves, roles) -> str | None:
-  """The optimizer's states, and its params-like subtrees."""
-  moments = collections.Counter("/".join(r.subtree) for r in roles.values() if isinstance(r, Variable) and r.subtree)
-  states = {path: role for path, role in roles.items() if isinstance(role, leaf_roles.OptimizerLeaf)}
-  others = {role.path: leaves[path] for path, role in states.items() if not abstract_state.is_empty(leaves[path])}
-  paths = {*others, *(tuple(name.split("/")) for name in moments)}
-  fields = {path[:-1]: frozenset(p[-1] for p in paths if p[:-1] == path[:-1]) for path in paths if path}
-  names = {name for found in fields.values() for known, name in _OPTIMIZERS.items() if known <= found}
-  names |= set(filter(None, (optimizer_tree.without_weights_shapes(path, others) for path in others)))
-  if not paths:
-    return None
-  kept = ", ".join(f"{name} of {number} leaves" for name, number in sorted(moments.items())) or "no moments"
-  return f"{', '.join(sorted(names)) or 'of an unknown kind'}: {kept}"
-
-
-def _layers(leaves, roles) -> Iterator[str]:
-  """How the layers of each group are arranged."""
-  variables = {role: leaves[path] for path, role in roles.items() if isinstance(role, Variable)}
-  variables = {role: leaf for role, leaf in variables.items() if abstract_state.is_array(leaf)}
-  if not variables:
-    return
+def _with_layers(found, variables, roles) -> Inspection:
+  """How the layers are arranged, along the first axis of which that makes sense."""
   paths = {role: path for path, role in roles.items() if isinstance(role, Variable)}
-  schedule = layer_finding.find(variables, 1, lambda role: paths.get(role, role.path))
+  arrays = {role: leaf for role, leaf in variables.items() if abstract_state.is_array(leaf)}
+  if not arrays:
+    return found
+  failure = None
+  for axis in _SCAN_AXES:
+    try:
+      schedule = layer_finding.find(arrays, axis, lambda role: paths.get(role, role.path))
+    except errors.LayerStackError as e:
+      failure = failure or e
+      continue
+    is_scanned = any(len(stack.sizes) > stack.leading for stack in schedule)
+    return dataclasses.replace(found, layers=tuple(_layers(schedule, axis)), scan_axis=axis if is_scanned else None)
+  assert failure is not None
+  raise failure
+
+
+def _layers(schedule, axis) -> Iterator[str]:
+  """How the layers of each group are arranged."""
   for group, count in layer_stacks.layer_counts(schedule).items():
     stacks = [stack for stack in schedule if stack.group == group]
     scanned = [stack for stack in stacks if stack.sizes]
-    how = "one by one" if not scanned else "scanned" if len(scanned) == 1 else f"scanned, in {len(scanned)} stacks"
+    how = "unscanned"
     if any(stack.is_piped for stack in stacks):
       how = f"in a pipeline, {' x '.join(map(str, stacks[0].sizes))}"
+    elif scanned:
+      how = f"scanned along axis {axis}" + (f", in {len(scanned)} stacks" if len(scanned) > 1 else "")
     yield f"{'/'.join(group)}: {count} {how}"
 
 
-def _storage(checkpoint: reader.Checkpoint) -> str:
+def _storage(checkpoint: reader.Checkpoint) -> Storage:
   """How the arrays are stored."""
-  values = checkpoint.index.values.values()
-  files = {value.file for value in values if value.inline is None}
-  chunks = len(values) - len(checkpoint.stored)  # Each array has a document besides.
-  nbytes = sum(value.nbytes for value in values)
+  values = checkpoint.index.values
+  chunks = [values[key] for _, key in opening.chunks(checkpoint, checkpoint.stored) if key in values]
   kind = f"{'OCDBT' if checkpoint.use_ocdbt else 'files'}, zarr {3 if checkpoint.use_zarr3 else 2}"
-  return f"{kind}: {chunks:,} chunks in {len(files):,} files, {nbytes / 2**20:,.1f} MiB"
-
-
-def _readers(state, location) -> Iterator[Reader]:
-  """Which trainers read it as it is, and how it becomes what the others read."""
-  is_named = location.step_folder is None or location.items.name == locations.ITEMS  # Under which MaxText looks for it.
-  for release, trainer in RELEASES:
-    run = planner.Run(releases.parse(release), trainer)
-    try:
-      plan = planner.plan_conversion(state, options_lib.PlanOptions.of(maxtext_release=release), run)
-    except errors.ConversionError as e:
-      yield Reader(release, trainer, refusal=str(e))
-      continue
-    if is_named and _changes_nothing(plan):
-      yield Reader(release, trainer, as_it_is=True)
-      continue
-    of_trainer = releases.find(run.release).trainer if run.release else trainer
-    config = "" if of_trainer == trainer else " base.yml model_name=… enable_nnx=True pure_nnx=True pure_nnx_decoder=True"
-    target = f"--target_path=… --maxtext_release={release}{config}"
-    yield Reader(
-        release, trainer, command=f"linen-nnx-converter --source_path={shlex.quote(os.fspath(location.items))} {target}"
-    )
-
-
-def _changes_nothing(plan: plan_lib.Plan) -> bool:
-  """Whether the target is the source, leaf by leaf and node by node."""
-  same = lambda leaf, other: plan_lib.described(leaf) == plan_lib.described(other)
-  source, target = plan.source, plan.target
-  return (
-      source.leaves.keys() == target.leaves.keys()
-      and source.lists == target.lists
-      and all(same(leaf, source.leaves[path]) for path, leaf in target.leaves.items())
-      and all(move.kind == "copy" and move.sources == [path] for path, move in plan.moves.items())
-  )
+  # A small value stands in the tree itself.
+  files = {value.file for value in chunks if value.inline is None} | checkpoint.index.tree_files
+  return Storage(kind, len(chunks), sum(value.nbytes for value in chunks), len(files))

@@ -23,6 +23,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
+from maxtext.checkpoint_conversion.linen_nnx_inspector import text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-  """The steps of a folder, by their numbers."""
+  """The steps of a folder, by their numbers, unfinished ones too."""
 
   path: str
   steps: tuple[Step, ...]
@@ -47,9 +48,11 @@ class Steps:
 
   def lines(self) -> Iterator[str]:
     """The list for a person."""
-    yield f"{self.path}  ({len(self.steps)} steps)"
+    yield errors.escaped(f"{self.path}  ({text.count(len(self.steps), 'step')})")
+    width = max(len(step.name) for step in self.steps)
     for step in self.steps:
-      yield f"  {step.name:>8}  {step.nbytes / 2**20:>12,.1f} MiB  {step.problem or 'whole, as far as its metadata tell'}"
+      said = step.problem or "whole, as far as its metadata tell"
+      yield errors.escaped(f"  {step.name:>{width}}  {text.size(step.nbytes):>11}  {said}")
 
   def as_json(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
@@ -62,18 +65,24 @@ def listed(path: str | os.PathLike[str]) -> Steps:
     NotACheckpointError: it holds no step.
   """
   folder = locations.absolute(path)
-  locations.find_source(path)
-  steps = [child for child in remote_files.children(folder) if locations.is_step(child.name) and child.is_dir()]
+  children = remote_files.children(folder) if folder.is_dir() else []
+  steps = [child for child in children if locations.is_step(_number(child)) and child.is_dir()]
   if not steps:
+    locations.find_source(path)  # Which says it if there is nothing, or nothing that can be read.
     raise errors.NotACheckpointError(folder, "a folder of steps", "none", "Leave out --steps.")
-  steps.sort(key=lambda step: int(step.name))
+  steps.sort(key=lambda step: (int(_number(step)), step.name))
   return Steps(os.fspath(folder), tuple(Step(step.name, _nbytes(step), _problem(step)) for step in steps))
 
 
+def _number(step) -> str:
+  """The number of a step's folder; of one that Orbax was still writing, the first part of its name."""
+  return step.name.partition(locations.TEMPORARY)[0]
+
+
 def _problem(step) -> str:
-  """What stands in the way of opening a step; ""."""
+  """What a step lacks, or "" if it is whole."""
   try:
-    opening.open_source(locations.find_source(step))
+    opening.check_whole(opening.open_source(locations.find_source(step)))
     return ""
   except errors.ConversionError as e:
     return str(e)

@@ -23,13 +23,14 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import folding
 from maxtext.checkpoint_conversion.linen_nnx_inspector import inspection
 
 SCHEMA = 1  # The version of the JSON document: a field that goes, or means something else, is another one.
+_MOST_STATES = 8  # That are shown of an optimizer.
 
 
 def lines(found: inspection.Inspection, *, tree: bool = False) -> Iterator[str]:
   """The answer for a person: a title and what is said under it."""
   yield errors.escaped(found.path)
   for title, said in (*_facts(found), *(("problem", problem) for problem in found.problems)):
-    yield errors.escaped(f"  {title:<10} {said}")
+    yield errors.escaped(f"  {title:<11} {said}")
   if tree:
     yield from map(errors.escaped, folding.fold(f"  {path}  {said}" for path, said in found.leaves.items()))
 
@@ -40,23 +41,46 @@ def as_json(found: inspection.Inspection) -> dict[str, Any]:
   return dataclasses.asdict(dataclasses.replace(found, amounts={})) | {"amounts": amounts}
 
 
+def size(nbytes: int) -> str:
+  """A number of bytes for a person."""
+  for unit, power in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+    if nbytes >= 2**power:
+      return f"{nbytes / 2**power:,.1f} {unit}"
+  return count(nbytes, "byte")
+
+
+def count(number: int, one: str, more: str = "") -> str:
+  """A number of things."""
+  return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 def _facts(found) -> Iterator[tuple[str, str]]:
   """The titles, each with what is said."""
-  for title, said in (("layout", found.layout), ("step", found.step), ("beside it", ", ".join(found.items))):
+  item = found.item and f"{found.item}; MaxText looks for items, but for emergency checkpoints"
+  for title, said in (
+      ("layout", found.layout),
+      ("item", item),
+      ("step", found.step),
+      ("beside it", ", ".join(found.items)),
+  ):
     if said not in (None, ""):
       yield title, str(said)
-  for part in dict.fromkeys(part for part, _ in found.amounts if part != "step"):
+  for part in sorted(
+      dict.fromkeys(part for part, _ in found.amounts if part != "step"), key=lambda part: part != "params"
+  ):
     yield part, _amount({dtype: amount for (of, dtype), amount in found.amounts.items() if of == part})
+  if found.optimizer_states:
+    yield "optimizer", _optimizer(found)
   if found.rng_leaves:
-    yield "rngs", f"{found.rng_leaves:,} leaves"
+    yield "rngs", f"{count(found.rng_leaves, 'leaf', 'leaves')}: {', '.join(found.rng_streams)}"
   yield from (("layers", layers) for layers in found.layers)
-  for title, said in (("moments", found.optimizer), ("storage", found.storage)):
-    if said is not None:
-      yield title, said
-  if readers := [f"{reader.release} ({reader.trainer})" for reader in found.readers if reader.as_it_is]:
-    how = "as far as the tree tells" if any(part == "step" for part, _ in found.amounts) else "by load_parameters_path"
-    yield "read by", f"{', '.join(readers)}, {how}"
-  yield from ((reader.release, f"{reader.trainer}: {_way(reader)}") for reader in found.readers if not reader.as_it_is)
+  if found.families:
+    yield "family", " or ".join(found.families)
+  if stored := found.storage:
+    chunks, files = count(stored.chunks, "chunk"), count(stored.files, "file")
+    yield "storage", f"{stored.kind}: {chunks} in {files}; {size(stored.nbytes)}"
+  is_state = any(part == "step" for part, _ in found.amounts)
+  yield from _readers(found.readers, "as far as the tree tells" if is_state else "by load_parameters_path")
   if found.record:
     yield "made from", _origin(found.record)
 
@@ -65,14 +89,35 @@ def _amount(by_dtype) -> str:
   """The leaves of a part, and its elements of each dtype."""
   leaves, nbytes = (sum(getattr(amount, name) for amount in by_dtype.values()) for name in ("leaves", "nbytes"))
   elements = ", ".join(f"{amount.elements:,} {dtype}" for dtype, amount in by_dtype.items())
-  return f"{leaves:,} leaves: {elements}; {nbytes / 2**20:,.1f} MiB"
+  return f"{count(leaves, 'leaf', 'leaves')}: {elements}; {size(nbytes)}"
 
 
-def _way(reader) -> str:
-  return reader.command or f"cannot be converted for it: {reader.refusal}"
+def _optimizer(found) -> str:
+  """Its names, and the fields of its states, as `0/{count, mu, nu}`."""
+  states = [f"{path}{path and '/'}{{{', '.join(names)}}}" for path, names in found.optimizer_states.items()]
+  more = [f"… ({len(states)} in all)"] if len(states) > _MOST_STATES else []
+  return f"{', '.join(found.optimizer) or 'of an unknown kind'}: {', '.join(states[:_MOST_STATES] + more)}"
+
+
+def _readers(readers, how) -> Iterator[tuple[str, str]]:
+  """Who reads it as it is; the commands for the others; why there is none."""
+  named = lambda some: ", ".join(f"{reader.release} ({reader.trainer})" for reader in some)
+  if as_it_is := [reader for reader in readers if reader.as_it_is]:
+    yield "read by", f"{named(as_it_is)}, {how}"
+  yield from ((f"{reader.release} {reader.trainer}", reader.command) for reader in readers if reader.command)
+  for refusal in dict.fromkeys(reader.refusal for reader in readers if reader.refusal):
+    yield "not for", f"{named(reader for reader in readers if reader.refusal == refusal)}: {refusal}"
 
 
 def _origin(record) -> str:
   """What the converter's record says, of what any version of it wrote."""
-  how = "verified" if record.get("verified") else "not verified"
-  return f"{record.get('source')} ({record.get('source_layout')}), {how}"
+  versions, dropped, casts = (record.get(name) or {} for name in ("versions", "dropped", "casts"))
+  version = versions.get("linen_nnx_converter", "") if isinstance(versions, dict) else ""
+  said = [
+      f"{record.get('source')} ({record.get('source_layout')})",
+      f"by linen_nnx_converter {version}".rstrip(),
+      *([f"left out {len(dropped)}"] if isinstance(dropped, dict) and dropped else ()),
+      *(f"cast {number} from {dtypes}" for dtypes, number in (casts.items() if isinstance(casts, dict) else ())),
+      "verified" if record.get("verified") else "not verified",
+  ]
+  return ", ".join(said)
