@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""MaxText 0.2.5 goes on from what 0.2.4's Linen trainer saved, with every optimizer: the right step, the next losses.
+"""MaxText 0.2.5 goes on from what 0.2.4's Linen trainer saved, with optimizers of each form: the right step, the next losses.
 
 Needs Pythons with the trainers of both releases in MAXTEXT_PYTHON (`maxtext-0.2.4.txt`) and MAXTEXT_0_2_5_PYTHON
 (`maxtext-0.2.5.txt`).
@@ -33,8 +33,6 @@ from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 SOURCE = pathlib.Path(__file__).parents[1] / "assets" / "linen_nnx_converter" / "maxtext-0.2.4" / "linen_scan"
 OPTIMIZERS = {
     "adamw": {},
-    "adam_pax": {"opt_type": "adam_pax"},
-    "sgd": {"opt_type": "sgd"},
     "muon": {"opt_type": "muon"},
     "skip_step": {"skip_step_on_spikes": True},
     "trainable_mask": {"trainable_parameters_mask": "['.*mlp.*']", "skip_step_on_spikes": True},
