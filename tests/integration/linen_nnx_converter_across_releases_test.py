@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""MaxText 0.2.5 goes on from what 0.2.4's Linen trainer saved, with optimizers of each form: the right step, the next losses.
+"""MaxText 0.2.5 goes on from what 0.2.4's Linen trainer saved, with optimizers of each form: same step, same losses.
 
 Needs Pythons with the trainers of both releases in MAXTEXT_PYTHON (`maxtext-0.2.4.txt`) and MAXTEXT_0_2_5_PYTHON
 (`maxtext-0.2.5.txt`).
