@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Steps whose items are not MaxText's: its training engine's, emergency checkpoints, Orbax v1's."""
+"""Steps whose items are not MaxText's: its training engine's and emergency checkpoints."""
 
 import json
 import os
@@ -23,7 +23,6 @@ from absl.testing import parameterized
 import linen_nnx_converter_util as util
 import numpy as np
 import orbax.checkpoint as ocp
-import orbax.checkpoint.experimental.v1 as v1
 import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
@@ -150,13 +149,6 @@ class StateTest(util.CheckpointTestCase):
       if items[name] is LINEN:
         converter.convert_checkpoint(self.tmp / "in" / "4" / name, self.tmp / f"of {name}")
         self.assertIn("model", converter.load_checkpoint(self.tmp / f"of {name}" / "4" / name))
-
-  def test_as_orbax_v1_saves(self):
-    with v1.training.Checkpointer(self.tmp / "in") as checkpointer:
-      checkpointer.save_checkpointables(4, {"state": LINEN, "dataset": OTHER})
-    conversion = converter.convert_checkpoint(self.tmp / "in", self.tmp / "out", maxtext_release="0.2.5")
-    self.assertEqual(os.fspath(conversion.target), str(self.tmp / "out" / "4" / "items"))
-    self.assertIn("; with dataset", conversion.summary())
 
   def test_items_beside_the_state_that_becomes_items(self):
     self.save_step("in/4", state=LINEN, items=LINEN)

@@ -37,7 +37,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 
 class OrbaxVariantsTest(util.CheckpointTestCase):
-  """OCDBT on and off, zarr 2 and 3, several chunks an array, value types, Orbax v1."""
+  """OCDBT on and off, zarr 2 and 3, several chunks an array, value types."""
 
   @parameterized.parameters(*itertools.product((True, False), (True, False)))
   @pytest.mark.integration
@@ -115,36 +115,6 @@ class OrbaxVariantsTest(util.CheckpointTestCase):
       metadata = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.tmp / f"{value_type}_nnx")).tree
       self.assertEqual(metadata["optimizer"]["step"].dtype, np.uint32)
       self.assertEqual(converter.load_checkpoint(self.tmp / f"{value_type}_nnx")["optimizer"]["step"], 9)
-
-  @parameterized.parameters("state", "step", "items")
-  def test_orbax_v1(self, kind):
-    """What it saves, and reads again: a pytree, a training run's step, and several checkpointables."""
-    from orbax.checkpoint.experimental import v1  # pylint: disable=import-outside-toplevel
-
-    if not hasattr(v1, "save"):
-      self.skipTest("needs orbax-checkpoint 0.12")
-    tree = jax.tree.map(jax.numpy.asarray, util.linen(util.unscanned_params(2)))
-    beside = {"beside": {"x": jax.numpy.arange(3)}}
-    if kind == "state":
-      v1.save(self.tmp / "source", tree)
-    elif kind == "items":
-      v1.save_checkpointables(self.tmp / "source", {"state": tree} | beside)
-    else:
-      with v1.training.Checkpointer(self.tmp / "source") as checkpointer:
-        checkpointer.save(0, jax.tree.map(jax.numpy.zeros_like, tree))
-        checkpointer.save(3, tree)
-    converter.convert_checkpoint(self.tmp / "source", self.tmp / "nnx")
-    expected = util.flat(converter.convert_linen_to_nnx(tree))
-    if kind == "items":
-      found = v1.load_checkpointables(self.tmp / "nnx")
-      self.assertEqual(util.flat(found["state"]), expected)
-      self.assertEqual(util.flat(found["beside"]), util.flat(beside["beside"]))
-    elif kind == "state":
-      self.assertEqual(util.flat(v1.load(self.tmp / "nnx")), expected)
-    else:
-      with v1.training.Checkpointer(self.tmp / "nnx") as checkpointer:
-        self.assertEqual(checkpointer.latest.step, 3)
-        self.assertEqual(util.flat(checkpointer.load()), expected)
 
   def test_chunks_that_hold_the_fill_value_may_be_absent(self):
     """As writers before Orbax 0.11 left them out."""

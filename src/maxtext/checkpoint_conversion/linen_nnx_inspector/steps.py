@@ -76,7 +76,7 @@ def listed(path: str | os.PathLike[str]) -> Steps:
 
 def _number(step) -> str:
   """The number of a step's folder; of one that Orbax was still writing, the first part of its name."""
-  return step.name.partition(locations.TEMPORARY)[0]
+  return step.name.partition(".")[0] if locations.is_temporary(step.name) else step.name
 
 
 def _problem(step) -> str:

@@ -39,7 +39,9 @@ STATE_ITEMS = ("state", "pytree", "default")
 METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
 _PROCESS_METADATA = "process_metadata"
-TEMPORARY = ".orbax-checkpoint-tmp"
+# In the names of folders until Orbax commits them. The second marks V1's partial saves, each of which looks like a
+# checkpoint of a part of the state.
+_TEMPORARY = (".orbax-checkpoint-tmp", ".partial_save")
 # Files of a step folder that are no items: Orbax writes them anew.
 STEP_FILES = frozenset({STEP_METADATA, "commit_success.txt"})
 
@@ -158,7 +160,7 @@ def find_source(path: str | os.PathLike[str]) -> Location:
   source_files.check_readable(path)  # What cannot be read does not exist, for epath.
   if not path.exists():
     raise errors.SourceNotFoundError(path, "a checkpoint", "nothing", "Check --source_path.")
-  if TEMPORARY in os.fspath(path):
+  if is_temporary(os.fspath(path)):
     raise _unfinished(path, "one of Orbax's temporary folders")
   for folder in (path, path.parent):
     _refuse_local(folder)
@@ -169,14 +171,14 @@ def find_source(path: str | os.PathLike[str]) -> Location:
   children = sorted(remote_files.children(path)) if path.is_dir() else []
   if split := _split_items(path, {child.name for child in children}):
     return Location(path, path, split)
-  items = [child for child in children if (child / METADATA).exists() and TEMPORARY not in child.name]
+  items = [child for child in children if (child / METADATA).exists() and not is_temporary(child.name)]
   if items:
     return Location(_the_item(path, items), path)
   if steps := [child for child in children if is_step(child.name) and child.is_dir()]:
     return find_source(max(steps, key=lambda step: int(step.name)))
   for child in children:
     source_files.check_readable(child)
-  if unfinished := next((p for p in children if TEMPORARY in p.name or p.name in (ITEMS, "manifest.ocdbt", "d")), None):
+  if unfinished := next((p for p in children if is_temporary(p.name) or p.name in (ITEMS, "manifest.ocdbt", "d")), None):
     raise _unfinished(path, f"no {METADATA}, but {unfinished.name}")
   raise errors.NotACheckpointError(
       path,
@@ -240,6 +242,11 @@ def _the_item(path, items) -> epath.Path:
       ", ".join(item.name for item in named),
       "Give the path of one of them.",
   )
+
+
+def is_temporary(name: str) -> bool:
+  """Whether a folder of this name, or at this path, was never committed."""
+  return any(mark in name for mark in _TEMPORARY)
 
 
 def _unfinished(path, found) -> errors.UnfinishedCheckpointError:
