@@ -140,7 +140,7 @@ class OptimizerTest(parameterized.TestCase):
   @parameterized.parameters(*OPTIMIZERS)
   def test_linen_becomes_nnx_and_nnx_becomes_linen(self, name):
     linen, state = linen_state(OPTIMIZERS[name]), nnx.state(nnx_state(OPTIMIZERS[name]))
-    plain, boxed = state.to_pure_dict(), state
+    plain, boxed = nnx.to_pure_dict(state), state
     for values, tree in (("plain", plain), ("all_boxed", boxed)):
       self.assertEqual(described(converter.convert_linen_to_nnx(linen, nnx_values=values)), described(tree))
       self.assertEqual(described(converter.convert_nnx_to_linen(tree)), described(linen))
@@ -158,7 +158,7 @@ class OptimizerTest(parameterized.TestCase):
   @parameterized.parameters("adamw_schedule", "adam_pax", "sgd_schedule")
   def test_agrees_with_maxtext(self, name):
     """MaxText's own mapping between the two, which knows these optimizers, is an independent oracle."""
-    plain = nnx.state(nnx_state(OPTIMIZERS[name])).to_pure_dict()
+    plain = nnx.to_pure_dict(nnx.state(nnx_state(OPTIMIZERS[name])))
     theirs = train_state_nnx.to_linen_checkpoint_dict(plain)
     ours = converter.convert_nnx_to_linen(plain)
     self.assertEqual(util.flat(ours), util.flat(theirs))
@@ -173,7 +173,7 @@ class OptimizerTest(parameterized.TestCase):
     model.decoder.dropout = nnx.Dropout(0.1, rngs=nnx.Rngs(0))
     state = train_state_nnx.TrainStateNNX(model, nnx.Optimizer(model, OPTIMIZERS["adamw_schedule"], wrt=nnx.Param))
     theirs = train_state_nnx.to_checkpoint_dict(state)
-    ours = converter.convert_nnx_to_linen(nnx.state(state).to_pure_dict())
+    ours = converter.convert_nnx_to_linen(nnx.to_pure_dict(nnx.state(state)))
     self.assertEqual(described(ours), described(theirs))
 
   def test_linen_layout_of_maxtexts_nnx_trainer(self):
@@ -249,7 +249,7 @@ class OptimizerTest(parameterized.TestCase):
 
   def test_a_mask_of_the_weight_decay_shows_in_linen_only(self):
     masked = optax.adamw(SCHEDULE, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params))
-    plain = nnx.state(nnx_state(masked)).to_pure_dict()
+    plain = nnx.to_pure_dict(nnx.state(nnx_state(masked)))
     self.assertEqual(described(converter.convert_linen_to_nnx(linen_state(masked), nnx_values="plain")), described(plain))
     self.assertIsNone(converter.convert_nnx_to_linen(plain)["opt_state"][1])  # As MaxText's own NNX trainer saves it.
 
