@@ -245,12 +245,12 @@ def _values(found: difference.Difference) -> str:
     return "equal to the bit" if found.elements else "no elements"
   outside = f", {found.outside:,} outside of the tolerance" if found.outside < found.differing else ""
   said = [f"{found.differing:,} of {found.elements:,} differ{outside}"]
-  said += [f"{largest} at {_index(element)}" for largest, element in _largest(found)]
+  said += [f"{largest} at {list(element.index)}" for largest, element in _largest(found)]
   if first := found.first:
     bits = f" ({first.a_bits} and {first.b_bits})" if first.a == first.b else ""
-    said.append((f"first at {_index(first)}: " if first.index else "") + f"{first.a} and {first.b}{bits}")
+    said.append((f"first at {list(first.index)}: " if first.index else "") + f"{first.a} and {first.b}{bits}")
   if odd := found.first_not_finite:
-    said.append(f"{found.not_finite:,} NaN or infinite on one side, first at {_index(odd)}: {odd.a} and {odd.b}")
+    said.append(f"{found.not_finite:,} NaN or infinite on one side, first at {list(odd.index)}: {odd.a} and {odd.b}")
   if found.nan_bits:
     said.append(f"{found.nan_bits:,} NaNs with other bits")
   if found.zero_signs:
@@ -263,11 +263,6 @@ def _largest(found: difference.Difference) -> Iterator[tuple[str, difference.Ele
   for name, largest in zip(("abs", "rel", "ulp"), (found.largest_absolute, found.largest_relative, found.largest_ulp)):
     if largest is not None:
       yield f"{name} {largest.value:{',' if isinstance(largest.value, int) else '.4g'}}", largest.element
-
-
-def _index(element: difference.Element) -> str:
-  """An index as NumPy takes it."""
-  return str(list(element.index))
 
 
 def _json_leaf(pair: Pair) -> dict[str, Any]:
