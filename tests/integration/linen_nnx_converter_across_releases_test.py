@@ -65,7 +65,7 @@ class AcrossReleasesTest(absltest.TestCase):
     converter.convert_checkpoint(tmp / "nnx", tmp / "params_of_nnx", params_only=True)
     params, of_nnx = (trainer.bits(converter.load_checkpoint(tmp / name)) for name in ("params", "params_of_nnx"))
     self.assertEqual(params, of_nnx)
-    trainers = ("MAXTEXT_PYTHON", trainer.LINEN), ("MAXTEXT_PYTHON", trainer.NNX), ("MAXTEXT_0_2_5_PYTHON", {})
+    trainers = ("MAXTEXT_PYTHON", trainer.NNX), ("MAXTEXT_0_2_5_PYTHON", {})
 
     def losses(number, folder):
       python, settings = trainers[number]
