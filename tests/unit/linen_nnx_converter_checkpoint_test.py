@@ -26,8 +26,8 @@ import numpy as np
 import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
-from maxtext.checkpoint_conversion.linen_nnx_converter import conversion as conversion_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
 
 
@@ -164,7 +164,7 @@ class RecordTest(util.CheckpointTestCase):
     converter.convert_checkpoint(self.tmp / "nnx", self.tmp / "plain", direction="nnx_to_nnx", nnx_values="plain")
     converter.convert_checkpoint(self.tmp / "plain", self.tmp / "linen")
     self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "linen")), util.flat(tree))
-    self.assertNotIn(conversion_lib.RECORD, (self.tmp / "source" / "_CHECKPOINT_METADATA").read_text())
+    self.assertNotIn(locations.RECORD, (self.tmp / "source" / "_CHECKPOINT_METADATA").read_text())
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import sys
 
 from absl import flags
 
-from maxtext.checkpoint_conversion.linen_nnx_converter import __version__
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.command import flags as flags_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
 
 _MODULE = "linen_nnx_comparator"
@@ -61,8 +61,7 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_enum("color", "auto", ("auto", "always", "never"), "Colour the report; auto does on a terminal.", **common)
   flags.DEFINE_integer("leaves", 20, "How many leaves to print of each list, the worst first.", lower_bound=0, **common)
   flags.DEFINE_boolean("traceback", False, "Show the traceback of a failure.", **common)
-  flags.DEFINE_boolean("version", False, "Print the version.", **common)
-  flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)
+  flags_lib.define_questions(common)
   return values
 
 
@@ -81,9 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = values(arguments)[1:]
   except flags.Error as e:
     return _refuse(e)
-  if values.help or values.version:
-    said = USAGE + values.module_help(_MODULE) if values.help else __version__
-    streams.show(said, must_be_read=False)
+  if answer := flags_lib.answer(values, _MODULE, USAGE):
+    streams.show(answer, must_be_read=False)
     return EQUAL
   if len(paths) < 2 or any("=" in path and not os.path.exists(path) for path in paths[:2]):
     return _refuse(f"expected two checkpoints, A and B, found {' '.join(paths) or 'none'}. Run with --help.")

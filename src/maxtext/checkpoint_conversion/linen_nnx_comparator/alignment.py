@@ -220,23 +220,23 @@ def as_it_stands(state: abstract_state.AbstractState, keys: Mapping[Path, str]) 
 
 def without_rngs(tree: Tree) -> Tree:
   """The tree without the keys and counts of its RNG streams."""
-  boxed = lambda path: path[:-1] if path[-1] == "value" else path
+  boxed = lambda path: path[:-1] if path[-1] == layouts.VALUE else path
   rngs = {path for path, leaf in tree.leaves.items() if variable_kinds.is_rng_state(boxed(path), leaf.stored)}
   leaves = {path: leaf for path, leaf in tree.leaves.items() if path not in rngs}
   left_out = {tree.leaves[path].source: "--ignore_rngs" for path in rngs}
   return dataclasses.replace(tree, leaves=leaves, left_out={**tree.left_out, **left_out})
 
 
-def align(a: Tree, b: Tree) -> list[Pair]:
+def align(a: Tree, b: Tree, *, structure_only: bool = False) -> list[Pair]:
   """All paths of both trees, in A's order, then those of B alone."""
   paths = dict.fromkeys((*a.leaves, *b.leaves))
-  return [_pair(path, a.leaves.get(path), b.leaves.get(path)) for path in paths]
+  return [_pair(path, a.leaves.get(path), b.leaves.get(path), structure_only) for path in paths]
 
 
-def _pair(path: Path, a: Leaf | None, b: Leaf | None) -> Pair:
+def _pair(path: Path, a: Leaf | None, b: Leaf | None, structure_only: bool) -> Pair:
   """A pair, as far as metadata tell; of leaves that are no arrays they tell all."""
-  pair = Pair(path, a, b, _structure(a, b))
-  if pair.structure is not None or pair.is_array:
+  pair = Pair(path, a, b, _structure(a, b), is_of_structure=structure_only)
+  if pair.structure is not None or pair.is_array or structure_only:
     return pair
   return dataclasses.replace(pair, values=difference.of_objects(*(leaf.stored for leaf in pair.sides)))
 

@@ -78,8 +78,7 @@ class Options:
       if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0):
         raise errors.OptionError(f"--{name}", "a number of at least 0", repr(value))
     for name in ("ignore_rngs", "structure_only"):
-      if not isinstance(getattr(self, name), bool):
-        raise errors.OptionError(f"--{name}", "True or False", repr(getattr(self, name)))
+      options_lib.check(name, getattr(self, name), bool)
     self.of_sides()  # Which checks the others.
 
   def of_sides(self, config: Any = None) -> list[options_lib.Options]:
@@ -119,9 +118,7 @@ def compare_checkpoints(
   trees, notes = _trees(checkpoints, chosen, config)
   trees = [dataclasses.replace(tree, path=os.fspath(place.items)) for tree, place in zip(trees, places)]
   trees = list(map(alignment.without_rngs, trees)) if chosen.ignore_rngs else trees
-  aligned = alignment.align(*trees)
-  if chosen.structure_only:
-    aligned = [dataclasses.replace(pair, values=difference.Difference(), is_of_structure=True) for pair in aligned]
+  aligned = alignment.align(*trees, structure_only=chosen.structure_only)
   reading = _Reading(checkpoints, aligned, chosen.tolerance, progress or progress_lib.Silent())
   coroutines.run(reading.compare(chosen.of_sides()[0].memory_budget))
   pairs = list(reading.pairs.values())

@@ -28,7 +28,6 @@ import warnings
 from absl import flags
 from absl import logging
 
-from maxtext.checkpoint_conversion.linen_nnx_converter import __version__
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import flags as flags_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
 
@@ -84,10 +83,7 @@ def console_main() -> None:
 
 def set_up():
   """Makes the process the command's own."""
-  # The command computes nothing: it must not take hold of an accelerator that a training run may be using.
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
-  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # MaxText imports it, to no use here.
+  streams.set_environment()
   # glibc's threads share what they free: by default each keeps its own, 0.1 to 0.2 of 0.6 GiB after 2 GiB of streaming.
   with contextlib.suppress(AttributeError, OSError):  # Another C library.
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
@@ -103,9 +99,8 @@ def _main(argv, announce) -> int:
     _check_words(values, argv)
   except flags.Error as e:
     return _refuse(e)
-  if values.help or values.version:
-    said = flags_lib.USAGE + values.module_help(flags_lib.MODULE) if values.help else __version__
-    streams.show(said, must_be_read=False)
+  if answer := flags_lib.answer(values, flags_lib.MODULE, flags_lib.USAGE):
+    streams.show(answer, must_be_read=False)
     return DONE
   other = [f"--{name}" for name in values if values[name].present and name not in _VERIFY_ONLY_FLAGS] + rest
   if values.verify_only and other:

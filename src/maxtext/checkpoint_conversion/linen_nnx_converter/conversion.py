@@ -55,8 +55,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.verification import verif
 Path = abstract_state.Path
 PathLike = str | os.PathLike[str]
 
-RECORD = "linen_nnx_converter"  # The key of the record in the target's custom metadata.
-
 
 def convert_checkpoint(
     source_path: PathLike | None = None,
@@ -276,19 +274,19 @@ def _finish_step(folder, location, conversion):
       {name: handler for name, handler in handlers.items() if name in siblings} if isinstance(handlers, dict) else {}
   )
   scan_layers = {} if conversion.plan.scan_layers is None else {"scan_layers": conversion.plan.scan_layers}
-  metadata = location.custom_metadata() | scan_layers | {RECORD: conversion.record()}
+  metadata = location.custom_metadata() | scan_layers | {locations.RECORD: conversion.record()}
   locations.update_step_metadata(folder, carried, metadata)
 
 
 def _recorded_empty_nodes(custom_metadata) -> dict[Path, Any]:
   """The empty optimizer nodes that an earlier conversion put on record."""
   try:
-    nodes = (custom_metadata.get(RECORD) or {}).get("empty_nodes") or []
+    nodes = (custom_metadata.get(locations.RECORD) or {}).get("empty_nodes") or []
     if all(abstract_state.is_empty(leaf) and all(isinstance(key, str) for key in path) for path, leaf in nodes):
       return {tuple(path): leaf for path, leaf in nodes}
     found = "other ones"
   except (AttributeError, TypeError, ValueError) as e:
     found = str(e)
   raise errors.DamagedSourceError(
-      f"custom_metadata/{RECORD}", "empty_nodes as an earlier conversion recorded them", found
+      f"custom_metadata/{locations.RECORD}", "empty_nodes as an earlier conversion recorded them", found
   )

@@ -67,7 +67,7 @@ class PlanOptions:
       OptionError: one is of another type, or none of those that there are.
     """
     for name, hint in typing.get_type_hints(type(self)).items():
-      _check(name, getattr(self, name), hint)
+      check(name, getattr(self, name), hint)
 
   @classmethod
   def of(cls, **values: Any) -> Self:
@@ -130,8 +130,12 @@ def choices(name: str) -> list[Any]:
   return _literals(typing.get_type_hints(Options)[name])
 
 
-def _check(name: str, value: Any, hint: Any):
-  """Checks the value of one option."""
+def check(name: str, value: Any, hint: Any):
+  """Checks the value of one option, of which `hint` is the type.
+
+  Raises:
+    OptionError: it is none that the type has, or too small.
+  """
   kinds = [kind for kind in _members(hint) if typing.get_origin(kind) is not Literal]
   is_one = type(value) in kinds or (type(value) is int and float in kinds)
   if not is_one and not (isinstance(value, str) and value in _literals(hint)):

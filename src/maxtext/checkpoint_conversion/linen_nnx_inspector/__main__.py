@@ -20,8 +20,8 @@ import sys
 
 from absl import flags
 
-from maxtext.checkpoint_conversion.linen_nnx_converter import __version__
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.command import flags as flags_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
 
 _MODULE = "linen_nnx_inspector"
@@ -47,8 +47,7 @@ def define_flags() -> flags.FlagValues:
       "steps", False, "Print the steps of a checkpoints folder, with sizes, and whether each is whole.", **common
   )
   flags.DEFINE_boolean("json", False, "Print one JSON document.", **common)
-  flags.DEFINE_boolean("version", False, "Print the version.", **common)
-  flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)
+  flags_lib.define_questions(common)
   return values
 
 
@@ -66,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = values(list(sys.argv if argv is None else argv))[1:]
   except flags.Error as e:
     return _refuse(e)
-  if values.help or values.version:
-    streams.show(USAGE + values.module_help(_MODULE) if values.help else __version__, must_be_read=False)
+  if answer := flags_lib.answer(values, _MODULE, USAGE):
+    streams.show(answer, must_be_read=False)
     return DONE
   if not paths:
     return _refuse("expected a checkpoint, found none. Run with --help.")
@@ -99,7 +98,7 @@ def _answer(values, paths) -> int:
       code = _refuse(str(e).replace("--source_path", "PATH"))
     except OSError as e:
       code = _refuse(f"{path}: {errors.one_line(e)}")
-  if any(getattr(each, "problems", ()) for each in found):
+  if any(each.problems for each in found):
     code = REFUSED
   if values.json:
     documents = [each.as_json() if values.steps else text.as_json(each) for each in found]

@@ -39,14 +39,7 @@ from maxtext.checkpoint_conversion.linen_nnx_inspector import readers as readers
 Path = abstract_state.Path
 Variable = leaf_roles.Variable
 
-RECORD = "linen_nnx_converter"  # The converter's record in Orbax's custom metadata.
 _SCAN_AXES = (1, 0, 2)  # MaxText's default first; the tree tells of most others that they are not it.
-# By the fields of a state of optax's, or of MaxText's; those of adam are adamw's and adam_pax's too.
-_OPTIMIZERS = {
-    frozenset({"count", "mu", "nu"}): "adam",
-    frozenset({"count", "mu", "ns_coeffs"}): "muon",
-    frozenset({"trace"}): "sgd with momentum",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +119,14 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
   is_other = location.step_folder is not None and not location.split and location.items.name != locations.ITEMS
   found = Inspection(os.fspath(location.items), location.step, location.items.name if is_other else None)
   found = dataclasses.replace(found, items=tuple(item.name for item in location.siblings()))
-  for look in (_with_record, _with_state):
+  return _with_all(found, (_with_record, _with_state), location)
+
+
+def _with_all(found, looks, *seen) -> Inspection:
+  """What each of the looks adds, or what stands in its way."""
+  for look in looks:
     try:
-      found = look(found, location)
+      found = look(found, *seen)
     except errors.ConversionError as e:
       found = _with_problem(found, e)
   return found
@@ -139,7 +137,7 @@ def _with_problem(found, problem) -> Inspection:
 
 
 def _with_record(found, location) -> Inspection:
-  record = location.custom_metadata().get(RECORD)
+  record = location.custom_metadata().get(locations.RECORD)
   return dataclasses.replace(found, record=record if isinstance(record, dict) else {})
 
 
@@ -148,12 +146,7 @@ def _with_state(found, location) -> Inspection:
   checkpoint = opening.open_source(location)
   leaves = {"/".join(path): plan_lib.described(leaf) for path, leaf in checkpoint.state.leaves.items()}
   found = dataclasses.replace(found, storage=_storage(checkpoint), leaves=leaves)
-  for look in (_with_roles, _with_readers):
-    try:
-      found = look(found, location, checkpoint)
-    except errors.ConversionError as e:
-      found = _with_problem(found, e)
-  return found
+  return _with_all(found, (_with_roles, _with_readers), location, checkpoint)
 
 
 def _with_roles(found, location, checkpoint) -> Inspection:
@@ -178,12 +171,7 @@ def _with_roles(found, location, checkpoint) -> Inspection:
       rng_leaves=len(rngs),
       rng_streams=tuple(sorted({path[-2] for path in rngs})),
   )
-  for look in (lambda it: _with_step(it, checkpoint, roles), lambda it: _with_layers(it, variables, roles)):
-    try:
-      found = look(found)
-    except errors.ConversionError as e:
-      found = _with_problem(found, e)
-  return found
+  return _with_all(found, (_with_step, _with_layers), checkpoint, roles)
 
 
 def _with_readers(found, location, checkpoint) -> Inspection:
@@ -236,7 +224,8 @@ def _optimizer(leaves, roles) -> tuple[tuple[str, ...], dict[str, tuple[str, ...
   everything = others | {(*subtree, *path): leaf for (subtree, path), leaf in moments.items()}
   one_of_each = {path[:2]: path for path in everything}.values()
   names = set(filter(None, (optimizer_tree.without_weights_shapes(path, everything) for path in one_of_each)))
-  names = names or {name for found in fields.values() for known, name in _OPTIMIZERS.items() if known <= set(found)}
+  kinds = optimizer_tree.KINDS.items()
+  names = names or {kind.name for found in fields.values() for known, kind in kinds if known <= set(found)}
   return tuple(sorted(names)), {"/".join(path): tuple(found) for path, found in fields.items()}
 
 
@@ -251,9 +240,10 @@ def _with_step(found, checkpoint, roles) -> Inspection:
   return found
 
 
-def _with_layers(found, variables, roles) -> Inspection:
+def _with_layers(found, checkpoint, roles) -> Inspection:
   """How the layers are arranged, along the first axis of which that makes sense."""
   paths = {role: path for path, role in roles.items() if isinstance(role, Variable)}
+  variables = {role: checkpoint.state.leaves[path] for role, path in paths.items()}
   arrays = {role: leaf for role, leaf in variables.items() if abstract_state.is_array(leaf)}
   if not arrays:
     return found

@@ -16,6 +16,7 @@
 
 from absl import flags
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import __version__
 from maxtext.checkpoint_conversion.linen_nnx_converter import options
 
 MODULE = "linen_nnx_converter"
@@ -47,7 +48,21 @@ def define_flags() -> flags.FlagValues:
   _define_layout(common)
   _define_bytes(common)
   _define_running(common)
+  define_questions(common)
   return values
+
+
+def define_questions(common):
+  """What every command of this package answers about itself, by `answer`."""
+  flags.DEFINE_boolean("version", False, "Print the version.", **common)
+  flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)
+
+
+def answer(values: flags.FlagValues, module: str, usage: str) -> str | None:
+  """The help, or the version, if that is asked for."""
+  if values.help:
+    return usage + values.module_help(module)
+  return __version__ if values.version else None
 
 
 def _define_form(common):
@@ -170,5 +185,3 @@ def _define_running(common):
   flags.DEFINE_integer("process_id", None, "Index of this process.", lower_bound=0, **common)
   flags.DEFINE_boolean("dry_run", False, "Print the plan and write nothing.", **common)
   flags.DEFINE_boolean("traceback", False, "Show the traceback of a failure.", **common)
-  flags.DEFINE_boolean("version", False, "Print the version.", **common)
-  flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)

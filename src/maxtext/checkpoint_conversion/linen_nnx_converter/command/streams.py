@@ -32,14 +32,20 @@ from absl import logging
 def run(main: Callable[[Sequence[str]], int]) -> None:
   """Runs a command that only reads, in a process of its own, and exits with its code."""
   open_closed()
-  # It must not take hold of an accelerator that a training run may be using.
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
+  set_environment()
   logging.set_verbosity(logging.FATAL)  # What goes wrong is said once, by `main`.
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
   code = main(sys.argv)
   settle()
   sys.exit(code)
+
+
+def set_environment() -> None:
+  """Sets what the libraries of a command look for when they are imported."""
+  # It computes next to nothing: it must not take hold of an accelerator that a training run may be using.
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # MaxText imports it, to no use here.
 
 
 def open_closed() -> None:

@@ -21,7 +21,7 @@ between two filled places show in the keys; what shows nowhere is known of optax
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
@@ -30,12 +30,24 @@ Path = abstract_state.Path
 
 _MOST_PLACES = 1000  # An index beyond is damaged; the places before it would take all memory.
 
-# The number of places in a chain whose last transformations have no state, told by the fields of the first state that
-# stands alone: adamw(constant), muon's inner chain with a constant learning rate, sgd(constant, momentum).
-_CHAIN_LENGTHS = {
-    frozenset({"count", "mu", "nu"}): 3,
-    frozenset({"count", "mu", "ns_coeffs"}): 4,
-    frozenset({"trace"}): 2,
+
+class Kind(NamedTuple):
+  """An optimizer that the fields of a state tell.
+
+  Attributes:
+    name: what it is called; adamw and adam_pax have adam's fields.
+    chain_length: the number of places in its chain where the last transformations have no state, and the first stands
+      alone: adamw(constant), muon's inner chain with a constant learning rate, sgd(constant, momentum).
+  """
+
+  name: str
+  chain_length: int
+
+
+KINDS = {
+    frozenset({"count", "mu", "nu"}): Kind("adam", 3),
+    frozenset({"count", "mu", "ns_coeffs"}): Kind("muon", 4),
+    frozenset({"trace"}): Kind("sgd with momentum", 2),
 }
 
 # Named states with a field that can be empty: (fields that tell the state, the path of the empty field, its value).
@@ -171,9 +183,8 @@ def _chain_length(path, children) -> int:
   """The number of places of the chain at `path`."""
   names = children[path]
   length = _length(path, names)
-  if names == {"0"}:
-    length = max(length, _CHAIN_LENGTHS.get(frozenset(children.get((*path, "0"), ())), length))
-  return length
+  kind = KINDS.get(frozenset(children.get((*path, "0"), ()))) if names == {"0"} else None
+  return max(length, kind.chain_length) if kind else length
 
 
 def _is_index(name) -> bool:

@@ -33,6 +33,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_fil
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import training_engine
 
 DIGESTS = "linen_nnx_converter_digests.json"  # The file beside `_METADATA` that keeps the digests of leaves.
+RECORD = "linen_nnx_converter"  # The key of the converter's record in a target's custom metadata.
 ITEMS = "items"  # MaxText's name for the item that holds the train state.
 # Its other names: with MaxText's emergency checkpoints and in Orbax v1, in older Orbax v1, in Orbax's emergency manager.
 STATE_ITEMS = ("state", "pytree", "default")

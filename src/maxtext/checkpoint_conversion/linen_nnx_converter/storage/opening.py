@@ -27,7 +27,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import leaf_metadata
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
@@ -102,10 +101,9 @@ class SplitCheckpoint(reader.Checkpoint):
 
 def chunks(checkpoint: reader.Checkpoint, paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
   """The keys of all chunks that the arrays at `paths` may have, each with its leaf. Those held in memory have none."""
-  names = set(leaf_metadata.array_names(checkpoint.index))
   for path in paths:
-    if path in checkpoint.stored and checkpoint.stored[path].name in names:
-      leaf = checkpoint.stored[path]
+    leaf = checkpoint.stored.get(path)
+    if leaf and f"{leaf.name}/{chunk_keys.DOCUMENT_NAMES[leaf.document['zarr_format']]}" in checkpoint.index.values:
       yield from ((path, f"{leaf.name}/{chunk_keys.key(leaf.document, at)}") for at in chunk_keys.grid(leaf.document))
 
 

@@ -188,7 +188,7 @@ async def _verify_part(part, target, box, data, on_equal):
   except ValueError as e:  # What TensorStore raises for a chunk that cannot be read.
     errors.check_access(part.target, e)
     raise _failure(part.target, "chunks that can be read", errors.one_line(e)) from e
-  if found.dtype != expected.dtype and {str(found.dtype), str(expected.dtype)} <= abstract_state.FLOATS:
+  if plan_lib.is_float_cast(expected, found):
     _compare_rounded(part.target, found, expected, place)
   else:
     # Of all others only the step's dtype may differ; its value may not.

@@ -35,8 +35,9 @@ def first_difference(found: np.ndarray, source: np.ndarray) -> int | None:
     values, expected = exact(found[begin : begin + _ELEMENTS]), exact(source[begin : begin + _ELEMENTS])
     expected = rounded(expected, str(found.dtype))
     same = (values == expected) & (np.signbit(values) == np.signbit(expected))
-    if not (same | (np.isnan(values) & np.isnan(expected))).all():
-      return begin + int(np.argmin(same | (np.isnan(values) & np.isnan(expected))))
+    same |= np.isnan(values) & np.isnan(expected)
+    if not same.all():
+      return begin + int(np.argmin(same))
   return None
 
 
