@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping
 import fnmatch
 import json
 import os
-import threading
 from typing import Any, Protocol
 
 from etils import epath
@@ -177,17 +176,20 @@ def _record_handler(folder, name):
 
 
 class _Writes:
-  """What writes the bytes. The handlers share it, for what is encoded is put down once, by the first of them."""
+  """What writes the bytes. The handlers share it, for what is encoded is put down once, and before anything is streamed.
+
+  If that fails, no other has begun. Orbax would not wait for it, and its files would be opened after their event loop is
+  closed.
+  """
 
   def __init__(self, content: Content):
     self.stream, self._content = content.stream, content
-    self._is_put, self._lock = False, threading.Lock()
+    self._put: asyncio.Future[None] | None = None
 
   async def put_encoded(self, items: epath.Path):
-    with self._lock:
-      is_first, self._is_put = not self._is_put, True
-    if is_first:
-      await self._content.put_encoded(items)
+    if self._put is None:  # Orbax runs all handlers in one loop.
+      self._put = asyncio.ensure_future(self._content.put_encoded(items))
+    await self._put
 
 
 class _WritingHandler:
