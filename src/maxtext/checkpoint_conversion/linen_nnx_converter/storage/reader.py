@@ -120,7 +120,7 @@ class Checkpoint:
     ocdbt_index.check_place(directory)
     self.directory = directory
     self._store: ts.KvStore | None = None
-    self.use_ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(directory)
+    self.use_ocdbt = (directory / "manifest.ocdbt").exists()
     self.context = ocdbt_index.new_context()
     try:
       document = source_files.read_json(directory / "_METADATA")
