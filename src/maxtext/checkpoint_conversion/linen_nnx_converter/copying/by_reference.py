@@ -25,6 +25,7 @@ import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import durable
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
@@ -66,7 +67,7 @@ async def bring(
   files = list(files)
   for folder in {(target / new).parent for _, new in files}:
     folder.mkdir(parents=True, exist_ok=True)
-  await streaming.settle(bring_one(old, new) for old, new in files)
+  await coroutines.settle(bring_one(old, new) for old, new in files)
 
 
 async def rename(
@@ -101,7 +102,7 @@ async def rename(
       for folder in source.stores
       if old.startswith(folder)
   ]
-  await streaming.settle([*operations, *(new_store.write(key, value) for key, value in documents.items())])
+  await coroutines.settle([*operations, *(new_store.write(key, value) for key, value in documents.items())])
   await transaction.commit_async()
 
 
@@ -134,7 +135,7 @@ async def copy_values(
 
   async def copy_batch(batch):
     transaction = ts.Transaction(atomic=True)
-    await streaming.settle(copy(old, new, transaction) for old, new in batch)
+    await coroutines.settle(copy(old, new, transaction) for old, new in batch)
     await transaction.commit_async()
     for old, _ in batch:
       on_copied(old)
@@ -143,7 +144,7 @@ async def copy_values(
       pairs, copy_batch, nbytes_of=lambda pair: source.index.values[pair[0]].nbytes, memory_budget=memory_budget
   )
   transaction = ts.Transaction(atomic=True)
-  await streaming.settle(new_store.with_transaction(transaction).write(key, value) for key, value in documents.items())
+  await coroutines.settle(new_store.with_transaction(transaction).write(key, value) for key, value in documents.items())
   await transaction.commit_async()
 
 

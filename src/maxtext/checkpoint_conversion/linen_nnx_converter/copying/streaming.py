@@ -25,6 +25,7 @@ import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 
 Path = abstract_state.Path
@@ -132,19 +133,7 @@ async def in_batches[T](
     task = asyncio.create_task(run(batch))
     task.add_done_callback(lambda _, nbytes=nbytes: gate.leave(nbytes))
     tasks.append(task)
-  await settle(tasks)
-
-
-async def settle(awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
-  """Waits for all, and then raises the first failure, if there is one.
-
-  A TensorStore operation that is still under way when its event loop closes complains about that on standard error.
-  """
-  results = await asyncio.gather(*awaitables, return_exceptions=True)
-  for result in results:
-    if isinstance(result, BaseException):
-      raise result
-  return results
+  await coroutines.settle(tasks)
 
 
 class _ByteGate:
@@ -174,12 +163,12 @@ class _ByteGate:
 async def _write_batch(batch, open_source, targets, new_transaction, on_written):
   """Reads blocks and writes what is made of them: at once, but for a large block's pieces, which take turns."""
   sources = {source: await open_source(source) for source in dict.fromkeys(block.source for block in batch)}
-  read = await settle(reader.read_region(block.source, sources[block.source], block.region) for block in batch)
+  read = await coroutines.settle(reader.read_region(block.source, sources[block.source], block.region) for block in batch)
   pieces = [(block, part, data) for block, data in zip(batch, read) for part in block.parts]
   piece_bytes = lambda piece: piece[1].piece(piece[0].region, piece[2])[1].nbytes
   for some in _batches(pieces, piece_bytes, _BATCH_BYTES):
     transaction = new_transaction()
-    await settle(_write_piece(block, part, data, targets, transaction) for block, part, data in some)
+    await coroutines.settle(_write_piece(block, part, data, targets, transaction) for block, part, data in some)
     await transaction.commit_async()
   for block in batch:
     on_written(block)

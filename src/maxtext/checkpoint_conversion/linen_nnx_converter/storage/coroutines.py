@@ -15,7 +15,7 @@
 """Runs coroutines to their end, also where an event loop runs already, as it does in Jupyter and Colab."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine, Iterable
 from concurrent import futures
 import contextlib
 import contextvars
@@ -37,6 +37,18 @@ def run[T](coroutine: Coroutine[Any, Any, T]) -> T:
       with contextlib.suppress(RuntimeError):  # The loop has been closed.
         loop.call_soon_threadsafe(_cancel_all, loop)
       raise
+
+
+async def settle(awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
+  """Waits for all, and then raises the first failure, if there is one.
+
+  A TensorStore operation that is still under way when its event loop closes complains about that on standard error.
+  """
+  results = await asyncio.gather(*awaitables, return_exceptions=True)
+  for result in results:
+    if isinstance(result, BaseException):
+      raise result
+  return results
 
 
 def _run_on[T](loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:

@@ -26,6 +26,7 @@ import numpy as np
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import rounding
 
 Path = abstract_state.Path
@@ -128,12 +129,12 @@ async def verify_arrays(
       if failures:
         return
       source = await _opened(path, plan.source.leaves[path], sides.open_source)
-      opened = await asyncio.gather(*(_opened(p.target, plan.target.leaves[p.target], sides.open_target) for p in parts))
+      opened = await coroutines.settle(_opened(p.target, plan.target.leaves[p.target], sides.open_target) for p in parts)
       itemsize = source.dtype.numpy_dtype.itemsize
       for box in boxes(source.shape, sides.chunk_shape_of(path), box_bytes // itemsize):
         data = await _read_source(path, source, box)
         for some in itertools.batched(zip(parts, opened), _PARTS_AT_ONCE):
-          await asyncio.gather(*(verify_part(part, target, box, data) for part, target in some))
+          await coroutines.settle(verify_part(part, target, box, data) for part, target in some)
       on_verified(sum(min(math.prod(t.shape), math.prod(source.shape)) for t in opened) * itemsize)
 
   async def verify_unless_failed(path, parts):

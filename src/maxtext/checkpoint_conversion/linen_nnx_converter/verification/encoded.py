@@ -29,6 +29,7 @@ import numpy as np
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reopen
 
@@ -161,7 +162,7 @@ async def _have_equal_bytes(keys: tuple[str, str], source, written, gate) -> boo
   async with gate:
     if old.inline is new.inline is None and not remote_files.is_remote(ours) and not remote_files.is_remote(theirs):
       return await asyncio.to_thread(_are_equal_ranges, ours, old.offset, theirs, new.offset, old.nbytes)
-    values = await asyncio.gather(source.read(keys[0]), written.read(keys[1]))
+    values = await coroutines.settle((source.read(keys[0]), written.read(keys[1])))
     return values[0] == values[1]
 
 

@@ -30,7 +30,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import options
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import moving
-from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
@@ -212,7 +211,7 @@ async def _differences(checkpoint, expected: Mapping[str, digests.Digest], memor
 
   leaves = [(path, leaf, expected[leaf.name]) for path, leaf in checkpoint.stored.items() if leaf.name in expected]
   progress.start("verifying", sum(leaf.nbytes for _, leaf, _ in leaves))
-  await streaming.settle(check(*each) for each in leaves)
+  await coroutines.settle(check(*each) for each in leaves)
   progress.finish()
   return dict(sorted(differences.items()))
 
