@@ -14,6 +14,8 @@
 
 """Every optimizer that MaxText offers: real optax states of both frameworks, each converted into the other."""
 
+import warnings
+
 from absl.testing import absltest
 from absl.testing import parameterized
 from flax import nnx
@@ -172,7 +174,8 @@ class OptimizerTest(parameterized.TestCase):
     model.decoder.batch_norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
     model.decoder.dropout = nnx.Dropout(0.1, rngs=nnx.Rngs(0))
     state = train_state_nnx.TrainStateNNX(model, nnx.Optimizer(model, OPTIMIZERS["adamw_schedule"], wrt=nnx.Param))
-    theirs = train_state_nnx.to_checkpoint_dict(state)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # MaxText calls State.to_pure_dict.
+      theirs = train_state_nnx.to_checkpoint_dict(state)
     ours = converter.convert_nnx_to_linen(nnx.to_pure_dict(nnx.state(state)))
     self.assertEqual(described(ours), described(theirs))
 

@@ -135,7 +135,7 @@ class _Pytree(v1.StatefulCheckpointable):
 class WithoutV0Test(util.CheckpointTestCase):
 
   @parameterized.parameters((True, True), (False, False))
-  def test_there_and_back(self, use_ocdbt, use_zarr3):
+  def test_a_conversion_and_its_inverse(self, use_ocdbt, use_zarr3):
     """Layers are sliced out of the chunks that hold them all, so streamed, and stacked by reference, or raw."""
     params = {"decoder": {"layers": {"mlp": {"kernel": util.array(4, 3, 5)}}, "decoder_norm": {"scale": util.array(4)}}}
     linen = jax.tree.map(jax.numpy.asarray, util.linen(params))
