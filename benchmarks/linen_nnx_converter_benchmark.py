@@ -50,6 +50,7 @@ _LIMIT = flags.DEFINE_float("memory_limit_gib", 20.0, "GiB of resident memory at
 
 # MiB of a scanned leaf, which is one chunk: as a device's shard may be, and as one host writes a whole leaf.
 _CHUNK, _LARGE_CHUNK = 128, 512
+_PIECE = 16  # MiB of the chunks that these are split into.
 _SMALL = 1 / 64  # GiB of the checkpoint that Orbax opens and commits.
 _COPIES = 3.0  # Of a checkpoint, that are on the disk at a time.
 
@@ -68,6 +69,9 @@ _HEADINGS = (
     "Bound",
 )
 _UNSCANNED = "--scan_layers=False"
+# What the converter is asked for, and the straightforward way.
+_LAYERS = _UNSCANNED, {"scan_layers": False}
+_PIECES = f"--chunk_byte_size={_PIECE * 2**20}", {"chunk_byte_size": _PIECE * 2**20}
 
 Row = tuple[str, str, runs.Run, str]
 
@@ -85,7 +89,7 @@ def rows(scratch: runs.Scratch, gib: float, small_gib: float) -> Iterator[Row]:
   yield from _large_rows(scratch, gib, commits, is_normal=True)
   size = f"{gib:g} GiB random"
   with scratch.source(gib=gib, is_scanned=True, leaf_mib=_LARGE_CHUNK, is_normal=False) as source:
-    yield from _sliced(scratch, source, f"{size}: scanned in {_LARGE_CHUNK} MiB chunks -> unscanned")
+    yield from _streamed(scratch, source, f"{size}: scanned in {_LARGE_CHUNK} MiB chunks -> unscanned", *_LAYERS)
   with scratch.source(gib=small_gib, is_scanned=False, leaf_mib=0, is_normal=False) as source:
     yield from _small_rows(scratch, source, f"{small_gib:g} GiB in 20,000 leaves")
 
@@ -102,9 +106,10 @@ def _large_rows(scratch, gib, commits, *, is_normal) -> Iterator[Row]:
         yield from _by_reference(scratch, nnx, f"{size}: NNX -> Linen, scanned", commits[True])
     yield from _params_only(scratch, source, size)
     job = f"{size}: scanned in {_CHUNK} MiB chunks -> unscanned"
-    yield from _sliced(scratch, source, job)
+    yield from _streamed(scratch, source, job, *_LAYERS)
     yield job, "decoding alone", scratch.decode(source), ""
     yield job, "encoding alone", scratch.encode(source), ""
+    yield from _streamed(scratch, source, f"{size}: {_CHUNK} MiB chunks -> {_PIECE} MiB chunks", *_PIECES)
   with scratch.source(gib=gib, is_scanned=False, leaf_mib=_CHUNK, is_normal=is_normal) as source:
     yield from _by_reference(scratch, source, f"{size}: unscanned -> scanned", commits[False])
     with scratch.converted(source) as stacked:
@@ -139,13 +144,13 @@ def _params_only(scratch, source, size) -> Iterator[Row]:
   yield job, f"{way}, verified", raw, f"{streamed.work / 2:.2f} s, half of streamed" if streamed.work else ""
 
 
-def _sliced(scratch, source, job) -> Iterator[Row]:
+def _streamed(scratch, source, job, argument, options) -> Iterator[Row]:
   """What must be decoded. There is nothing to link: link and copy are one."""
-  straight = scratch.straightforward(source, scan_layers=False)
+  straight = scratch.straightforward(source, **options)
   yield job, "straightforward", straight, ""
   bound = f"{straight.seconds:.1f} s, {straight.rss / runs.MIB / 10:,.0f} MiB" if straight.rss else ""
-  yield job, "streamed, not verified", scratch.convert(source, _UNSCANNED, "--noverify"), bound
-  yield job, "streamed, verified", scratch.convert(source, _UNSCANNED), ""
+  yield job, "streamed, not verified", scratch.convert(source, argument, "--noverify"), bound
+  yield job, "streamed, verified", scratch.convert(source, argument), ""
 
 
 def _small_rows(scratch, source, size) -> Iterator[Row]:

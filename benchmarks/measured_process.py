@@ -58,18 +58,22 @@ def convert(*arguments: str):
 
 
 def straightforward(source: str, target: str, options: str):
-  """Restores all, transforms it with NumPy, saves all."""
+  """Restores all, transforms it with NumPy, saves all; `chunk_byte_size` among the options is Orbax's."""
   start()
   converter = importlib.import_module(_CONVERTER)
   ocp = importlib.import_module("orbax.checkpoint")
+
+  jax, chosen = importlib.import_module("jax"), json.loads(options)
+  save_args = ocp.SaveArgs(chunk_byte_size=chosen.pop("chunk_byte_size", None))
 
   def run():
     tree = converter.load_checkpoint(source)
     is_nnx = converter.detect_format(tree) == "nnx"
     transform = converter.convert_nnx_to_linen if is_nnx else converter.convert_linen_to_nnx
-    converted = transform(tree, **json.loads(options))
+    converted = transform(tree, **chosen)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)) as checkpointer:
-      checkpointer.save(target, args=ocp.args.PyTreeSave(converted))
+      arguments = ocp.args.PyTreeSave(converted, save_args=jax.tree.map(lambda _: save_args, converted))
+      checkpointer.save(target, args=arguments)
 
   return run
 
@@ -123,8 +127,8 @@ def encode(source: str, target: str):
 
 
 def _opened(source):
-  storage = importlib.import_module(f"{_CONVERTER}.storage")
-  return storage.Checkpoint(importlib.import_module("etils.epath").Path(source))
+  reader = importlib.import_module(f"{_CONVERTER}.storage.reader")
+  return reader.Checkpoint(importlib.import_module("etils.epath").Path(source))
 
 
 def make(target: str, options: str):

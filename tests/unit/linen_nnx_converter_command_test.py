@@ -268,7 +268,7 @@ class CommandTest(CommandTestCase):
 
   def test_every_flag_is_in_the_readme_and_every_flag_in_the_readme_is_real(self):
     real = {name for name in flags.define_flags() if name not in ("h", "help")}
-    self.assertEqual(set(re.findall(r"--([a-z_]+)\b(?!-)", usage())) - {"help"}, real)
+    self.assertEqual(set(re.findall(r"--([a-z_][a-z_0-9]+)\b(?!-)", usage())) - {"help"}, real)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ The trees are those of checkpoints that tiny runs of MaxText 0.2.3, 0.2.4 and 0.
 """
 
 import dataclasses
+import json
 import pathlib
 import re
 import shutil
@@ -199,6 +200,19 @@ class ConfigTest(parameterized.TestCase):
     config = self.config(load_full_state_path=str(source), base_output_directory=str(self.tmp), run_name="run")
     converter.convert_checkpoint(config=config, check_model=False, maxtext_release="0.2.4")
     self.assertTrue((self.tmp / "run" / "checkpoints" / "2" / "items" / "_METADATA").exists())
+
+  @parameterized.parameters(
+      ({}, {}, (True, True)),
+      ({"checkpoint_storage_use_zarr3": False}, {}, (True, False)),
+      ({"checkpoint_storage_use_ocdbt": False, "checkpoint_storage_use_zarr3": False}, {}, (False, False)),
+      ({"checkpoint_storage_use_zarr3": False}, {"use_zarr3": True}, (True, True)),
+      ({"checkpoint_storage_use_zarr3": True}, {"use_zarr3": False}, (True, False)),
+  )
+  def test_the_config_gives_the_format_unless_an_option_does(self, settings, options, expected):
+    source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"
+    self.convert(source, self.config(**settings), maxtext_release="0.2.5", **options)
+    metadata = json.loads((self.tmp / "out" / "2" / "items" / "_METADATA").read_text())
+    self.assertEqual((metadata["use_ocdbt"], metadata["use_zarr3"]), expected)
 
   @parameterized.parameters(
       ({"num_decoder_layers": 6}, {}, "decoder/layers: expected 6 layers, as the config says, found 4 in the checkpoint"),

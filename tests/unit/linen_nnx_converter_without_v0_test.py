@@ -54,9 +54,9 @@ PYTREE = v1.handlers.PyTreeHandler
 VALUE_TYPES = {leaf: name for name, leaf in target_leaves._LEAF_TYPES.items()} | {type(None): "None"}
 
 
-def save(path, item, leaves, content, *, use_ocdbt, use_zarr3, before_commit):
+def save(path, item, leaves, content, *, form, before_commit):
   """`orbax_writer.save`. The place is a staging folder: what `before_commit` raises prevents the target here too."""
-  v1.save_checkpointables(path, {item: _Pytree(leaves, content, use_ocdbt, use_zarr3)})
+  v1.save_checkpointables(path, {item: _Pytree(leaves, content, form.use_ocdbt, form.use_zarr3)})
   (path / "orbax.checkpoint").unlink()  # V1's file goes along with the step's items where the source has it.
   # What loads it is V1's handler of pytrees, not that of objects which save themselves.
   locations.update_step_metadata(path, {item: f"{PYTREE.__module__}.{PYTREE.__qualname__}"}, {})

@@ -46,6 +46,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_form
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import targets
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import training_engine
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
@@ -148,12 +149,15 @@ def _job(source_path, target_path, config, options, progress) -> _Job:
 def _move(job, plan, checkpoint) -> tuple[moving.Move, str]:
   """How the bytes go; and what is taken from an interrupted run, for a person."""
   options = job.options
-  orbax_writer.check_target(job.target.items, use_ocdbt=checkpoint.use_ocdbt)
+  form = storage_form.StorageForm.of(options, checkpoint)
+  orbax_writer.check_target(job.target.items, use_ocdbt=form.use_ocdbt)
   lengths = ocdbt_index.file_lengths(checkpoint.directory, checkpoint.index)
-  routes = leaf_routes.choose(plan, checkpoint, lengths, copy_mode=options.copy_mode)
+  room = streaming.batch_bytes(options.memory_budget)
+  routes = leaf_routes.choose(plan, checkpoint, lengths, form, room=room, copy_mode=options.copy_mode)
   move = moving.Move(
       plan,
       checkpoint,
+      form,
       routes,
       lengths,
       options.copy_mode,
@@ -174,6 +178,7 @@ def _move(job, plan, checkpoint) -> tuple[moving.Move, str]:
       plan,
       checkpoint,
       routes,
+      form,
       progress=job.progress,
       compare=lambda paths, open_target, on_failure: decoded.verify_arrays(
           plan,
@@ -210,8 +215,7 @@ def _write(job, move, done, stamps, begin) -> record.Conversion:
           job.target.step_folder and job.target.items.name,
           dataclasses.replace(plan.target, leaves=target_leaves.target_leaves(plan, checkpoint, move.routes)),
           move,
-          use_ocdbt=checkpoint.use_ocdbt,
-          use_zarr3=checkpoint.use_zarr3,
+          form=move.form,
           before_commit=before_commit,
       )
   except Exception:

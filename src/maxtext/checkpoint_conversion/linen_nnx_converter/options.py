@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
-_LEAST = {"param_scan_axis": 0, "memory_budget_gib": 1 / 16}
+_LEAST = {"param_scan_axis": 0, "memory_budget_gib": 1 / 16, "chunk_byte_size": 2**10, "target_data_file_size": 2**10}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,13 @@ class Options(PlanOptions):
       target is for the installed release.
     init_rngs: whether to make NNX RNG state that the source does not have, with the model of the config and its seed.
     memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
+    chunk_byte_size: how many bytes a chunk should have, and never more: larger ones are split into equal pieces, smaller
+      ones joined as far as the memory budget allows. None keeps them, but joins small ones where layers are sliced.
+    target_data_file_size: bytes of OCDBT's data files, after which the next one begins; what could be linked is copied
+      into such files. None keeps the files that are linked; of what is written it is Orbax's choice.
+    use_ocdbt: whether the target is an OCDBT store; None is what the source is.
+    use_zarr3: whether its arrays are zarr 3; None is what the source's are.
+    compression: whether its chunks are compressed; None keeps what is not decoded as it is, and compresses the rest.
     copy_mode: whether to `link` the source's data files where their bytes need not change, to `copy` them, or, as `auto`
       does, to link those of OCDBT, which no writer changes, where the file system can.
     verify: whether to compare the target with the source, to the bit, before the commit. Where the target has the
@@ -101,6 +108,11 @@ class Options(PlanOptions):
   check_model: bool = True
   init_rngs: bool = False
   memory_budget_gib: float = 2.0
+  chunk_byte_size: int | None = None
+  target_data_file_size: int | None = None
+  use_ocdbt: bool | None = None
+  use_zarr3: bool | None = None
+  compression: Literal["zstd", "none"] | None = None
   copy_mode: Literal["auto", "link", "copy"] = "auto"
   verify: bool | Literal["full"] = True
   overwrite: bool = False

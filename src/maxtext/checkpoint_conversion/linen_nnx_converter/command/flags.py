@@ -46,6 +46,7 @@ def define_flags() -> flags.FlagValues:
   common = {"flag_values": values, "module_name": MODULE}
   _define_form(common)
   _define_layout(common)
+  _define_storage(common)
   _define_bytes(common)
   _define_running(common)
   define_questions(common)
@@ -143,6 +144,20 @@ def _define_layout(common):
       "With a config, make the NNX RNG state that the source lacks, by MaxText's own model and the config's seed.",
       **common,
   )
+
+
+def _define_storage(common):
+  """How the target's arrays are stored. What is unset is as the source has it, and costs no more than its metadata."""
+  chunks = (
+      "Bytes of a chunk, at most: larger ones are split into equal pieces, small ones joined. Unset: they are kept."
+  )
+  files = "Bytes of OCDBT's data files, after which the next one begins. Unset: files that can be linked are kept."
+  for name, what in (("chunk_byte_size", chunks), ("target_data_file_size", files)):
+    flags.DEFINE_integer(name, None, what, lower_bound=1024, **common)
+  flags.DEFINE_boolean("use_ocdbt", None, "Whether the target is an OCDBT store. Unset: what the source is.", **common)
+  flags.DEFINE_boolean("use_zarr3", None, "Whether its arrays are zarr 3. Unset: what the source's are.", **common)
+  compression = "How chunks are compressed. Unset: zstd, and chunks that need not be decoded as they are."
+  flags.DEFINE_enum("compression", None, options.choices("compression"), compression, **common)
 
 
 def _define_bytes(common):

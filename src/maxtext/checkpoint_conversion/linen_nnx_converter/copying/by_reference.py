@@ -108,11 +108,10 @@ async def rename(
 
 async def copy_values(
     source: reader.Checkpoint,
-    target: epath.Path,
+    store: Mapping[str, Any],
     pairs: Pairs,
     documents: Mapping[str, bytes],
     *,
-    process_index: int,
     memory_budget: int,
     on_copied: Callable[[str], None],
 ):
@@ -120,15 +119,13 @@ async def copy_values(
 
   Args:
     source: the source.
-    target: the folder of the target's pytree.
+    store: TensorStore's spec of that store.
     pairs: old and new keys.
     documents: values to write besides.
-    process_index: whose store it is.
     memory_budget: bytes, for all copies of the data that is under way; a larger value is held alone.
     on_copied: called with the old key of each value when it is there.
   """
-  store = target / f"ocdbt.process_{process_index}"
-  new_store = await ts.KvStore.open(ocdbt_index.writable_spec(store), context=ocdbt_index.new_context())
+  new_store = await ts.KvStore.open(store, context=ocdbt_index.new_context())
 
   async def copy(old, new, transaction):
     await new_store.with_transaction(transaction).write(new, await source.read_value(old))

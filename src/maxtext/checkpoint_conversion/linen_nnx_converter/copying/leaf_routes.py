@@ -20,12 +20,14 @@ import enum
 import json
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import target_chunks
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_form
 
 Path = abstract_state.Path
 
@@ -52,18 +54,22 @@ class Route:
     way: how.
     renamed: unless streamed, every key that is taken from the source, with its new name.
     documents: unless streamed, the keys that are written anew: zarr metadata of another shape.
+    chunk_shape: the shape of the target's chunks.
   """
 
   way: Way
   renamed: tuple[tuple[str, str], ...] = ()
   documents: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+  chunk_shape: tuple[int, ...] = ()
 
 
 def choose(
     plan: plan_lib.Plan,
     source: reader.Checkpoint,
     lengths: Mapping[str, int],
+    form: storage_form.StorageForm,
     *,
+    room: int,
     copy_mode: str = "auto",
 ) -> dict[Path, Route]:
   """The route of every target leaf that is an array.
@@ -72,6 +78,8 @@ def choose(
     plan: the plan.
     source: the source, of which only what was read of its metadata is used.
     lengths: the lengths of its data files, in bytes.
+    form: how the target is stored.
+    room: bytes of the source that may be held at once to fill chunks that are joined.
     copy_mode: as `link`, data files are referred to whatever else they hold, and those of chunks too. Else the latter are
       copied: without OCDBT, a save over the source may write into them.
 
@@ -81,12 +89,13 @@ def choose(
     TargetError: the name of one is too long for a file.
   """
   opening.check_chunks(source, plan.parts())
-  _check_names(plan, source)
+  _check_names(plan, form.use_ocdbt)
   routes = {}
   for path, move in plan.moves.items():
     if abstract_state.is_array(plan.target.leaves[path]):
-      routes[path] = _route(path, move, plan, source)
-  if copy_mode != "link" and (not source.use_ocdbt or _has_dead_bytes(routes, source.index, lengths)):
+      routes[path] = _route(path, move, plan, source, form, room)
+  takes_new_files = not source.use_ocdbt or form.data_file_size is not None
+  if copy_mode != "link" and (takes_new_files or _has_dead_bytes(routes, source.index, lengths)):
     return {
         path: dataclasses.replace(route, way=Way.RAW) if route.way == Way.REFERENCE else route
         for path, route in routes.items()
@@ -108,18 +117,33 @@ def data_files(routes: Mapping[Path, Route], index: ocdbt_index.Index) -> set[st
   return {value.file for _, value in _referenced(routes, index) if value.inline is None}
 
 
-def _route(path, move, plan, source) -> Route:
-  if not source.is_uniform:
-    return Route(Way.STREAMED)
+def _route(path, move, plan, source, form, room) -> Route:
+  leaf, origin = plan.target.leaves[path], source.stored[move.sources[0]]
+  kept = target_chunks.kept(move, origin)
+  is_kept = _is_kept(source, form) and target_chunks.wanted(move, origin, leaf, form, room) == kept
+  if is_kept and (route := _encoded_route(path, move, plan, source, form.compression)):
+    return dataclasses.replace(route, chunk_shape=kept)
+  return Route(Way.STREAMED, chunk_shape=target_chunks.streamed(move, origin, leaf, form, room))
+
+
+def _is_kept(source, form) -> bool:
+  """Whether encoded chunks of the source can stand in the target."""
+  return source.is_uniform and (source.use_ocdbt, source.use_zarr3) == (form.use_ocdbt, form.use_zarr3)
+
+
+def _encoded_route(path, move, plan, source, compression) -> Route | None:
+  """The route of a leaf whose encoded chunks need not change; None if they must."""
   stored = [source.stored[origin] for origin in move.sources]
   documents = [leaf.document for leaf in stored]
   if any(leaf.dtype != plan.target.leaves[path].dtype for leaf in stored) or not chunk_keys.keeps_chunks(move, documents):
-    return Route(Way.STREAMED)
+    return None
+  if compression not in (None, chunk_keys.compression(documents[0])):
+    return None
   name = ".".join(path)
   renamed = []
   for old, new in chunk_keys.renamed(move, documents, [leaf.name for leaf in stored], name):
     if old not in source.index.values:  # Left out for holding the fill value alone.
-      return Route(Way.STREAMED)
+      return None
     renamed.append((old, new))
   document_name = chunk_keys.DOCUMENT_NAMES[documents[0]["zarr_format"]]
   if move.kind == "copy":
@@ -143,17 +167,17 @@ def _has_dead_bytes(routes, index, lengths) -> bool:
   return total - live > max(_DEAD_SHARE * live, _DEAD_BYTES)
 
 
-def _check_names(plan, source):
+def _check_names(plan, use_ocdbt):
   """Checks that no two leaves have one name: Orbax joins a path with dots."""
   names = {}
   for path in plan.target.leaves:
     name = ".".join(path)
-    if not source.use_ocdbt and len(name.encode()) > _LONGEST_FILE_NAME:
+    if not use_ocdbt and len(name.encode()) > _LONGEST_FILE_NAME:
       raise errors.TargetError(
           path,
           f"a name of at most {_LONGEST_FILE_NAME} bytes, for without OCDBT it is a folder's",
           f"{len(name.encode())} bytes",
-          "Save the source with OCDBT.",
+          "Convert with --use_ocdbt.",
       )
     other = names.setdefault(name, path)
     if other != path:

@@ -31,6 +31,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_form
 
 Path = abstract_state.Path
 
@@ -58,6 +59,7 @@ class Move:
   Attributes:
     plan: the plan.
     source: the source.
+    form: how the target is stored.
     routes: the route of each target leaf that is an array.
     lengths: the lengths of the source's data files.
     copy_mode: how to bring data files: one of `by_reference.COPY_MODES`.
@@ -70,6 +72,7 @@ class Move:
 
   plan: plan_lib.Plan
   source: reader.Checkpoint
+  form: storage_form.StorageForm
   routes: Mapping[Path, leaf_routes.Route]
   lengths: Mapping[str, int]
   copy_mode: str
@@ -89,7 +92,8 @@ class Move:
 
   async def stream(self, stores: Mapping[Path, Any]):
     """Writes the arrays that are streamed into open stores."""
-    blocks = streaming.blocks(self.plan, stores, lambda path: self.source.stored[path].chunk_shape)
+    chunk_shapes = {path: store.chunk_layout.write_chunk.shape or () for path, store in stores.items()}
+    blocks = streaming.blocks(self.plan, chunk_shapes, lambda path: self.source.stored[path].chunk_shape)
     await streaming.stream(
         self._share(blocks, lambda block: block.nbytes),
         open_source=self.source.open,
@@ -111,10 +115,9 @@ class Move:
     if raw:
       await by_reference.copy_values(
           self.source,
-          items,
+          ocdbt_index.writable_spec(items / f"ocdbt.process_{self.process}", self.form.data_file_size),
           self._share(raw, lambda pair: self.source.index.values[pair[0]].nbytes),
           self._documents(leaf_routes.Way.RAW) if self.process == 0 else {},
-          process_index=self.process,
           memory_budget=self.memory_budget,
           on_copied=lambda old: self.progress.advance(self.source.index.values[old].nbytes),
       )

@@ -43,6 +43,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_form
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import target_leaf
 
 Path = abstract_state.Path
@@ -124,6 +125,7 @@ def take(
     plan: plan_lib.Plan,
     source: reader.Checkpoint,
     routes: Mapping[Path, leaf_routes.Route],
+    form: storage_form.StorageForm,
     *,
     progress: Any,
     compare: Compare,
@@ -137,24 +139,23 @@ def take(
     plan: the plan.
     source: the source.
     routes: how the plan's leaves would go.
+    form: how the target is stored.
     progress: a `moving.Progress`, is told how far the comparison has come.
     compare: compares target leaves with what the plan makes of the source.
   """
   found: list[Resumption] = []
 
   def find() -> str:
-    found.append(_take(target, plan, source, routes, progress, compare))
+    found.append(_take(target, plan, source, routes, form, progress, compare))
     return json.dumps([number for number, path in enumerate(routes) if path in found[0].routes])
 
   numbers = set(json.loads(atomic_target.from_first(find, _TIMEOUT_MS)))
   if found:
     return found[0]
-  return Resumption(
-      {path: leaf_routes.Route(leaf_routes.Way.RESUMED) for number, path in enumerate(routes) if number in numbers}
-  )
+  return Resumption({path: _resumed(routes[path]) for number, path in enumerate(routes) if number in numbers})
 
 
-def _take(target, plan, source, routes, progress, compare) -> Resumption:
+def _take(target, plan, source, routes, form, progress, compare) -> Resumption:
   folders = tuple(atomic_target.kept(target.final))
   moved = (leaf_routes.Way.STREAMED, leaf_routes.Way.RAW)
   wanted = {
@@ -165,8 +166,8 @@ def _take(target, plan, source, routes, progress, compare) -> Resumption:
   taken, origins, redone, unreadable = {}, [], set(), []
   for directory in _directories(folders, target):
     try:
-      leftover = coroutines.run(_open(directory, source))
-      finished = coroutines.run(_finished(leftover, wanted)) if leftover else {}
+      leftover = coroutines.run(_open(directory, form))
+      finished = coroutines.run(_finished(leftover, wanted, form.compression)) if leftover else {}
     except (OSError, ValueError) as e:  # What the system, TensorStore and Orbax raise of a damaged store.
       errors.check_access(directory, e)
       unreadable.append(directory)
@@ -177,12 +178,15 @@ def _take(target, plan, source, routes, progress, compare) -> Resumption:
     equal = {path: keys for path, keys in finished.items() if path not in failed}
     origins.append((leftover, tuple(equal)))
     redone |= failed
-    taken |= {
-        path: leaf_routes.Route(leaf_routes.Way.RESUMED, tuple((key, key) for key in keys))
-        for path, keys in equal.items()
-    }
+    taken |= {path: _resumed(routes[path], keys) for path, keys in equal.items()}
     wanted = {path: leaf for path, leaf in wanted.items() if path not in equal}
   return Resumption(taken, tuple(origins), tuple(sorted(redone - taken.keys())), folders, tuple(unreadable))
+
+
+def _resumed(route, keys=()) -> leaf_routes.Route:
+  """The route of a leaf whose keys are taken from what was left."""
+  renamed = tuple((key, key) for key in keys)
+  return dataclasses.replace(route, way=leaf_routes.Way.RESUMED, renamed=renamed, documents={})
 
 
 def discard(final: epath.Path):
@@ -198,37 +202,39 @@ def _directories(folders: Iterable[epath.Path], target: locations.Location) -> I
     yield from inner if target.step_folder else [folder]
 
 
-async def _open(directory, source) -> Leftover | None:
+async def _open(directory, form) -> Leftover | None:
   has_stores = any(path.name.startswith("ocdbt.process_") for path in directory.iterdir())
-  if has_stores != source.use_ocdbt:
+  if has_stores != form.use_ocdbt:
     return None
   context = ocdbt_index.new_context()
   if has_stores:  # One store of all, as Orbax makes it before it commits; the data files stay where they are.
-    await orbax_writer.merge_stores(directory, context, use_zarr3=source.use_zarr3)
-  index = await ocdbt_index.read_index(directory, use_ocdbt=source.use_ocdbt, context=context)
-  return Leftover(directory, context, index, source.use_ocdbt, source.use_zarr3)
+    await orbax_writer.merge_stores(directory, context, use_zarr3=form.use_zarr3)
+  index = await ocdbt_index.read_index(directory, use_ocdbt=form.use_ocdbt, context=context)
+  return Leftover(directory, context, index, form.use_ocdbt, form.use_zarr3)
 
 
-async def _finished(leftover: Leftover, leaves: Mapping[Path, target_leaf.TargetLeaf]) -> dict[Path, list[str]]:
-  """The keys of those of the leaves that are there whole, in the chunks that are wanted."""
+async def _finished(leftover, leaves: Mapping[Path, target_leaf.TargetLeaf], compression) -> dict[Path, list[str]]:
+  """The keys of those of the leaves that are there whole, in the chunks that are wanted, compressed as is asked for."""
   lengths, found = _lengths(leftover), {}
   documents = {path: f"{'.'.join(path)}/{chunk_keys.DOCUMENT_NAMES[3 if leftover.use_zarr3 else 2]}" for path in leaves}
   present = [path for path in leaves if documents[path] in leftover.index.values]
   for i in range(0, len(present), _READS_AT_ONCE):
     some = present[i : i + _READS_AT_ONCE]
     for path, text in zip(some, await leftover.read([documents[path] for path in some])):
-      keys = _keys(path, leaves[path], text)
+      keys = _keys(path, leaves[path], text, compression)
       if keys and all(_is_there(leftover.index.values.get(key), lengths) for key in keys):
         found[path] = [*keys, documents[path]]
   return found
 
 
-def _keys(path, leaf: target_leaf.TargetLeaf, text: bytes) -> list[str]:
+def _keys(path, leaf: target_leaf.TargetLeaf, text: bytes, compression: str | None) -> list[str]:
   """The keys of a leaf's chunks; none if its zarr metadata are not those of the wanted leaf."""
   try:
     document = json.loads(text)
     found = chunk_keys.shape(document), chunk_keys.chunk_shape(document), leaf_metadata.dtype(document)
     if found != (leaf.shape, leaf.chunk_shape, leaf.dtype):
+      return []
+    if compression not in (None, chunk_keys.compression(document)):
       return []
     return [f"{'.'.join(path)}/{chunk_keys.key(document, index)}" for index in chunk_keys.grid(document)]
   except (ValueError, KeyError, TypeError, AttributeError):

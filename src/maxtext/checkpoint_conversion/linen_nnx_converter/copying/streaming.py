@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import target_chunks
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
@@ -72,17 +73,17 @@ def check_casts(plan: plan_lib.Plan, read: Callable[[Path], Any]):
 
 
 def blocks(
-    plan: plan_lib.Plan, targets: Iterable[Path], chunk_shape_of: Callable[[Path], tuple[int, ...]]
+    plan: plan_lib.Plan, targets: Mapping[Path, tuple[int, ...]], chunk_shape_of: Callable[[Path], tuple[int, ...]]
 ) -> Iterator[Block]:
-  """The blocks that fill `targets`, each made of whole chunks of its source leaf, no chunk in two blocks."""
-  targets = set(targets)
+  """The blocks that fill `targets`, whose chunk shapes are given: whole chunks on both sides, no chunk in two blocks."""
   for source, parts in plan.parts().items():
     wanted = tuple(part for part in parts if part.target in targets)
     if not wanted:
       continue
     leaf = plan.source.leaves[source]
     itemsize = np.dtype(leaf.dtype).itemsize
-    shape = _block_shape(leaf.shape, chunk_shape_of(source), itemsize)
+    whole = plan_lib.whole_chunks(source, chunk_shape_of(source), wanted, targets.__getitem__)
+    shape = target_chunks.grown(leaf.shape, whole, _BLOCK_BYTES // itemsize)
     for region in _regions(leaf.shape, shape):
       size = math.prod(part.stop - part.start for part in region) * itemsize
       inside = tuple(part for part in wanted if part.move.region(part.number, region) is not None)
@@ -125,7 +126,7 @@ async def in_batches[T](
   """Runs over batches of work, two at a time if the budget allows it; a large piece is a batch of its own."""
   gate = _ByteGate(memory_budget // _COST_OF_A_BYTE)
   tasks = []
-  for batch in _batches(work, nbytes_of, min(_BATCH_BYTES, memory_budget // (_COST_OF_A_BYTE * _BATCHES_IN_FLIGHT))):
+  for batch in _batches(work, nbytes_of, min(_BATCH_BYTES, batch_bytes(memory_budget))):
     nbytes = await gate.enter(sum(map(nbytes_of, batch)))
     if any(task.done() and task.exception() for task in tasks):
       break
@@ -134,6 +135,11 @@ async def in_batches[T](
     task.add_done_callback(lambda _, nbytes=nbytes: gate.leave(nbytes))
     tasks.append(task)
   await coroutines.settle(tasks)
+
+
+def batch_bytes(memory_budget: int) -> int:
+  """The bytes that one of the batches in flight may have."""
+  return memory_budget // (_COST_OF_A_BYTE * _BATCHES_IN_FLIGHT)
 
 
 class _ByteGate:
@@ -181,17 +187,6 @@ async def _write_piece(block, part, data, targets, transaction):
     values = abstract_state.checked_cast(block.source, values, target.dtype.numpy_dtype)
   # Nobody changes `values`: TensorStore need not copy them before it encodes them.
   await target[region].write(values, can_reference_source_data_indefinitely=True)
-
-
-def _block_shape(shape, chunk_shape, itemsize) -> tuple[int, ...]:
-  """A multiple of the chunk shape of at most `_BLOCK_BYTES`, or one chunk; it grows along the last axes first."""
-  block = list(chunk_shape)
-  for axis in reversed(range(len(shape))):
-    room = _BLOCK_BYTES // max(1, math.prod(block) * itemsize)
-    block[axis] *= max(1, min(room, -(-shape[axis] // chunk_shape[axis])))
-    if block[axis] < shape[axis]:
-      break
-  return tuple(block)
 
 
 def _regions(shape, block_shape) -> Iterator[Region]:

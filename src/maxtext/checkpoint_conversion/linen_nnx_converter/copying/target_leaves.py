@@ -39,16 +39,13 @@ _LEAF_TYPES = {
 def target_leaves(
     plan: plan_lib.Plan, source: reader.Checkpoint, routes: Mapping[Path, leaf_routes.Route]
 ) -> dict[Path, Any]:
-  """The leaves to save: what is stored how, as the plan makes it of what the source has stored.
-
-  A target leaf has the chunks of its source leaf: of a layer's, with one layer to a chunk, where layers are stacked. So
-  each source chunk is decoded once, no target chunk is written twice, and what is stacked can be sliced by reference.
-  """
+  """The leaves to save: what is stored how, as the plan makes it of what the source has stored."""
   leaves = dict(plan.target.leaves)
   for path, route in routes.items():
     move = plan.moves[path]
     origin = source.stored[move.sources[0]]
-    written = (route.way != leaf_routes.Way.RESUMED and origin.write_shape) or origin.chunk_shape
+    is_kept = route.way in (leaf_routes.Way.REFERENCE, leaf_routes.Way.RAW)
+    written = origin.write_shape if is_kept else None
     value_type = origin.value_type
     if value_type == reader.SCALAR and move.kind != "copy":
       value_type = reader.NUMPY_ARRAY
@@ -56,8 +53,8 @@ def target_leaves(
         path,
         shape=tuple(plan.target.leaves[path].shape),
         dtype=np.dtype(plan.target.leaves[path].dtype),
-        chunk_shape=move.across(origin.chunk_shape, itertools.repeat(1)),
-        write_shape=move.across(written, itertools.repeat(1)),
+        chunk_shape=route.chunk_shape,
+        write_shape=move.across(written, itertools.repeat(1)) if written is not None else route.chunk_shape,
         sharding=origin.sharding and _moved_sharding(origin.sharding, move, len(origin.shape)),
         ext_metadata=origin.ext_metadata,
         compression=origin.compression,

@@ -68,6 +68,11 @@ class Move:
     left = remove(values, self.taken if source is None else self.axes(source))
     return insert([left[axis] for axis in self.order] if self.order else left, self.stacked, new)
 
+  def back[T](self, values: Sequence[T], taken: Iterable[T], source: Any) -> tuple[T, ...]:
+    """What the target has for each axis, as a source has it; `taken` for the axes that are taken. Undoes `across`."""
+    left = remove(values, self.stacked)
+    return insert([left[axis] for axis in np.argsort(self.order)] if self.order else left, self.axes(source), taken)
+
   def shape(self, source_shape: Sequence[int], source: Any = None) -> tuple[int, ...]:
     """The target's shape, of a source of this shape: the first if none is given."""
     return self.across(source_shape, self.sizes, source)

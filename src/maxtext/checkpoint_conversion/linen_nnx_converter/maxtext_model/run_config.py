@@ -114,6 +114,9 @@ def run(config: Any, maxtext_release: str | None) -> planner.Run:
 def with_config(options: options_lib.Options, config: Any) -> options_lib.Options:
   """The options, with what the config says where they leave it open.
 
+  Of `checkpoint_storage_*`, a format that the config turns off counts, for MaxText reads any, and has all of them on. The
+  size of data files is for saving: to give linked files another one is to copy them.
+
   Raises:
     ConfigError: an option contradicts the config.
   """
@@ -126,7 +129,9 @@ def with_config(options: options_lib.Options, config: Any) -> options_lib.Option
           f"{getattr(options, name)}",
           "Give it once, to the config.",
       )
-  return dataclasses.replace(options, **wanted)
+  off = [name for name in ("use_ocdbt", "use_zarr3") if not getattr(config, f"checkpoint_storage_{name}", True)]
+  formats: dict[str, Any] = {name: False for name in off if getattr(options, name) is None}
+  return dataclasses.replace(options, **wanted, **formats)
 
 
 def source_path(config: Any) -> str | None:

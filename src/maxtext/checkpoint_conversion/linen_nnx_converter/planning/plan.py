@@ -18,9 +18,10 @@ A plan is made from two abstract states and can be printed, checked, inverted an
 """
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,20 @@ class Plan:
     for path, leaf in self.target.leaves.items():
       if not abstract_state.is_empty(leaf):
         _check_result(path, leaf, self.moves.get(path), self.source.leaves, self.cast_to)
+
+
+def whole_chunks(
+    source: Path,
+    chunk_shape: tuple[int, ...],
+    parts: Iterable[Part],
+    target_chunk_shape_of: Callable[[Path], tuple[int, ...]],
+) -> tuple[int, ...]:
+  """The shape of the smallest region of a source leaf that cuts no chunk of its own, and none of its `parts`' targets."""
+  shape = chunk_shape
+  for part in parts:
+    theirs = part.move.back(target_chunk_shape_of(part.target), itertools.repeat(1), source)
+    shape = tuple(map(math.lcm, shape, theirs))
+  return shape
 
 
 def is_step_cast(origin: abstract_state.Leaf, leaf: abstract_state.Leaf) -> bool:

@@ -37,7 +37,8 @@ Index = tuple[int, ...]  # The place of a chunk in the grid.
 DOCUMENT_NAMES = {2: ".zarray", 3: "zarr.json"}
 
 # Codecs of a chunk's bytes, to which its shape is nothing.
-_SHAPELESS_CODECS = frozenset({"bytes", "zstd", "gzip", "blosc", "crc32c"})
+_COMPRESSORS = frozenset({"zstd", "gzip", "blosc"})
+_SHAPELESS_CODECS = _COMPRESSORS | {"bytes", "crc32c"}
 _SEPARATOR = re.compile("[/.]")
 
 
@@ -76,6 +77,16 @@ def key(document: Document, index: Index) -> str:
   if is_default:
     return separator.join(["c", *map(str, index)])
   return separator.join(map(str, index)) or "0"
+
+
+def compression(document: Document) -> str:
+  """The name of what compresses the chunks, `none` if nothing does."""
+  if document["zarr_format"] == 2:
+    return (document.get("compressor") or {}).get("id", "none")
+  codecs = document["codecs"]
+  if codecs and codecs[0]["name"] == "sharding_indexed":
+    codecs = codecs[0]["configuration"]["codecs"]
+  return next((codec["name"] for codec in codecs if codec["name"] in _COMPRESSORS), "none")
 
 
 def keeps_chunks(move: leaf_moves.Move, documents: Sequence[Document]) -> bool:

@@ -84,13 +84,14 @@ def spec(directory: epath.Path, name: str = "", *, use_ocdbt: bool) -> dict[str,
   return ocdbt | (_READ_COALESCING if remote_files.is_remote(directory) else {})
 
 
-def writable_spec(directory: epath.Path) -> dict[str, Any]:
+def writable_spec(directory: epath.Path, data_file_size: int | None = None) -> dict[str, Any]:
   """TensorStore's spec of an OCDBT store to write, with the configuration that Orbax gives its own.
 
-  A store that exists cannot be opened with another one, and Orbax merges others into this.
+  A store that exists cannot be opened with another one, and Orbax merges others into this. Of the data files, the next
+  begins after `data_file_size` bytes.
   """
   config = {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000}
-  return spec(directory, use_ocdbt=True) | {"config": config, "target_data_file_size": 2**31}
+  return spec(directory, use_ocdbt=True) | {"config": config, "target_data_file_size": data_file_size or 2**31}
 
 
 def check_place(directory: epath.Path):

@@ -37,6 +37,7 @@ import tensorstore as ts
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_form
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import target_leaf
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import write_specs
 
@@ -81,8 +82,7 @@ def save(
     leaves: abstract_state.AbstractState,
     content: Content,
     *,
-    use_ocdbt: bool,
-    use_zarr3: bool,
+    form: storage_form.StorageForm,
     before_commit: Callable[[epath.Path, epath.Path], Any],
 ) -> Any:
   """Saves a pytree of `TargetLeaf`s and others.
@@ -92,8 +92,7 @@ def save(
     item: the name of the item that the pytree is of a step; None if it stands alone.
     leaves: the leaves and lists of the pytree.
     content: writes the bytes; its encoded arrays are put down once, before Orbax merges the stores.
-    use_ocdbt: whether the arrays go into an OCDBT store.
-    use_zarr3: whether to write zarr 3.
+    form: how the arrays are stored.
     before_commit: called with the temporary folder of the checkpoint and that of the pytree when all is written. What
       it raises prevents the commit.
 
@@ -110,17 +109,23 @@ def save(
       *((kind, ocp.type_handlers.ScalarHandler()) for kind in (int, float, bool, np.number)),
       (str, ocp.type_handlers.StringHandler()),
   )
-  pytree = {"use_ocdbt": use_ocdbt, "use_zarr3": use_zarr3, "type_handler_registry": registry}
+  pytree = {
+      "use_ocdbt": form.use_ocdbt,
+      "use_zarr3": form.use_zarr3,
+      "use_compression": form.compression != "none",
+      "type_handler_registry": registry,
+  }
+  files = {"ocdbt_target_data_file_size": form.data_file_size}
   tree, seen = abstract_state.unflatten(leaves), []
   look = lambda folder: seen.append(before_commit(folder, folder / (item or "")))
   if item is None:
-    handler, arguments = _PyTreeHandler(look, **pytree), _PyTreeSave(tree)
+    handler, arguments = _PyTreeHandler(look, **pytree), _PyTreeSave(tree, **files)
   else:
     # Orbax makes an item's folder anew if it exists: it must not do so beside the handlers that write there.
     options = ocp.CompositeOptions(async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
     items: dict[str, Any] = {item: ocp.PyTreeCheckpointHandler(**pytree)}
     handler = _StepHandler(look, composite_options=options, **items)
-    arguments = _StepSave(**{item: ocp.args.PyTreeSave(tree)})
+    arguments = _StepSave(**{item: ocp.args.PyTreeSave(tree, **files)})
   with ocp.Checkpointer(handler) as checkpointer:
     checkpointer.save(path, args=arguments)
   return seen[0] if seen else None

@@ -18,12 +18,19 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
+from orbax.checkpoint._src.arrays import subchunking
 from orbax.checkpoint._src.metadata import array_metadata
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
 # Of zstd. Zarr 3 has 3 by default, zarr 2 has 1. Normally distributed weights, bfloat16 and float32, and squares, as
 # in Adam's nu, take the same size with 1 (ratios 1.28, 1.08, 1.08), in half to four fifths of the time.
 _LEVEL = 1
+
+
+def split(shape: tuple[int, ...], chunk_shape: tuple[int, ...], dtype: np.dtype, nbytes: int) -> tuple[int, ...]:
+  """A chunk shape of at most so many bytes that divides another one, as Orbax chooses it for `chunk_byte_size`."""
+  return tuple(map(int, subchunking.choose_chunk_shape(shape, chunk_shape, dtype, max(nbytes, dtype.itemsize))))
 
 
 def orbax_spec(value, info, args) -> Any:
@@ -47,7 +54,8 @@ def tensorstore_spec(spec) -> dict[str, Any]:
 def array_metadata_of(value, info, spec) -> array_metadata.ArrayMetadata:
   """Orbax's array metadata: as it made it for what is streamed, which has a spec, else of what `value` says."""
   if spec is not None:
-    level = {"compression_level": _LEVEL} if hasattr(spec.metadata, "compression_level") else {}  # Since 0.12.8.
+    has_level = getattr(spec.metadata, "compression_level", None) is not None  # Since 0.12.8, where there is compression.
+    level = {"compression_level": _LEVEL} if has_level else {}
     return dataclasses.replace(spec.metadata, ext_metadata=value.ext_metadata, **level)
   return array_metadata.ArrayMetadata(
       param_name=info.name,

@@ -44,7 +44,7 @@ class Sides:
   Attributes:
     open_source: opens a source leaf's array.
     open_target: opens a target leaf's array.
-    chunk_shape_of: the chunk shape of a source leaf.
+    chunk_shape_of: the shape of what is decoded at once: a source leaf's chunk, or more, not to cut the target's chunks.
   """
 
   open_source: Open

@@ -151,6 +151,7 @@ def verify_written(
     decoded.verify_names(state, arrays.name, arrays.names())
   proven = frozenset() if is_full else coroutines.run(encoded.prove(plan, ours, theirs, memory_budget=budget))
   unproven = [path for path in plan.moves if path not in proven and path in written.stored]
+  parts, chunk_shape_of = plan.parts(), lambda path: written.stored[path].chunk_shape
   collector = digests.Collector({path: written.stored[path] for path in unproven})
   progress.start("verifying", sum(written.stored[path].nbytes for path in unproven))
   coroutines.run(
@@ -160,7 +161,7 @@ def verify_written(
           decoded.Sides(
               lambda path: source.open(path) if plan_lib.is_held(path) else ours.open(path),
               theirs.open,
-              lambda path: source.stored[path].chunk_shape,
+              lambda path: plan_lib.whole_chunks(path, source.stored[path].chunk_shape, parts[path], chunk_shape_of),
           ),
           memory_budget=budget,
           on_verified=progress.advance,
