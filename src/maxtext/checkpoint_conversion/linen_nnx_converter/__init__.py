@@ -48,6 +48,6 @@ with epy.lazy_api_imports(globals()):
   from maxtext.checkpoint_conversion.linen_nnx_converter.api import convert_linen_to_nnx
   from maxtext.checkpoint_conversion.linen_nnx_converter.api import convert_nnx_to_linen
   from maxtext.checkpoint_conversion.linen_nnx_converter.api import detect_format
-  from maxtext.checkpoint_conversion.linen_nnx_converter.api import load_checkpoint
-  from maxtext.checkpoint_conversion.linen_nnx_converter.api import save_checkpoint
+  from maxtext.checkpoint_conversion.linen_nnx_converter.storage.loading import load_checkpoint
+  from maxtext.checkpoint_conversion.linen_nnx_converter.storage.loading import save_checkpoint
   from maxtext.checkpoint_conversion.linen_nnx_converter.errors import ConversionError

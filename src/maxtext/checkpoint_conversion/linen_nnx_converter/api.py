@@ -12,10 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Conversion in memory, and loading and saving: what Python programs call."""
+"""Conversion in memory: what Python programs call."""
 
 import dataclasses
-import os
 from typing import Any
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
@@ -24,13 +23,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import targets
-
-PathLike = str | os.PathLike[str]
 
 
 def detect_format(state: Any) -> str:
@@ -78,34 +70,6 @@ def convert_nnx_to_linen(state: Any, scan_layers: bool | None = None, **options)
     ConversionError: one of its subclasses, naming the path that stands in the way.
   """
   return _convert_tree(state, direction="nnx_to_linen", scan_layers=scan_layers, **options)
-
-
-def load_checkpoint(path: PathLike) -> Any:
-  """Loads the pytree of a checkpoint into host memory, whole: nested dicts and lists of NumPy arrays.
-
-  Where Tunix has split the state, the items' names are the topmost keys.
-
-  Raises:
-    ConversionError: there is no finished checkpoint at `path`.
-  """
-  location = locations.find_source(path)
-  source_files.survey(location.final)
-  opening.open_source(location)  # What it refuses is not for Orbax to read.
-  if location.split:
-    return {name: opening.restore(location.items / name) for name in location.split}
-  return opening.restore(location.items)
-
-
-def save_checkpoint(state: Any, path: PathLike) -> None:
-  """Saves a pytree of arrays as a folder of its own.
-
-  Raises:
-    TargetError: something is at `path` already.
-  """
-  directory = locations.absolute(path)
-  targets.check_free(locations.Location(directory), overwrite=False)
-  orbax_writer.check_target(directory, use_ocdbt=True)
-  opening.save_tree(directory, state)
 
 
 def _convert_tree(state, **options) -> dict[str, Any]:
