@@ -12,7 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""MaxText 0.2.5 goes on from what 0.2.4's Linen trainer saved, with optimizers of each form: same step, same losses.
+"""MaxText 0.2.5 goes on from what the Linen trainers of 0.2.3 and 0.2.4 saved: same step, same losses.
+
+0.2.4's with optimizers of each form; 0.2.3's from a checkpoint on file, with the losses that its run printed after it.
 
 Needs Pythons with the trainers of both releases in MAXTEXT_PYTHON (`maxtext-0.2.4.txt`) and MAXTEXT_0_2_5_PYTHON
 (`maxtext-0.2.5.txt`).
@@ -30,7 +32,8 @@ import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 
-SOURCE = pathlib.Path(__file__).parents[1] / "assets" / "linen_nnx_converter" / "maxtext-0.2.4" / "linen_scan"
+FIXTURES = pathlib.Path(__file__).parents[1] / "assets" / "linen_nnx_converter"
+SOURCE = FIXTURES / "maxtext-0.2.4" / "linen_scan"
 OPTIMIZERS = {
     "adamw": {},
     "muon": {"opt_type": "muon"},
@@ -39,6 +42,7 @@ OPTIMIZERS = {
 }
 # So fast that moments that start at zero, as they do where they are not found, would show in the losses.
 FAST = {"learning_rate": 0.02, "learning_rate_schedule_steps": 10, "warmup_steps_fraction": 0.1}
+LOSSES_OF_0_2_3 = {3: 2.208, 4: 1.448, 5: 0.925}
 
 
 @pytest.mark.integration
@@ -55,6 +59,15 @@ class AcrossReleasesTest(absltest.TestCase):
         for step, (loss, _) in resumed.items():
           # Printed to three digits; the releases' own arithmetic differs in the last.
           np.testing.assert_allclose(float(loss), float(uninterrupted[step][0]), atol=0.0021)
+
+  def test_a_linen_run_of_0_2_3_goes_on_in_0_2_5(self):
+    tmp = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    source = FIXTURES / "maxtext-0.2.3" / "linen_scan"
+    converter.convert_checkpoint(source, trainer.checkpoints(tmp), maxtext_release="0.2.5")
+    resumed = trainer.train(tmp, "MAXTEXT_0_2_5_PYTHON", **FAST)
+    self.assertEqual(sorted(resumed), [3, 4, 5])
+    for step, uninterrupted in LOSSES_OF_0_2_3.items():
+      self.assertAlmostEqual(float(resumed[step][0]), uninterrupted, delta=0.0021)
 
   def test_the_params_alone_for_load_parameters_path(self):
     """In each trainer the first losses are those of a run that takes the weights from the source itself."""
