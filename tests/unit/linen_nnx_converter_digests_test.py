@@ -56,7 +56,7 @@ def scanned(layers=4):
       shape
   )
   layer_stack = {
-      "wi_0": {"kernel": bits(np.uint16, 96, layers, 130).view(jnp.bfloat16)},
+      "wi_0": {"kernel": bits(np.uint16, 400, layers, 130).view(jnp.bfloat16)},
       "wo": {"kernel": bits(np.uint8, 50, layers, 7).view(jnp.float8_e4m3fn), "gain": bits(np.uint32, layers)},
   }
   params = {"decoder": {"layers": layer_stack, "decoder_norm": {"scale": bits(np.int64, 3, 5)}}}
@@ -235,7 +235,7 @@ class DigestsTest(util.CheckpointTestCase):
     other = digests.Digest((9, 9), "float32", (9, 9), "0" * 64)
     digests.write(epath.Path(target), kept | {"model.gone": gone, WEIGHT: other})
     self.assert_damaged(
-        target, "expected (9, 9) float32, found (96, 130) bfloat16, and 1 more leaves that differ: model.gone"
+        target, "expected (9, 9) float32, found (400, 130) bfloat16, and 1 more leaves that differ: model.gone"
     )
 
   @parameterized.named_parameters(

@@ -138,7 +138,7 @@ class FoldersTest(util.CheckpointTestCase):
       checkpointer.save(target, args=ocp.args.PyTreeSave(converter.load_checkpoint(target)), force=True)
     options = {"direction": "nnx_to_linen", "scan_layers": False, "verify": "full"}
 
-    def stop(plan, source, location, items, *_, **__):
+    def stop(compared, source, items, *_, **__):
       shutil.copytree(items.parent, self.tmp / "left")
       raise KeyboardInterrupt
 

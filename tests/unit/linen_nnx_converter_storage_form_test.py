@@ -191,7 +191,7 @@ class StorageFormTest(util.CheckpointTestCase):
     source = self.save("source", state({"w": weights(64, 32), "v": weights(8)}), use_ocdbt=True)
     options = SAME | {"compression": "none", "use_zarr3": True}
 
-    def stop(plan, source, location, items, *_, **__):
+    def stop(compared, source, items, *_, **__):
       shutil.copytree(items, self.tmp / "left")
       raise KeyboardInterrupt
 

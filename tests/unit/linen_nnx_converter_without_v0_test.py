@@ -81,7 +81,7 @@ class _Pytree(v1.StatefulCheckpointable):
     await self._content.put_encoded(folder)
     streamed = {path: leaf for path, leaf in self._arrays.items() if leaf.is_streamed}
     opened = await asyncio.gather(*(self._open(folder, path, leaf) for path, leaf in streamed.items()))
-    await self._content.stream(dict(zip(streamed, opened)))
+    await self._content.stream(dict(zip(streamed, opened)), folder)
     if self._use_ocdbt:  # What was copied raw is in the stores of processes.
       await orbax_writer.merge_stores(folder, self._context, use_zarr3=self._use_zarr3)
     await self._write_metadata(folder)

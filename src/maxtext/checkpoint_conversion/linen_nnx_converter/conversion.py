@@ -51,7 +51,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import targets
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import training_engine
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reopen
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import verify
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import while_written
 
 Path = abstract_state.Path
 PathLike = str | os.PathLike[str]
@@ -148,8 +150,7 @@ def _job(source_path, target_path, config, options, progress) -> _Job:
 
 def _move(job, plan, checkpoint) -> tuple[moving.Move, str]:
   """How the bytes go; and what is taken from an interrupted run, for a person."""
-  options = job.options
-  form = storage_form.StorageForm.of(options, checkpoint)
+  options, form = job.options, storage_form.StorageForm.of(job.options, checkpoint)
   orbax_writer.check_target(job.target.items, use_ocdbt=form.use_ocdbt)
   lengths = ocdbt_index.file_lengths(checkpoint.directory, checkpoint.index)
   room = streaming.batch_bytes(options.memory_budget)
@@ -195,11 +196,14 @@ def _move(job, plan, checkpoint) -> tuple[moving.Move, str]:
 
 def _write(job, move, done, stamps, begin) -> record.Conversion:
   """Writes the target, verifies and commits it; returns what was done, as the first process knows it."""
-  plan, checkpoint = move.plan, move.source
+  plan, checkpoint, arrays = move.plan, move.source, reopen.Arrays(job.source.items, job.source.split)
+  compared = while_written.Comparison(plan, arrays, move.streamed(), use_zarr3=move.form.use_zarr3)
+  if job.options.verify is True and move.processes == 1:
+    move = dataclasses.replace(move, compare=compared.compare)
 
   def before_commit(folder: epath.Path, items: epath.Path) -> record.Conversion:
     job.progress.finish()
-    verified = _verified(job, plan, checkpoint, items, done)
+    verified = _verified(job, compared, checkpoint, items, done)
     source_files.check_unchanged(job.source.final, stamps)
     verified = dataclasses.replace(verified, seconds=time.monotonic() - begin)
     _finish_step(folder, job.source, verified)
@@ -225,12 +229,12 @@ def _write(job, move, done, stamps, begin) -> record.Conversion:
   return seen or done  # Only the first process has seen it whole.
 
 
-def _verified(job, plan, checkpoint, items, done) -> record.Conversion:
+def _verified(job, compared, checkpoint, items, done) -> record.Conversion:
   """Compares the written pytree with the source, and keeps the digests, unless that is not wanted."""
   if not job.options.verify:
     return done
-  is_full, budget = job.options.verify == "full", job.options.memory_budget
-  found = verify.verify_written(plan, checkpoint, job.source, items, budget, job.progress, is_full=is_full)
+  budget, is_full = job.options.memory_budget, job.options.verify == "full"
+  found = verify.verify_written(compared, checkpoint, items, budget, job.progress, is_full=is_full)
   digests.write(items, found)
   return dataclasses.replace(done, verified=True, digests=len(found))
 

@@ -148,9 +148,7 @@ def _define_layout(common):
 
 def _define_storage(common):
   """How the target's arrays are stored. What is unset is as the source has it, and costs no more than its metadata."""
-  chunks = (
-      "Bytes of a chunk, at most: larger ones are split into equal pieces, small ones joined. Unset: they are kept."
-  )
+  chunks = "Bytes of a chunk, at most: larger ones are split into equal pieces, small ones joined. Unset: they are kept."
   files = "Bytes of OCDBT's data files, after which the next one begins. Unset: files that can be linked are kept."
   for name, what in (("chunk_byte_size", chunks), ("target_data_file_size", files)):
     flags.DEFINE_integer(name, None, what, lower_bound=1024, **common)

@@ -14,7 +14,7 @@
 
 """Moves the arrays of a plan, each by its route, into the folder that `orbax_writer.save` is filling."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 import dataclasses
 from typing import Any, Protocol
 
@@ -68,6 +68,8 @@ class Move:
     taken: what an interrupted run left, each with the leaves that are taken from it.
     process: which of several processes this is, each of which moves a share of the bytes.
     processes: how many there are.
+    compare: compares what was streamed with the source; called with the folder of the target's pytree, the source leaf,
+      its array, a region of it, and what was read of that.
   """
 
   plan: plan_lib.Plan
@@ -81,6 +83,7 @@ class Move:
   taken: tuple[tuple[resume.Leftover, tuple[Path, ...]], ...] = ()
   process: int = 0
   processes: int = 1
+  compare: Callable[[epath.Path, Path, Any, streaming.Region, Any], Awaitable[None]] | None = None
 
   def nbytes(self) -> int:
     """The bytes that the processes' `progress` will have been told of in the end."""
@@ -90,8 +93,18 @@ class Move:
     raw = sum(self.source.index.values[old].nbytes for old, _ in self._renamed(leaf_routes.Way.RAW))
     return streamed + raw + sum(self.lengths[file] for file in leaf_routes.data_files(self.routes, self.source.index))
 
-  async def stream(self, stores: Mapping[Path, Any]):
-    """Writes the arrays that are streamed into open stores."""
+  def streamed(self) -> dict[Path, tuple[int, ...]]:
+    """The target leaves that are streamed, each with the shape of its chunks."""
+    return {p: route.chunk_shape for p, route in self.routes.items() if route.way == leaf_routes.Way.STREAMED}
+
+  async def stream(self, stores: Mapping[Path, Any], items: epath.Path):
+    """Writes the arrays that are streamed into open stores, of the pytree in this folder."""
+
+    async def on_written(block, array, data):
+      if self.compare:
+        await self.compare(items, block.source, array, block.region, data)
+      self.progress.advance(block.nbytes)
+
     chunk_shapes = {path: store.chunk_layout.write_chunk.shape or () for path, store in stores.items()}
     blocks = streaming.blocks(self.plan, chunk_shapes, lambda path: self.source.stored[path].chunk_shape)
     await streaming.stream(
@@ -100,7 +113,7 @@ class Move:
         targets=stores,
         new_transaction=orbax_writer.new_transaction,
         memory_budget=self.memory_budget,
-        on_written=lambda block: self.progress.advance(block.nbytes),
+        on_written=on_written,
     )
 
   async def put_encoded(self, items: epath.Path):

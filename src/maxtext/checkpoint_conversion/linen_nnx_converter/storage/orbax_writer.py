@@ -49,8 +49,8 @@ _OPENS_AT_ONCE = 1000
 class Content(Protocol):
   """What writes the bytes of the arrays."""
 
-  async def stream(self, stores: Mapping[Path, ts.TensorStore]) -> None:
-    """Writes the arrays of these target leaves into their stores, which are open for writing."""
+  async def stream(self, stores: Mapping[Path, ts.TensorStore], items: epath.Path) -> None:
+    """Writes the arrays of these target leaves into their stores, which are open for writing, of this pytree."""
 
   async def put_encoded(self, items: epath.Path) -> None:
     """Puts the other arrays, chunks and zarr metadata, into the folder of the pytree."""
@@ -231,7 +231,7 @@ class _WritingHandler:
       await transaction.commit_async()
       stores |= {value.path: store.with_transaction(None) for (value, _, _), store in zip(batch, opened)}
     if stores:
-      await self._writes.stream(stores)
+      await self._writes.stream(stores, infos[0].parent_dir)
     await self._write_metadata(values, infos, specs)
     return []
 

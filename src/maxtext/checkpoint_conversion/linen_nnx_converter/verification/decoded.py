@@ -32,8 +32,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.verification import round
 Path = abstract_state.Path
 Open = Callable[[Path], Awaitable[Any]]
 Box = tuple[tuple[int, int], ...]  # (start, stop) for each axis.
+OnEqual = Callable[[Path, Box, np.ndarray], None]
 
-_PARTS_AT_ONCE = 4  # Of what is made of a box: more would hold as much of the target as of the source.
+PARTS_AT_ONCE = 4  # Of what is made of a box: more would hold as much of the target as of the source.
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # By the bytes of an element.
 
 
@@ -87,7 +88,7 @@ async def verify_arrays(
     *,
     memory_budget: int,
     on_verified: Callable[[int], None],
-    on_equal: Callable[[Path, Box, np.ndarray], None] | None = None,
+    on_equal: OnEqual | None = None,
     on_failure: Callable[[Path, Exception], None] | None = None,
 ):
   """Reads every element of the source that these target leaves have, and compares its bytes with what stands in them.
@@ -117,8 +118,10 @@ async def verify_arrays(
   failures = []
 
   async def verify_part(part, target, box, data):
+    if (there := placed(part, box, data)) is None:
+      return
     try:
-      await _verify_part(part, target, box, data, on_equal)
+      await verify_box(part.target, target, *there, on_equal)
     except errors.VerificationError as e:  # A value that differs, or a chunk that cannot be read.
       if on_failure is None:
         raise
@@ -128,14 +131,14 @@ async def verify_arrays(
     async with gate:
       if failures:
         return
-      source = await _opened(path, plan.source.leaves[path], sides.open_source)
-      opened = await coroutines.settle(_opened(p.target, plan.target.leaves[p.target], sides.open_target) for p in parts)
+      source = await opened(path, plan.source.leaves[path], sides.open_source)
+      arrays = await coroutines.settle(opened(p.target, plan.target.leaves[p.target], sides.open_target) for p in parts)
       itemsize = source.dtype.numpy_dtype.itemsize
       for box in boxes(source.shape, sides.chunk_shape_of(path), box_bytes // itemsize):
         data = await _read_source(path, source, box)
-        for some in itertools.batched(zip(parts, opened), _PARTS_AT_ONCE):
+        for some in itertools.batched(zip(parts, arrays), PARTS_AT_ONCE):
           await coroutines.settle(verify_part(part, target, box, data) for part, target in some)
-      on_verified(sum(min(math.prod(t.shape), math.prod(source.shape)) for t in opened) * itemsize)
+      on_verified(sum(min(math.prod(t.shape), math.prod(source.shape)) for t in arrays) * itemsize)
 
   async def verify_unless_failed(path, parts):
     try:
@@ -148,8 +151,12 @@ async def verify_arrays(
     raise failures[0]
 
 
-async def _opened(path, leaf, open_array):
-  """An array, which must be of the shape and dtype that the plan says."""
+async def opened(path: Path, leaf: Any, open_array: Open) -> Any:
+  """An array, which must be of the shape and dtype that the plan says.
+
+  Raises:
+    VerificationError: it is not.
+  """
   try:
     array = await open_array(path)
   except (ValueError, KeyError) as e:  # What TensorStore raises where there is none, or one that it cannot read.
@@ -167,13 +174,13 @@ async def _read_source(path, source, box) -> np.ndarray:
     raise errors.DamagedSourceError(path, "chunks that can be read", errors.one_line(e)) from e
 
 
-async def _verify_part(part, target, box, data, on_equal):
-  """Compares what `part` takes of this box of the source with what stands in the target."""
+def placed(part: plan_lib.Part, box: Box, data: np.ndarray) -> tuple[Box, np.ndarray] | None:
+  """Where in the target a part puts a box of its source, and what should stand there; None if it takes none of it."""
   move, place, expected = part.move, list(box), data
   for axis, index in reversed(list(zip(part.axes, part.index))):
     start, stop = place.pop(axis)
     if not start <= index < stop:
-      return
+      return None
     expected = expected[(slice(None),) * axis + (index - start,)]
   if move.order:
     place, expected = [place[axis] for axis in move.order], expected.transpose(move.order)
@@ -183,19 +190,27 @@ async def _verify_part(part, target, box, data, on_equal):
     at.insert(0, (index, index + 1))
   for axis, bounds in zip(move.stacked, at):
     place.insert(axis, bounds)
-  expected = np.expand_dims(expected, move.stacked)
+  return tuple(place), np.expand_dims(expected, move.stacked)
+
+
+async def verify_box(path: Path, target: Any, place: Box, expected: np.ndarray, on_equal: OnEqual | None):
+  """Compares a box of a target leaf with what should stand there.
+
+  Raises:
+    VerificationError: it is something else.
+  """
   try:
     found = await target[as_slices(place)].read()
   except ValueError as e:  # What TensorStore raises for a chunk that cannot be read.
-    errors.check_access(part.target, e)
-    raise _failure(part.target, "chunks that can be read", errors.one_line(e)) from e
+    errors.check_access(path, e)
+    raise _failure(path, "chunks that can be read", errors.one_line(e)) from e
   if plan_lib.is_float_cast(expected, found):
-    _compare_rounded(part.target, found, expected, place)
+    _compare_rounded(path, found, expected, place)
   else:
     # Of all others only the step's dtype may differ; its value may not.
-    _compare(part.target, found, expected.astype(found.dtype) if found.shape == () else expected, place)
+    _compare(path, found, expected.astype(found.dtype) if found.shape == () else expected, place)
   if on_equal:
-    await asyncio.to_thread(on_equal, part.target, tuple(place), found)
+    await asyncio.to_thread(on_equal, path, place, found)
 
 
 def as_slices(box: Box) -> tuple[slice, ...]:

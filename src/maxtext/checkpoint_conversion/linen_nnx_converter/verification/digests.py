@@ -91,9 +91,13 @@ class LeafHash:
       self._blocks[number * _SIZE : (number + 1) * _SIZE] = block
       self._seen[number] = 1
 
+  def is_whole(self) -> bool:
+    """Whether all boxes have been added."""
+    return all(self._seen)
+
   def digest(self, dtype: np.dtype) -> Digest:
     """The digest, when all boxes have been added."""
-    if not all(self._seen):
+    if not self.is_whole():
       raise ValueError(f"{self._seen.count(0)} blocks of a leaf were never read")
     return Digest(self._shape, str(dtype), self._block, hashlib.sha256(self._blocks).hexdigest())
 
@@ -101,26 +105,28 @@ class LeafHash:
 class Collector:
   """Takes the digests of many leaves while they are read."""
 
-  def __init__(self, leaves: Mapping[Path, Any]):
+  def __init__(self, leaves: Mapping[Path, Any], blocks: Mapping[Path, tuple[int, ...]]):
     """Begins without any digest.
 
     Args:
-      leaves: the leaves that will be read, with a `shape`, `chunk_shape` and `dtype`.
+      leaves: leaves with a `shape` and a `dtype`.
+      blocks: the shapes of the blocks of those that will be read.
     """
     self._leaves = leaves
-    self._hashes = {path: LeafHash(leaf.shape, leaf.chunk_shape) for path, leaf in leaves.items()}
-    self.cut: set[Path] = set()  # Leaves that were read in boxes that cut through blocks.
+    self._hashes = {path: LeafHash(leaves[path].shape, block) for path, block in blocks.items()}
+    self._cut: set[Path] = set()
 
   def add(self, path: Path, box: decoded.Box, values: np.ndarray):
     """Takes in what stands in a box of a leaf."""
     if self._hashes[path].has_whole_blocks(box):
       self._hashes[path].add(box, values)
     else:
-      self.cut.add(path)
+      self._cut.add(path)
 
   def digests(self) -> dict[Path, Digest]:
-    """The digests of the leaves, but for those that were `cut`."""
-    return {path: h.digest(self._leaves[path].dtype) for path, h in self._hashes.items() if path not in self.cut}
+    """The digests of the leaves that were read whole, in boxes of whole blocks."""
+    whole = {path: leaf for path, leaf in self._hashes.items() if path not in self._cut and leaf.is_whole()}
+    return {path: leaf.digest(self._leaves[path].dtype) for path, leaf in whole.items()}
 
 
 async def take(array: Any, block: tuple[int, ...], *, memory_budget: int, on_read: Callable[[int], None]) -> Digest:

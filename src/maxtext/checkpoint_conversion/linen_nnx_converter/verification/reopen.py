@@ -19,7 +19,7 @@ a wrong folder, file or key must not be verified by the same mistake.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import json
 import os
 from typing import Any, NamedTuple
@@ -60,11 +60,17 @@ class Arrays:
     places: where the value of each key lies; none before `read_places`.
   """
 
-  def __init__(self, directory: epath.Path, split: Iterable[str] = ()):
-    """Finds the pytree that is the folder, or the pytrees of these names in it."""
+  def __init__(self, directory: epath.Path, split: Iterable[str] = (), metadata: Mapping[str, Any] | None = None):
+    """Finds the pytree that is the folder, or the pytrees of these names in it.
+
+    Args:
+      directory: the folder.
+      split: the names of pytrees in it.
+      metadata: what stands in for the `_METADATA` of a pytree that is not complete.
+    """
     self.directory = directory
     self.places: dict[str, Place] = {}
-    self._pytrees = {f"{name}/": _pytree(directory / name) for name in split} or {"": _pytree(directory)}
+    self._pytrees = {f"{name}/": _pytree(directory / name) for name in split} or {"": _pytree(directory, metadata)}
     self._context = ts.Context({"file_io_concurrency": {"limit": 64}, "cache_pool#ocdbt": {"total_bytes_limit": 10**8}})
 
   def name(self, path: Path) -> str:
@@ -113,7 +119,7 @@ class Arrays:
     return self._pytrees[prefix], key.removeprefix(prefix)
 
 
-def _pytree(folder) -> Pytree:
+def _pytree(folder, metadata=None) -> Pytree:
   path = f"{os.fspath(folder)}/"
   store: dict[str, Any] = {"driver": "file", "path": path}
   if path.startswith("gs://"):
@@ -121,7 +127,7 @@ def _pytree(folder) -> Pytree:
     store = {"driver": "gcs", "bucket": bucket, "path": path}
   if (folder / "manifest.ocdbt").exists():
     store = {"driver": "ocdbt", "base": store, "cache_pool": "cache_pool#ocdbt"}
-  metadata = json.loads((folder / "_METADATA").read_text())
+  metadata = metadata or json.loads((folder / "_METADATA").read_text())
   has_all_chunks = bool(metadata.get("store_array_data_equal_to_fill_value"))
   return Pytree(folder, store, bool(metadata.get("use_zarr3")), has_all_chunks)
 

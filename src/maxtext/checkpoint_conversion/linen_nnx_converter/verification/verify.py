@@ -40,6 +40,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decod
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import encoded
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reopen
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import while_written
 
 _REMEDY = "The checkpoint is damaged: convert again, or take another copy of it."
 _NAMED = 10  # Leaves that differ, in a message.
@@ -117,9 +118,8 @@ def verify_checkpoint(
 
 
 def verify_written(
-    plan: plan_lib.Plan,
+    compared: while_written.Comparison,
     source: reader.Checkpoint,
-    location: locations.Location,
     items: epath.Path,
     budget: int,
     progress: moving.Progress,
@@ -129,9 +129,8 @@ def verify_written(
   """Reads the written pytree back, as anyone would, and compares it with the plan and the source.
 
   Args:
-    plan: the plan that was carried out.
+    compared: what was compared while it was written, with the plan, and the source's arrays to be opened anew.
     source: the source, of which only the leaves that are held in memory are taken as they are.
-    location: where the source is: its arrays are opened anew.
     items: the folder of the written pytree.
     budget: bytes, for the data under way.
     progress: is told how far the comparison has come.
@@ -143,16 +142,17 @@ def verify_written(
   Raises:
     VerificationError: naming the first leaf that differs.
   """
+  plan, ours, theirs = compared.plan, compared.source, reopen.Arrays(items)
   written = reader.Checkpoint(items)
   decoded.verify_state(plan.target, written.state)
-  ours, theirs = reopen.Arrays(location.items, location.split), reopen.Arrays(items)
   for state, arrays in ((plan.source, ours), (plan.target, theirs)):
     coroutines.run(arrays.read_places())
     decoded.verify_names(state, arrays.name, arrays.names())
+  taken = {} if is_full else coroutines.run(compared.digests(theirs))
   proven = frozenset() if is_full else coroutines.run(encoded.prove(plan, ours, theirs, memory_budget=budget))
-  unproven = [path for path in plan.moves if path not in proven and path in written.stored]
+  unproven = [path for path in plan.moves if path not in proven | taken.keys() and path in written.stored]
   parts, chunk_shape_of = plan.parts(), lambda path: written.stored[path].chunk_shape
-  collector = digests.Collector({path: written.stored[path] for path in unproven})
+  collector = digests.Collector(plan.target.leaves, {path: chunk_shape_of(path) for path in unproven})
   progress.start("verifying", sum(written.stored[path].nbytes for path in unproven))
   coroutines.run(
       decoded.verify_arrays(
@@ -169,7 +169,8 @@ def verify_written(
       )
   )
   progress.finish()
-  taken = collector.digests() | coroutines.run(_take_anew(written, theirs, collector.cut, budget))
+  taken |= collector.digests()
+  taken |= coroutines.run(_take_anew(written, theirs, [path for path in unproven if path not in taken], budget))
   return {written.stored[path].name: digest for path, digest in taken.items()}
 
 
