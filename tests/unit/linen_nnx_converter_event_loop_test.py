@@ -121,5 +121,25 @@ class RunTest(InARunningLoop):
     self.assertEqual(ended, [True])
 
 
+class WithoutALoopTest(absltest.TestCase):
+
+  def test_no_text_is_made_of_a_result(self):
+    """An index of a million keys took longer to print, for an error that `asyncio` drops, than to read."""
+
+    printed = []
+
+    class Large:
+
+      def __repr__(self):
+        printed.append("Large")
+        return ""
+
+    async def large():
+      return Large()
+
+    coroutines.run(large())
+    self.assertEmpty(printed)
+
+
 if __name__ == "__main__":
   absltest.main()

@@ -72,7 +72,9 @@ class FaultyReaderTest(util.CheckpointTestCase):
   def test_all_is_read_from_a_neighbour(self, kind, options):
     """As when the path was taken for a URL: metadata, index and arrays; the target is the neighbour's, to the bit."""
     self.neighbours(kind)
-    self.plant(reader.Checkpoint, "__init__", lambda checkpoint, path: self.init(checkpoint, self.other(path)))
+    self.plant(
+        reader.Checkpoint, "__init__", lambda checkpoint, path, *values: self.init(checkpoint, self.other(path), *values)
+    )
     self.assert_found("model/decoder/layers.*/w/value: expected .* at index", **options)
 
   @parameterized.parameters(
@@ -85,7 +87,9 @@ class FaultyReaderTest(util.CheckpointTestCase):
   )
   def test_a_neighbour_of_other_shapes_or_layers(self, other, path):
     self.neighbours((True, False), **other)
-    self.plant(reader.Checkpoint, "__init__", lambda checkpoint, path: self.init(checkpoint, self.other(path)))
+    self.plant(
+        reader.Checkpoint, "__init__", lambda checkpoint, path, *values: self.init(checkpoint, self.other(path), *values)
+    )
     self.assert_found(path)
 
   @parameterized.parameters(*FORMATS)

@@ -157,9 +157,18 @@ class Move:
         items, [(file, file) for file in sorted(tree_files)], None if origin is self.source else origin.directory
     )
     await by_reference.rename(origin, items, chunk_keys.ranges(renamed, origin.index.values), documents)
-    written = await ocdbt_index.read_index(items, use_ocdbt=True, context=origin.context)
-    for file in tree_files - written.tree_files - {value.file for value in written.values.values()}:
+    for file in tree_files - await ocdbt_index.read_tree_files(items, origin.context) - self._value_files():
       (items / file).unlink()
+
+  def _value_files(self) -> set[str]:
+    """The data files that hold values which the target refers to."""
+    taken = (
+        leftover.index.values[key] for leftover, paths in self.taken for key in self._keys(paths) if leftover.use_ocdbt
+    )
+    return leaf_routes.data_files(self.routes, self.source.index) | {value.file for value in taken}
+
+  def _keys(self, paths) -> list[str]:
+    return [key for path in paths for key, _ in self.routes[path].renamed]
 
   async def _take_over(self, items):
     """Makes the target have what an interrupted run had finished, under the same keys."""

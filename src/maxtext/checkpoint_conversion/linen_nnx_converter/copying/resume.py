@@ -236,7 +236,7 @@ def _keys(path, leaf: target_leaf.TargetLeaf, text: bytes, compression: str | No
       return []
     if compression not in (None, chunk_keys.compression(document)):
       return []
-    return [f"{'.'.join(path)}/{chunk_keys.key(document, index)}" for index in chunk_keys.grid(document)]
+    return list(chunk_keys.keys(".".join(path), document))
   except (ValueError, KeyError, TypeError, AttributeError):
     return []
 

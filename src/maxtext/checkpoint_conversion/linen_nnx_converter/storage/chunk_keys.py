@@ -22,7 +22,7 @@ The formats: https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html and …/v3
 """
 
 import bisect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import copy
 import itertools
 import math
@@ -67,16 +67,22 @@ def count(document: Document) -> int:
   return math.prod(-(-size // step) for size, step in zip(shape(document), chunk_shape(document)))
 
 
-def key(document: Document, index: Index) -> str:
-  """The key of a chunk below the array's name."""
+def key_of(document: Document) -> Callable[[Index], str]:
+  """What tells the key of a chunk, below the array's name, by its place in the grid."""
   if document["zarr_format"] == 2:
-    return document.get("dimension_separator", ".").join(map(str, index)) or "0"
+    separator = document.get("dimension_separator", ".")
+    return lambda index: separator.join(map(str, index)) or "0"
   encoding = document.get("chunk_key_encoding", {"name": "default"})
   is_default = encoding["name"] == "default"
   separator = encoding.get("configuration", {}).get("separator", "/" if is_default else ".")
   if is_default:
-    return separator.join(["c", *map(str, index)])
-  return separator.join(map(str, index)) or "0"
+    return lambda index: separator.join(("c", *map(str, index)))
+  return lambda index: separator.join(map(str, index)) or "0"
+
+
+def keys(name: str, document: Document) -> Iterator[str]:
+  """The keys of all chunks of the array of this name."""
+  return (f"{name}/{key}" for key in map(key_of(document), grid(document)))
 
 
 def compression(document: Document) -> str:
@@ -131,12 +137,12 @@ def renamed(
     names: their names.
     target_name: the target leaf's name.
   """
-  target, of = restated(documents[0], move), dict(zip(move.sources, zip(documents, names)))
+  new_key, of = key_of(restated(documents[0], move)), dict(zip(move.sources, zip(documents, names)))
   for number, (source, at) in enumerate(move.pieces):
     document, name = of[source]
+    old_key, place = key_of(document), move.place(number)
     for index in grid(document, zip(move.taken, at)):
-      moved = move.across(index, move.place(number))
-      yield f"{name}/{key(document, index)}", f"{target_name}/{key(target, moved)}"
+      yield f"{name}/{old_key(index)}", f"{target_name}/{new_key(move.across(index, place))}"
 
 
 def ranges(pairs: Iterable[tuple[str, str]], keys: Iterable[str]) -> list[tuple[str, str, bool]]:

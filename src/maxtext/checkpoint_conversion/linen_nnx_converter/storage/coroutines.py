@@ -24,15 +24,26 @@ from typing import Any
 
 def run[T](coroutine: Coroutine[Any, Any, T]) -> T:
   """As `asyncio.run`; in a thread of its own where a loop runs in this one, which waits as for any other computation."""
+  result = []
+
+  async def keep():
+    result.append(await coroutine)  # Not in the task, of which `asyncio` has a text made, its result included.
+
+  _run(keep())
+  return result[0]
+
+
+def _run(coroutine):
   try:
     asyncio.get_running_loop()
   except RuntimeError:
-    return asyncio.run(coroutine)
+    asyncio.run(coroutine)
+    return
   loop = asyncio.new_event_loop()
   with futures.ThreadPoolExecutor(1) as executor:
     future = executor.submit(contextvars.copy_context().run, _run_on, loop, coroutine)
     try:
-      return future.result()
+      future.result()
     except BaseException:  # Ctrl-C, which Python raises in the main thread only; else all is done already.
       with contextlib.suppress(RuntimeError):  # The loop has been closed.
         loop.call_soon_threadsafe(_cancel_all, loop)
@@ -51,9 +62,9 @@ async def settle(awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
   return results
 
 
-def _run_on[T](loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+def _run_on(loop, coroutine):
   with asyncio.Runner(loop_factory=lambda: loop) as runner:
-    return runner.run(coroutine)
+    runner.run(coroutine)
 
 
 def _cancel_all(loop):

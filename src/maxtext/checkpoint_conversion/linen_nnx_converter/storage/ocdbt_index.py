@@ -21,6 +21,8 @@ https://google.github.io/tensorstore/kvstore/ocdbt/index.html#storage-format
 
 import asyncio
 import dataclasses
+import functools
+import itertools
 import os
 from typing import Any
 from urllib import parse
@@ -29,9 +31,11 @@ from etils import epath
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 
 _NODES_AT_ONCE = 64
+_LARGE_NODES_AT_ONCE = 4
 # As Orbax reads remote storage: values that lie near each other are read together.
 _READ_COALESCING = {
     "experimental_read_coalescing_threshold_bytes": 1_000_000,
@@ -139,28 +143,46 @@ async def read_index(directory: epath.Path, *, use_ocdbt: bool, context: ts.Cont
   return await _read_tree(directory, await ts.KvStore.open(_place_spec(directory), context=context))
 
 
+async def read_tree_files(directory: epath.Path, context: ts.Context) -> frozenset[str]:
+  """The data files that hold nodes of a store's B-tree."""
+  return (await _leaf_nodes(directory, await ts.KvStore.open(_place_spec(directory), context=context)))[1]
+
+
 async def _read_tree(directory, base) -> Index:
-  """Walks the B-tree of the newest version, level by level."""
+  """What the leaves of the B-tree say."""
+  nodes, files = await _leaf_nodes(directory, base)
+  values, gate = {}, asyncio.Semaphore(_LARGE_NODES_AT_ONCE)
+
+  async def read(location, prefix):
+    async with gate:  # Decoded, a node may have hundreds of MiB.
+      for entry in (await ts.ocdbt.dump(base, location))["entries"]:
+        values[(prefix + entry["key"]).decode()] = _value(directory, entry)
+
+  await coroutines.settle(read(*node) for node in nodes)
+  return Index(values, files)
+
+
+async def _leaf_nodes(directory, base) -> tuple[list[tuple[str, bytes]], frozenset[str]]:
+  """Walks the B-tree of the newest version, level by level, to its leaves.
+
+  Returns:
+    Where each of them lies, with what its keys begin with; and the data files that hold nodes.
+  """
   versions = (await ts.ocdbt.dump(base))["versions"]
   if not versions:
     raise ValueError("the manifest has no version")
   root = versions[-1]
-  values, files = {}, set()
+  files = set()
   level = [(root["root"]["location"], b"")] if "location" in root["root"] else []
   for height in reversed(range(root["root_height"] + 1)):  # A damaged tree cannot lead round in a circle.
+    files.update(_place(directory, location).file for location, _ in level)
     below = []
-    for begin in range(0, len(level), _NODES_AT_ONCE):
-      some = level[begin : begin + _NODES_AT_ONCE]
-      files.update(_place(directory, location).file for location, _ in some)
+    for some in itertools.batched(level if height else (), _NODES_AT_ONCE):
       nodes = await asyncio.gather(*(ts.ocdbt.dump(base, location) for location, _ in some))
       for (_, prefix), node in zip(some, nodes):
-        for entry in node["entries"]:
-          if height:
-            below.append((entry["location"], prefix + entry["subtree_common_prefix"]))
-          else:
-            values[(prefix + entry["key"]).decode()] = _value(directory, entry)
-    level = below
-  return Index(values, frozenset(files))
+        below += [(entry["location"], prefix + entry["subtree_common_prefix"]) for entry in node["entries"]]
+    level = below or level
+  return level, frozenset(files)
 
 
 def read_range(file: epath.Path, offset: int, nbytes: int) -> bytes:
@@ -212,16 +234,21 @@ def _value(directory, entry) -> Value:
 
 def _place(directory, location: str) -> Value:
   """What TensorStore writes as `<type>:<base>:<file>:<offset>:<length>`, the base relative to the store's folder."""
-  _, base, file, offset, nbytes = location.split(":")
-  file = parse.unquote(base) + parse.unquote(file)
-  if file.startswith("/") or ".." in file.split("/"):
+  file, offset, nbytes = location.rsplit(":", 2)
+  return Value(_file(directory, file), int(offset), int(nbytes))
+
+
+@functools.lru_cache(maxsize=2**12)  # Many values lie in a file.
+def _file(directory, location: str) -> str:
+  _, base, file = map(parse.unquote, location.split(":"))
+  if (base + file).startswith("/") or ".." in (base + file).split("/"):
     raise errors.ForeignFileError(
         directory,
         "data files inside the checkpoint",
-        f"one at {file}",
+        f"one at {base + file}",
         "This is no checkpoint that a trainer wrote: do not use it.",
     )
-  return Value(file, int(offset), int(nbytes))
+  return base + file
 
 
 def _files(directory) -> dict[str, Value]:

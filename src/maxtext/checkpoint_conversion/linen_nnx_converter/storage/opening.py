@@ -104,7 +104,7 @@ def chunks(checkpoint: reader.Checkpoint, paths: Iterable[Path]) -> Iterator[tup
   for path in paths:
     leaf = checkpoint.stored.get(path)
     if leaf and f"{leaf.name}/{chunk_keys.DOCUMENT_NAMES[leaf.document['zarr_format']]}" in checkpoint.index.values:
-      yield from ((path, f"{leaf.name}/{chunk_keys.key(leaf.document, at)}") for at in chunk_keys.grid(leaf.document))
+      yield from ((path, key) for key in chunk_keys.keys(leaf.name, leaf.document))
 
 
 def check_chunks(checkpoint: reader.Checkpoint, paths: Iterable[Path]):

@@ -19,7 +19,9 @@ and asks which chunk of the source each should be.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+import functools
+import itertools
 import math
 import os
 
@@ -55,26 +57,29 @@ async def prove(
     memory_budget: bytes, for the encoded chunks that are compared in remote storage, but for two pairs of large ones.
   """
   candidates = await _candidates(plan, source, written)
-  values = {path: [(source.places[old], written.places[new]) for old, new in pairs] for path, pairs in candidates.items()}
-  moved_alike = {(old.file, new.file) for pairs in values.values() for old, new in pairs if old.offset == new.offset}
-  one_file = await _one_file(moved_alike, source.directory, written.directory)
-  largest = max((old.nbytes for pairs in values.values() for old, _ in pairs), default=1)
+  largest = max((place.nbytes for place in (*source.places.values(), *written.places.values())), default=1)
   at_once = min(_REMOTE_PAIRS_AT_ONCE, int(memory_budget * _REMOTE_SHARE) // (2 * max(1, largest)))
   gate = asyncio.Semaphore(max(_PAIRS_AT_ONCE, at_once))
+  is_one_file = _OneFile(source.directory, written.directory)
 
-  async def is_equal(path) -> bool:
-    for keys, (old, new) in zip(candidates[path], values[path]):
-      is_referenced = old.inline is new.inline is None and old.offset == new.offset and (old.file, new.file) in one_file
-      if old.nbytes != new.nbytes or not (is_referenced or await _have_equal_bytes(keys, source, written, gate)):
+  async def is_equal(pairs) -> bool:
+    for keys in pairs:
+      old, new = source.places.get(keys[0]), written.places.get(keys[1])
+      if old is None or new is None or old.nbytes != new.nbytes:
+        return False
+      is_referenced = (
+          old.inline is new.inline is None and old.offset == new.offset and await is_one_file(old.file, new.file)
+      )
+      if not is_referenced and not await _have_equal_bytes(keys, source, written, gate):
         return False
     return True
 
-  equal = await asyncio.gather(*map(is_equal, candidates))
+  equal = await asyncio.gather(*(is_equal(pairs()) for pairs in candidates.values()))
   return frozenset(path for path, is_the_same in zip(candidates, equal) if is_the_same)
 
 
-async def _candidates(plan, source, written) -> dict[Path, list[tuple[str, str]]]:
-  """The pairs of keys, in the source and in the target, of the leaves whose chunks may be the same bytes."""
+async def _candidates(plan, source, written) -> dict[Path, Callable[[], Iterator[tuple[str, str]]]]:
+  """What tells the pairs of keys, in the source and in the target, of the leaves whose chunks may be the same bytes."""
   ours, theirs = await _documents(source, plan.source), await _documents(written, plan.target)
   candidates = {}
   for path, move in plan.moves.items():
@@ -84,9 +89,7 @@ async def _candidates(plan, source, written) -> dict[Path, list[tuple[str, str]]
     if not _is_the_same_encoding(move, documents, target) or chunk_keys.count(target) > len(source.places):
       continue  # Some chunks were left out, if they are more than keys.
     names = {origin: source.name(origin) for origin in move.sources}
-    pairs = list(_chunk_pairs(move, names, documents, written.name(path), target))
-    if all(old in source.places and new in written.places for old, new in pairs):
-      candidates[path] = pairs
+    candidates[path] = functools.partial(_chunk_pairs, move, names, documents, written.name(path), target)
   return candidates
 
 
@@ -131,21 +134,30 @@ def _chunk_size(document) -> int:
 def _chunk_pairs(move, names, documents, target_name, target) -> Iterator[tuple[str, str]]:
   """For each chunk of a target leaf, the key that it should have been in the source, and its key."""
   steps = zip(chunk_keys.shape(target), chunk_keys.chunk_shape(target))
-  for place in np.ndindex(*(-(-size // step) for size, step in steps)):
+  old_keys, new_key = {origin: chunk_keys.key_of(document) for origin, document in documents.items()}, chunk_keys.key_of(
+      target
+  )
+  for place in itertools.product(*(range(-(-size // step)) for size, step in steps)):
     along = [place[axis] for axis in move.stacked]
     source, at = move.pieces[int(np.ravel_multi_index(along, move.sizes)) if along else 0]
     inside = [index for axis, index in enumerate(place) if axis not in move.stacked]
     for axis, index in zip(move.axes(source), at):
       inside.insert(axis, index)
-    key = chunk_keys.key(documents[source], tuple(inside))
-    yield f"{names[source]}/{key}", f"{target_name}/{chunk_keys.key(target, place)}"
+    yield f"{names[source]}/{old_keys[source](tuple(inside))}", f"{target_name}/{new_key(place)}"
 
 
-async def _one_file(pairs: set[tuple[str, str]], ours: epath.Path, theirs: epath.Path) -> set[tuple[str, str]]:
-  """Those pairs of files, in the one folder and in the other, that are one, or two that the store says are equal."""
-  pairs = {pair for pair in pairs if all(pair)}
-  found = await asyncio.gather(*(asyncio.to_thread(_is_one_file, ours / old, theirs / new) for old, new in pairs))
-  return {pair for pair, is_one in zip(pairs, found) if is_one}
+class _OneFile:
+  """Tells of files, in the one folder and in the other, whether they are one, or two that the store says are equal."""
+
+  def __init__(self, ours: epath.Path, theirs: epath.Path):
+    self._ours, self._theirs = ours, theirs
+    self._found: dict[tuple[str, str], asyncio.Task[bool]] = {}
+
+  async def __call__(self, old: str, new: str) -> bool:
+    if (old, new) not in self._found:
+      found = asyncio.to_thread(_is_one_file, self._ours / old, self._theirs / new)
+      self._found[old, new] = asyncio.create_task(found)
+    return await self._found[old, new]
 
 
 def _is_one_file(ours: epath.Path, theirs: epath.Path) -> bool:

@@ -20,6 +20,7 @@ a wrong folder, file or key must not be verified by the same mistake.
 
 import asyncio
 from collections.abc import Iterable, Mapping
+import functools
 import json
 import os
 from typing import Any, NamedTuple
@@ -111,7 +112,7 @@ class Arrays:
     for prefix, pytree in self._pytrees.items():
       places = await (_in_tree if "base" in pytree.store else _in_files)(pytree, self._context)
       for key, place in places:
-        self.places[prefix + key] = place._replace(file=place.file and prefix + place.file)
+        self.places[prefix + key] = place._replace(file=place.file and prefix + place.file) if prefix else place
 
   def _found(self, key: str) -> tuple[Pytree, str]:
     """A key's pytree, and what it is called there."""
@@ -157,5 +158,11 @@ def _place(entry) -> Place:
   """What TensorStore writes as `value:<folder>:<file>:<offset>:<length>`, each part escaped as in a URL."""
   if "inline_value" in entry:
     return Place("", 0, len(entry["inline_value"]), entry["inline_value"])
-  _, folder, file, offset, nbytes = map(parse.unquote, entry["indirect_value"].split(":"))
-  return Place(folder + file, int(offset), int(nbytes))
+  file, offset, nbytes = entry["indirect_value"].rsplit(":", 2)
+  return Place(_file(file), int(offset), int(nbytes))
+
+
+@functools.lru_cache(maxsize=2**12)
+def _file(location: str) -> str:
+  _, folder, file = map(parse.unquote, location.split(":"))
+  return folder + file

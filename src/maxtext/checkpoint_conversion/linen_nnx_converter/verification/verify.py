@@ -143,10 +143,11 @@ def verify_written(
     VerificationError: naming the first leaf that differs.
   """
   plan, ours, theirs = compared.plan, compared.source, reopen.Arrays(items)
-  written = reader.Checkpoint(items)
+  for arrays in (ours, theirs):
+    coroutines.run(arrays.read_places())
+  written = reader.Checkpoint(items, theirs.places)
   decoded.verify_state(plan.target, written.state)
   for state, arrays in ((plan.source, ours), (plan.target, theirs)):
-    coroutines.run(arrays.read_places())
     decoded.verify_names(state, arrays.name, arrays.names())
   taken = {} if is_full else coroutines.run(compared.digests(theirs))
   proven = frozenset() if is_full else coroutines.run(encoded.prove(plan, ours, theirs, memory_budget=budget))

@@ -96,9 +96,8 @@ class Comparison:
     own = reopen.Arrays(folder, metadata=self._metadata)  # Orbax has renamed the folder that it is in.
     await own.read_places()
     inside = f"{folder.name}/" if folder != written.directory else ""
-    places = {key: place._replace(file=place.file and inside + place.file) for key, place in own.places.items()}
-    keys = itertools.chain(places, written.places)
-    moved = (key for key in keys if places.get(key) != written.places.get(key))
+    lies_there = lambda key, place: written.places.get(key) == place._replace(file=place.file and inside + place.file)
+    moved = (key for key, place in own.places.items() if not lies_there(key, place))
     touched = {key[: slash.start()] for key in moved for slash in re.finditer("/", key)}
     sure = (path for path in found if path not in self._unsure and written.name(path) not in touched)
     return {path: found[path] for path in sure}
