@@ -33,6 +33,7 @@ import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
 
 TUNIX = pathlib.Path(__file__).parents[1] / "assets" / "linen_nnx_converter" / "tunix" / "sft"
 MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
@@ -84,6 +85,8 @@ class ProcessesTest(parameterized.TestCase):
     self.assertIn(" verified: ", outputs[0][0])
     self.assertNotIn("converted", "".join(out for out, _ in outputs[1:]))
     self.assertEqual(values(self.tmp / "together"), values(self.tmp / "alone"))
+    self.assertEqual(*(digests.read(epath.Path(self.tmp / name)) for name in ("together", "alone")))
+    self.assertEmpty(list(self.tmp.rglob("*compared*")))
     if "--scan_layers=False" in options:
       written = [
           sum(file.stat().st_size for file in (self.tmp / "together" / f"ocdbt.process_{i}").rglob("*") if file.is_file())

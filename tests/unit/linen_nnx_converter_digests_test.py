@@ -17,6 +17,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import pathlib
 import shutil
@@ -107,6 +108,23 @@ class DigestsTest(util.CheckpointTestCase):
         on_record[WEIGHT]["block"][0],
     )
     self.assertLen(converter.verify_checkpoint(target).verified, len(on_record))
+
+  def test_what_several_processes_have_read(self):
+    """Each its own blocks of a leaf, and one of another leaf, of which a block is read by nobody."""
+    leaves = {("a", "w"): util.array(6, 10), ("b",): util.array(4, 4)}
+    blocks = {("a", "w"): (3, 5), ("b",): (2, 4)}
+    alone, first, second = (digests.Collector(leaves, blocks) for _ in range(3))
+    for i, box in enumerate(itertools.product(((0, 3), (3, 6)), ((0, 5), (5, 10)))):
+      for collector in (alone, (first, second)[i % 2]):
+        collector.add(("a", "w"), box, leaves["a", "w"][tuple(slice(*bounds) for bounds in box)])
+    second.add(("b",), ((0, 2), (0, 4)), leaves["b",][:2])
+    self.assertEmpty(first.digests() | second.digests())
+    first.merge(json.loads(json.dumps(second.parts())))
+    self.assertEqual(first.digests(), alone.digests())
+    self.assertLen(first.digests(), 1)
+    second.add(("a", "w"), ((0, 4), (0, 10)), leaves["a", "w"][:4])  # Cuts through blocks.
+    first.merge(json.loads(json.dumps(second.parts())))
+    self.assertEmpty(first.digests())
 
   def test_leaves_by_reference_have_none_unless_all_is_decoded(self):
     source = util.FIXTURES / "maxtext-0.2.4" / "linen_scan"

@@ -196,10 +196,9 @@ def _move(job, plan, checkpoint) -> tuple[moving.Move, str]:
 
 def _write(job, move, done, stamps, begin) -> record.Conversion:
   """Writes the target, verifies and commits it; returns what was done, as the first process knows it."""
-  plan, checkpoint, arrays = move.plan, move.source, reopen.Arrays(job.source.items, job.source.split)
-  compared = while_written.Comparison(plan, arrays, move.streamed(), use_zarr3=move.form.use_zarr3)
-  if job.options.verify is True and move.processes == 1:
-    move = dataclasses.replace(move, compare=compared.compare)
+  plan, checkpoint = move.plan, move.source
+  compared = while_written.Comparison(move, reopen.Arrays(job.source.items, job.source.split))
+  move = dataclasses.replace(move, comparison=compared if job.options.verify is True else None)
 
   def before_commit(folder: epath.Path, items: epath.Path) -> record.Conversion:
     job.progress.finish()

@@ -14,7 +14,7 @@
 
 """Moves the arrays of a plan, each by its route, into the folder that `orbax_writer.save` is filling."""
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 from typing import Any, Protocol
 
@@ -52,6 +52,16 @@ class Progress(Protocol):
     """The task is done."""
 
 
+class Comparison(Protocol):
+  """What compares what is streamed while it is in memory."""
+
+  async def compare(self, items: epath.Path, path: Path, array: Any, region: streaming.Region, data: Any) -> None:
+    """Compares what stands in the target's pytree with what was read of a region of a source leaf's array."""
+
+  def hand_over(self, items: epath.Path) -> None:
+    """All that this process streams has been compared."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Move:
   """The moving of a plan's arrays: what `orbax_writer.save` fills its folder with.
@@ -68,8 +78,7 @@ class Move:
     taken: what an interrupted run left, each with the leaves that are taken from it.
     process: which of several processes this is, each of which moves a share of the bytes.
     processes: how many there are.
-    compare: compares what was streamed with the source; called with the folder of the target's pytree, the source leaf,
-      its array, a region of it, and what was read of that.
+    comparison: compares what was streamed with the source.
   """
 
   plan: plan_lib.Plan
@@ -83,7 +92,7 @@ class Move:
   taken: tuple[tuple[resume.Leftover, tuple[Path, ...]], ...] = ()
   process: int = 0
   processes: int = 1
-  compare: Callable[[epath.Path, Path, Any, streaming.Region, Any], Awaitable[None]] | None = None
+  comparison: Comparison | None = None
 
   def nbytes(self) -> int:
     """The bytes that the processes' `progress` will have been told of in the end."""
@@ -101,8 +110,8 @@ class Move:
     """Writes the arrays that are streamed into open stores, of the pytree in this folder."""
 
     async def on_written(block, array, data):
-      if self.compare:
-        await self.compare(items, block.source, array, block.region, data)
+      if self.comparison:
+        await self.comparison.compare(items, block.source, array, block.region, data)
       self.progress.advance(block.nbytes)
 
     chunk_shapes = {path: store.chunk_layout.write_chunk.shape or () for path, store in stores.items()}
@@ -115,6 +124,8 @@ class Move:
         memory_budget=self.memory_budget,
         on_written=on_written,
     )
+    if self.comparison:
+      self.comparison.hand_over(items)
 
   async def put_encoded(self, items: epath.Path):
     """Puts the arrays that are not streamed into the folder of the pytree."""

@@ -91,9 +91,24 @@ class LeafHash:
       self._blocks[number * _SIZE : (number + 1) * _SIZE] = block
       self._seen[number] = 1
 
+  def is_begun(self) -> bool:
+    """Whether a box has been added."""
+    return any(self._seen)
+
   def is_whole(self) -> bool:
     """Whether all boxes have been added."""
     return all(self._seen)
+
+  def parts(self) -> dict[int, str]:
+    """The SHA-256 of each block that was added, in hexadecimal digits, by its number."""
+    of = lambda number: self._blocks[number * _SIZE : (number + 1) * _SIZE].hex()
+    return {number: of(number) for number, seen in enumerate(self._seen) if seen}
+
+  def merge(self, parts: Mapping[str, str]):
+    """Adds blocks that another has hashed."""
+    for number, block in ((int(number), bytes.fromhex(digits)) for number, digits in parts.items()):
+      self._blocks[number * _SIZE : (number + 1) * _SIZE] = block
+      self._seen[number] = 1
 
   def digest(self, dtype: np.dtype) -> Digest:
     """The digest, when all boxes have been added."""
@@ -122,6 +137,18 @@ class Collector:
       self._hashes[path].add(box, values)
     else:
       self._cut.add(path)
+
+  def parts(self) -> dict[str, Any]:
+    """What was read so far, to be merged with what others have read."""
+    read = {".".join(path): leaf.parts() for path, leaf in self._hashes.items() if leaf.is_begun()}
+    return {"read": read, "cut": sorted(".".join(path) for path in self._cut)}
+
+  def merge(self, parts: Mapping[str, Any]):
+    """Takes in what another has read of other boxes of the same leaves."""
+    paths = {".".join(path): path for path in self._hashes}
+    self._cut.update(paths[name] for name in parts["cut"])
+    for name, some in parts["read"].items():
+      self._hashes[paths[name]].merge(some)
 
   def digests(self) -> dict[Path, Digest]:
     """The digests of the leaves that were read whole, in boxes of whole blocks."""

@@ -22,6 +22,7 @@ refer to it, `digests` makes sure of. What is not proven here is compared like a
 
 from collections.abc import Mapping
 import itertools
+import json
 import re
 from typing import Any
 
@@ -38,26 +39,27 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reope
 Path = abstract_state.Path
 
 
-class Comparison:
-  """Compares blocks, in the process that writes all of them."""
+_FILE = "linen_nnx_converter_compared.process_{}"
 
-  def __init__(
-      self, plan: plan_lib.Plan, source: reopen.Arrays, chunk_shapes: Mapping[Path, tuple[int, ...]], *, use_zarr3: bool
-  ):
+
+class Comparison:
+  """Compares the blocks that a process writes. The first puts together what all have compared."""
+
+  def __init__(self, move: Any, source: reopen.Arrays):
     """Begins without any block.
 
     Args:
-      plan: the plan that is carried out.
+      move: the moving of the arrays, of which this takes the plan, the chunk shapes of what is streamed, and which of how
+        many processes this is.
       source: the source.
-      chunk_shapes: of the target leaves that are streamed, the shapes of their chunks.
-      use_zarr3: whether they are zarr 3.
     """
-    self.plan, self.source = plan, source
+    self.plan, self.source = move.plan, source
+    self._process, self._processes = move.process, move.processes
     # Orbax has every chunk written. One that is not must not be taken for zeros.
-    self._metadata = {"use_zarr3": use_zarr3, "store_array_data_equal_to_fill_value": True}
-    self._chunk_shapes = chunk_shapes
-    self._parts = plan.parts() if chunk_shapes else {}
-    self._collector = digests_lib.Collector(plan.target.leaves, chunk_shapes)
+    self._metadata = {"use_zarr3": move.form.use_zarr3, "store_array_data_equal_to_fill_value": True}
+    self._chunk_shapes: Mapping[Path, tuple[int, ...]] = move.streamed()
+    self._parts = self.plan.parts() if self._chunk_shapes else {}
+    self._collector = digests_lib.Collector(self.plan.target.leaves, self._chunk_shapes)
     self._unsure: set[Path] = set()
     self._written: reopen.Arrays | None = None
 
@@ -83,32 +85,49 @@ class Comparison:
     for some in itertools.batched(there, decoded.PARTS_AT_ONCE):
       await coroutines.settle(self._compare_box(items, target, *place) for target, place in some)
 
+  def hand_over(self, items: epath.Path):
+    """Lets the first process know what this one has compared."""
+    if self._process:
+      unsure = sorted(".".join(path) for path in self._unsure)
+      (items / _FILE.format(self._process)).write_text(json.dumps(self._collector.parts() | {"unsure": unsure}))
+
   async def digests(self, written: reopen.Arrays) -> dict[Path, digests_lib.Digest]:
-    """The digests of the target leaves that are proven equal.
+    """The digests of the target leaves that are proven equal, as the first process knows.
 
     Args:
       written: the target as it is to be committed, whose places are read.
     """
+    unsure = {written.name(path) for path in self._unsure}
+    for file in (written.directory / _FILE.format(process) for process in range(1, self._processes)):
+      if file.exists():  # Nothing is streamed, if there is none.
+        parts = json.loads(file.read_text())
+        unsure.update(parts["unsure"])
+        self._collector.merge(parts)
+        file.unlink()
     found = self._collector.digests()
-    if self._written is None or not found:
-      return {}
-    folder = self._store(written.directory)
-    own = reopen.Arrays(folder, metadata=self._metadata)  # Orbax has renamed the folder that it is in.
-    await own.read_places()
-    inside = f"{folder.name}/" if folder != written.directory else ""
-    lies_there = lambda key, place: written.places.get(key) == place._replace(file=place.file and inside + place.file)
-    moved = (key for key, place in own.places.items() if not lies_there(key, place))
-    touched = {key[: slash.start()] for key in moved for slash in re.finditer("/", key)}
-    sure = (path for path in found if path not in self._unsure and written.name(path) not in touched)
-    return {path: found[path] for path in sure}
+    if found:
+      unsure |= await self._moved(written)
+    return {path: digest for path, digest in found.items() if written.name(path) not in unsure}
 
-  def _store(self, items: epath.Path) -> epath.Path:
-    """Where the process writes to: with OCDBT, a store of its own, which Orbax merges."""
-    own = items / "ocdbt.process_0"
+  async def _moved(self, written) -> set[str]:
+    """The names of leaves some of whose values do not lie in the target where they were compared, among others."""
+    moved = set()
+    for folder in {self._store(written.directory, process) for process in range(self._processes)}:
+      own = reopen.Arrays(folder, metadata=self._metadata)  # Orbax has renamed the folder that it is in.
+      await own.read_places()
+      inside = f"{folder.name}/" if folder != written.directory else ""
+      for key, place in own.places.items():
+        if written.places.get(key) != place._replace(file=place.file and inside + place.file):
+          moved.update(key[: slash.start()] for slash in re.finditer("/", key))
+    return moved
+
+  def _store(self, items: epath.Path, process: int) -> epath.Path:
+    """Where a process writes to: with OCDBT, a store of its own, which Orbax merges."""
+    own = items / f"ocdbt.process_{process}"
     return own if own.exists() else items
 
   async def _compare_box(self, items, path, place, expected):
-    self._written = self._written or reopen.Arrays(self._store(items), metadata=self._metadata)
+    self._written = self._written or reopen.Arrays(self._store(items, self._process), metadata=self._metadata)
     target = await decoded.opened(path, self.plan.target.leaves[path], self._written.open)
     if target.chunk_layout.write_chunk.shape != self._chunk_shapes[path]:
       self._unsure.add(path)
