@@ -17,6 +17,7 @@
 import json
 import shutil
 import subprocess
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -29,6 +30,7 @@ import optax
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion import linen_nnx_inspector as inspector
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
 
 LINEN = """\
 …/maxtext-0.2.4/linen_scan/2/items
@@ -101,6 +103,14 @@ class InspectorTest(util.CheckpointTestCase):
     found = inspector.inspect_checkpoint(self.tmp / "out")
     self.assertTrue(next(reader for reader in found.readers if reader.release == "0.2.5").as_it_is)
     self.assertEqual(found.record["source"], str(util.FIXTURES / name / "2" / "items"))
+
+  def test_what_is_the_same_for_some_releases_is_planned_once(self):
+    with mock.patch.object(planner, "plan", wraps=planner.plan) as plan:
+      readers = inspector.inspect_checkpoint(LINEN_SCAN).readers
+    layouts = [call.args[1].layout.name for call in plan.call_args_list]
+    self.assertLen(readers, 5)
+    self.assertLen(set(layouts), 3)
+    self.assertLen(layouts, 3)
 
   def test_another_item_is_not_what_maxtext_looks_for(self):
     found = inspector.inspect_checkpoint(util.FIXTURES / "emergency" / "maxtext-0.2.4")

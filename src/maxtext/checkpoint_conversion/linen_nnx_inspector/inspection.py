@@ -106,6 +106,7 @@ class Inspection:
   problems: tuple[str, ...] = ()
 
 
+@abstract_state.uncollected()
 def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
   """Says what the checkpoint at `path` is.
 

@@ -14,8 +14,9 @@
 
 """Which trainers read a checkpoint as it is, by the converter's own plans for them; for the others, its commands."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 import os
 import shlex
 
@@ -23,9 +24,11 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_names
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import goal as goal_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 
@@ -55,21 +58,43 @@ def find(state: abstract_state.AbstractState, location: locations.Location, scan
   is_named = location.step_folder is None or location.items.name == locations.ITEMS  # Under which MaxText looks for it.
   flag = location.custom_metadata().get("scan_layers")
   is_piped = any(layer_names.PIPELINE_LAYERS[0] in path for path in state.leaves)
+  plan = _planner(state)
   for release, trainer in RELEASES:
     run = planner.Run(releases.parse(release), trainer)
     options = {} if scan_axis in (None, 1) else {"param_scan_axis": scan_axis}
     if is_piped and trainer == "nnx" and releases.parse(release) < decoder_families.FLAT_NNX_SINCE:
       options["scan_layers"] = True  # Which takes the layers out of the pipeline.
     try:
-      plan = planner.plan_conversion(state, options_lib.PlanOptions.of(maxtext_release=release, **options), run)
+      changes_nothing, scan_layers = plan(options_lib.PlanOptions.of(maxtext_release=release, **options), run)
     except errors.ConversionError as e:
       yield Reader(release, trainer, refusal=str(e))
       continue
-    is_flag_true = not isinstance(flag, bool) or plan.source_scan_layers in (None, flag)  # MaxText checks it.
-    if is_named and is_flag_true and _changes_nothing(plan):
+    is_flag_true = not isinstance(flag, bool) or scan_layers in (None, flag)  # MaxText checks it.
+    if is_named and is_flag_true and changes_nothing:
       yield Reader(release, trainer, as_it_is=True)
     else:
       yield Reader(release, trainer, command=_command(location, release, trainer, options))
+
+
+def _planner(state) -> Callable[[options_lib.PlanOptions, planner.Run], tuple[bool, bool | None]]:
+  """Plans conversions; says of each whether it changes nothing, and what `scan_layers` is in the source.
+
+  The source is read once, and what differs in the release alone is planned once.
+  """
+  layout, known = layouts.detect(state), []
+  read = functools.cache(lambda: planner.read(state, layout, params_only=False))
+
+  def plan(options, run):
+    goal = goal_lib.set_goal(layout, options, run)
+    what = dataclasses.replace(goal, release=None), planner.select(read(), goal)
+    said = next((said for other, said in known if other == what), None)
+    if said is None:
+      planned = planner.plan(read(), goal, what[1], {})
+      said = _changes_nothing(planned), planned.source_scan_layers
+      known.append((what, said))
+    return said
+
+  return plan
 
 
 def _command(location, release, trainer, options) -> str:

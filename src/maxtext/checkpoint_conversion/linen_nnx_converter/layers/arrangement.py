@@ -14,6 +14,7 @@
 
 """Arranging layers: from one schedule into another."""
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 
@@ -103,7 +104,7 @@ def arrange(
     path_of: layer_stacks.PathOf,
     collection_of: CollectionOf = lambda variable: variable.collection,
 ) -> list[Arranged]:
-  """Arranges the layers of `variables` anew. Variables outside layers are copied.
+  """Arranges the layers of `variables` anew. Those outside layers are copied, and those of stacks that stay.
 
   Args:
     variables: the source's variables and their leaves.
@@ -116,18 +117,19 @@ def arrange(
   Raises:
     LayerStackError: layers to be stacked are not alike.
   """
-  prefixes = {stack.prefix: stack for stack in source}
-  arranged, layers = [], {}
+  prefixes, kept = {stack.prefix: stack for stack in source}, {stack.prefix for stack in {*source} & {*target}}
+  arranged, layers = [], collections.defaultdict(dict)
   for variable, leaf in variables.items():
     collection, stack = collection_of(variable), _stack_of(variable, prefixes)
-    if stack is None:
+    # The layer axes of Params are others than those of other variables.
+    if stack is None or (stack.prefix in kept and collection == variable.collection):
       move = None if abstract_state.is_empty(leaf) else leaf_moves.copy(variable)
-      arranged.append(Arranged(dataclasses.replace(variable, collection=collection), move, leaf))
+      arranged.append(Arranged(variable._replace(collection=collection), move, leaf))
       continue
     held = _held(variable, leaf, stack, param_scan_axis)
     for index in stack.indices():
       key = collection, variable.subtree, variable.path[len(stack.prefix) :]
-      layers.setdefault((stack.group, stack.layer(index)), {})[key] = held, index
+      layers[stack.group, stack.layer(index)][key] = held, index
   mixed = _mixed(source) | _mixed(target)
   for stack in target:
     of_stack = [layers[stack.group, n] for n in stack.layers()]
@@ -143,7 +145,10 @@ def _mixed(schedule) -> set[Path]:
 
 def _stack_of(variable: Variable, prefixes: Mapping[Path, LayerStack]) -> LayerStack | None:
   """The stack below whose prefix, of two to four keys, the variable stands."""
-  return next((prefixes[variable.path[:n]] for n in (4, 3, 2) if variable.path[:n] in prefixes), None)
+  for n in (4, 3, 2):
+    if stack := prefixes.get(variable.path[:n]):
+      return stack
+  return None
 
 
 def _held(variable, leaf, stack, param_scan_axis) -> restacking.Held:
@@ -178,7 +183,7 @@ def _alike(key, layers, path_of) -> list[Piece]:
   for layer in layers:
     if key not in layer:
       other = next(iter(layer.values()))[0]
-      path = path_of(dataclasses.replace(first.variable, path=(*other.stack.prefix, *key[2])))
+      path = path_of(first.variable._replace(path=(*other.stack.prefix, *key[2])))
       shared = "NNX keeps a variable that layers share once: leave it out with --nnx_aux=drop."
       remedy = shared if key[0] == leaf_roles.NNX_AUX else layer_stacks.REMEDY
       raise layer_stacks.unlike(path, f"a leaf in every layer, as {like}", "none", remedy)

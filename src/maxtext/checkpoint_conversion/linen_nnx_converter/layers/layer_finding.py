@@ -66,7 +66,7 @@ def find(variables: Mapping[Variable, abstract_state.Leaf], param_scan_axis: int
       sizes[prefix] = _sizes(below, variables, _blank(prefix, leading), param_scan_axis, path_of)
   _check_stages(sizes, prefixes, path_of)
   schedule = tuple(sorted(_stacks(sizes), key=lambda stack: (stack.group, stack.first)))
-  module_path = lambda prefix: path_of(dataclasses.replace(next(iter(variables)), path=prefix, subtree=None))
+  module_path = lambda prefix: path_of(next(iter(variables))._replace(path=prefix, subtree=None))
   layer_stacks.check(schedule, lambda prefix: _unboxed(module_path(prefix)))
   return schedule
 

@@ -14,6 +14,7 @@
 
 """Names of layers: which part of a path says that a variable is of a layer, or of a stack of them."""
 
+import functools
 import re
 
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
@@ -35,24 +36,30 @@ OUTSIDE = re.compile(r"((?:.*_)?layers)_outside_pipeline(?:_(0|[1-9]\d*))?")
 _CHUNK = re.compile(r"(?:.*_)?layers_(?:engram_\d+|\d+_\d+)")
 
 
+@functools.lru_cache(maxsize=2**16)
+def _match(pattern: re.Pattern[str], name: str) -> re.Match[str] | None:
+  """The match of a name, which many paths have."""
+  return pattern.fullmatch(name)
+
+
 def prefix_of(path: Path) -> Path | None:
   """The prefix of the layer stack that a variable belongs to, or None."""
   if len(path) < 3 or path[0] in _UNSTACKED_COMPONENTS or is_chunk(path):
     return None
   name, below = path[1], path[2] if len(path) > 3 else ""
   if is_piped(path):
-    is_in_stage = len(path) > 4 and (_BLOCK_CHILD.fullmatch(path[3]) or path[3] == SCANNED_STAGE)
+    is_in_stage = len(path) > 4 and (_match(_BLOCK_CHILD, path[3]) or path[3] == SCANNED_STAGE)
     return path[:4] if is_in_stage else path[:3]
-  if OUTSIDE.fullmatch(name):
+  if _match(OUTSIDE, name):
     return path[:2]
-  if FLAT.fullmatch(name) or OLD_DENSE.fullmatch(name) or LINEN_REMAINDER.fullmatch(name):
+  if _match(FLAT, name) or _match(OLD_DENSE, name) or _match(LINEN_REMAINDER, name):
     return path[:2]
-  is_child = _BLOCK_CHILD.fullmatch(below) or below in ("local_layers", "global_layer")
+  is_child = _match(_BLOCK_CHILD, below) or below in ("local_layers", "global_layer")
   if name in ("layers", "scanned_blocks", "layers_remainder") and is_child:
     return path[:3]
-  if not _STACK.fullmatch(name):
+  if not _match(_STACK, name):
     return None
-  return path[:3] if INTEGER.fullmatch(below) else path[:2]
+  return path[:3] if _match(INTEGER, below) else path[:2]
 
 
 def axis_count(prefix: Path) -> int:
@@ -60,14 +67,14 @@ def axis_count(prefix: Path) -> int:
   component, name, *child = prefix
   if is_piped(prefix):
     return int(is_scanned_stage(prefix))
-  if match := OUTSIDE.fullmatch(name):
+  if match := _match(OUTSIDE, name):
     return int(match[2] is None)
   if name == "layers_remainder":
     return 1 if child == ["local_layers"] else 0
   if child == ["local_layers"]:
     return 2
-  is_one_layer = FLAT.fullmatch(name) or OLD_DENSE.fullmatch(name) or LINEN_REMAINDER.fullmatch(name)
-  return 0 if is_one_layer or (child and INTEGER.fullmatch(child[0])) else 1
+  is_one_layer = _match(FLAT, name) or _match(OLD_DENSE, name) or _match(LINEN_REMAINDER, name)
+  return 0 if is_one_layer or (child and _match(INTEGER, child[0])) else 1
 
 
 def is_piped(path: Path) -> bool:
@@ -82,9 +89,9 @@ def is_scanned_stage(path: Path) -> bool:
 
 def is_of_pipeline(path: Path) -> bool:
   """Whether it is of a pipeline, or of the layers outside one."""
-  return len(path) > 1 and (path[1] == PIPELINE_LAYERS[0] or OUTSIDE.fullmatch(path[1]) is not None)
+  return len(path) > 1 and (path[1] == PIPELINE_LAYERS[0] or _match(OUTSIDE, path[1]) is not None)
 
 
 def is_chunk(path: Path) -> bool:
   """Whether it is of engram's chunks of layers."""
-  return len(path) > 1 and _CHUNK.fullmatch(path[1]) is not None
+  return len(path) > 1 and _match(_CHUNK, path[1]) is not None

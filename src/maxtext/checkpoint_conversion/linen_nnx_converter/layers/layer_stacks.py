@@ -119,7 +119,7 @@ def is_scanned(schedule: Schedule, paths: Iterable[Path]) -> bool | None:
 
   None if it has no layers that could be scanned, or a pipeline, which is written alike whatever `scan_layers` is.
   """
-  paths = list(paths)
+  paths = {path[:2] for path in paths}  # What follows is the same for all below.
   if any(map(layer_names.is_of_pipeline, paths)):
     return None
   if any(stack.is_scanned for stack in schedule) or any(map(layer_names.is_chunk, paths)):

@@ -108,7 +108,7 @@ def insert[T](values: Sequence[T], axes: Iterable[int], new: Iterable[T]) -> tup
 
 def remove[T](values: Sequence[T], axes: Sequence[int]) -> tuple[T, ...]:
   """`values`, one for each axis, without those at `axes`."""
-  return tuple(value for axis, value in enumerate(values) if axis not in axes)
+  return tuple(value for axis, value in enumerate(values) if axis not in axes) if axes else tuple(values)
 
 
 def copy(source: Any) -> Move:

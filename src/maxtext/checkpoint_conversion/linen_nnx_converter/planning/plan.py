@@ -228,7 +228,7 @@ def _inverted(parts: list[Part]) -> leaf_moves.Move:
 
 
 def _check_paths(paths, moves):
-  inner = {path[:i] for path in paths for i in range(1, len(path))}
+  inner = abstract_state.inner_nodes(paths)
   for path in paths:
     if path in inner:
       origin = moves[path].sources[0] if path in moves else path

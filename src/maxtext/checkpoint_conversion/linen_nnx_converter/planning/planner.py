@@ -65,27 +65,33 @@ def plan_conversion(
   layout = layouts.detect(state)
   goal = goal_lib.set_goal(layout, options, run)
   source = read(state, layout, params_only=goal.params_only)
-  selected = select(source, goal)
+  return plan(source, goal, select(source, goal), empty_nodes or {})
+
+
+@abstract_state.uncollected()
+def plan(source: Source, goal: Goal, selected: Selected, empty_nodes: Mapping[Path, Any]) -> plan_lib.Plan:
+  """The validated plan of what has been selected. From here on, the release does not count."""
   arranged, before, after = arrange(source, selected, goal)
   arranged = casts.cast(arranged, goal, selected.paths)
-  target, moves, nodes = target_state.build(source, selected, goal, arranged, empty_nodes or {})
+  target, moves, nodes = target_state.build(source, selected, goal, arranged, empty_nodes)
   flag = layer_stacks.is_scanned(after, [item.variable.path for item in arranged])
-  plan = plan_lib.Plan(
-      state,
+  result = plan_lib.Plan(
+      source.state,
       target,
       moves,
       selected.dropped,
-      source_layout=layout,
+      source_layout=source.layout,
       target_layout=goal.layout,
       empty_nodes=nodes,
       scan_layers=goal.scan_layers if flag is None and goal.schedule is not None else flag,
       cast_to=frozenset(filter(None, (goal.weight_dtype, goal.optimizer_dtype))),
       source_scan_layers=layer_stacks.is_scanned(before, [it.path for it in selected.paths if isinstance(it, Variable)]),
   )
-  plan.validate()
-  return plan
+  result.validate()
+  return result
 
 
+@abstract_state.uncollected()
 def read(state: abstract_state.AbstractState, layout: layouts.StateLayout, *, params_only: bool) -> Source:
   """The source, with the role of each of its leaves; out of Tunix's wrappers, if it is Tunix's."""
   roles = roles_lib.read(state, layout)

@@ -145,8 +145,8 @@ def _put(leaves, path, leaf):
 
 def _located(move, source_paths) -> leaf_moves.Move:
   """The move with the paths of the source leaves in place of their roles."""
-  named = lambda pairs: tuple((source_paths[source], of) for source, of in pairs)
-  return dataclasses.replace(move, pieces=named(move.pieces), other_axes=named(move.other_axes))
+  pieces, other_axes = (tuple((source_paths[source], of) for source, of in it) for it in (move.pieces, move.other_axes))
+  return leaf_moves.Move(pieces, move.taken, move.order, move.stacked, move.sizes, other_axes)
 
 
 def _cast_step(path, leaf, layout):
@@ -223,5 +223,4 @@ def _mask_holes(leaves, layout, masked_subtrees, bare_subtrees) -> dict[Path, No
 
 
 def _with_children(lists, leaves) -> frozenset[Path]:
-  inner = {path[:i] for path in leaves for i in range(len(path))}
-  return frozenset(path for path in lists if path in inner)
+  return lists & abstract_state.inner_nodes(leaves)

@@ -18,8 +18,10 @@ A leaf path is a tuple of strings, the names that Orbax gives to the keys of a p
 dict's key `2` are both `"2"`. What tells them apart is `AbstractState.lists`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
+import gc
 from typing import Any
 
 import jax
@@ -49,6 +51,27 @@ class AbstractState:
 
   leaves: Mapping[Path, Leaf]
   lists: frozenset[Path] = frozenset()
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+  """Pauses Python's search for garbage, which takes half of the time in which objects are made that all stay."""
+  was_enabled = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    if was_enabled:
+      gc.enable()
+
+
+def inner_nodes(paths: Iterable[Path]) -> set[Path]:
+  """The paths of all nodes above these leaves, the root's among them."""
+  inner = set()
+  for path in paths:
+    while path and (path := path[:-1]) not in inner:
+      inner.add(path)
+  return inner
 
 
 def is_empty(leaf: Any) -> bool:

@@ -21,6 +21,7 @@ between any two layouts is `path -> role -> path`.
 
 from collections.abc import Iterable, Mapping
 import dataclasses
+from typing import NamedTuple
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
@@ -36,8 +37,7 @@ PARAMS, NNX_AUX, LINEN_AUX, VALUE = layouts.PARAMS, layouts.NNX_AUX, layouts.LIN
 _PARAM_NAMES = frozenset({"kernel", "embedding", "scale"})
 
 
-@dataclasses.dataclass(frozen=True)
-class Variable:
+class Variable(NamedTuple):  # Which is hashed and compared many times for each leaf.
   """A variable of the model, or its entry in a params-like subtree of the optimizer.
 
   Attributes:
@@ -219,7 +219,7 @@ def _optimizer_role(opt_path, subtrees, variables) -> Role:
     if opt_path[:i] in subtrees:
       below = opt_path[i:]
       variable = Variable(below[0], below[1:]) if subtrees[opt_path[:i]] else Variable(PARAMS, below)
-      return dataclasses.replace(variable, subtree=opt_path[:i]) if variable in variables else OptimizerLeaf(opt_path)
+      return variable._replace(subtree=opt_path[:i]) if variable in variables else OptimizerLeaf(opt_path)
   return OptimizerLeaf(opt_path)
 
 
@@ -250,10 +250,7 @@ def _separate_aux(by_path, leaves, masked) -> dict[Path, Role]:
     is_known = variable_kinds.linen_collection(role.path) is not None
     return is_known or (everywhere and role.path[-1] not in _PARAM_NAMES)
 
-  return {
-      path: dataclasses.replace(role, collection=NNX_AUX) if is_aux(path, role) else role
-      for path, role in by_path.items()
-  }
+  return {path: role._replace(collection=NNX_AUX) if is_aux(path, role) else role for path, role in by_path.items()}
 
 
 def _unaccounted(path, layout) -> errors.UnaccountedLeafError:

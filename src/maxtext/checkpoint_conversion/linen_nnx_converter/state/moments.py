@@ -15,7 +15,6 @@
 """Whether an optimizer's state follows the weights: what must hold for it to be arranged as they are."""
 
 from collections.abc import Mapping
-import dataclasses
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
@@ -42,7 +41,7 @@ def check(roles: roles_lib.Roles, leaves: Mapping[Path, abstract_state.Leaf], la
   moments = {path: role for path, role in variables.items() if role.subtree is not None}
   others = {path: role.path for path, role in roles.by_path.items() if isinstance(role, roles_lib.OptimizerLeaf)}
   for path, role in moments.items():
-    _check_shape(path, role.path, leaves[path], weights.get(dataclasses.replace(role, subtree=None)), refuse_known)
+    _check_shape(path, role.path, leaves[path], weights.get(role._replace(subtree=None)), refuse_known)
   subtrees = {role.subtree for role in moments.values()}
   roots = {roles_lib.PARAMS} | {role.path[0] for role in weights if len(role.path) > 1}
   for path, opt_path in others.items():

@@ -20,7 +20,6 @@ not in adamw) and `optax.MultiSteps` (DPO always, SFT and RL with micro-batches)
 """
 
 from collections.abc import Callable, Mapping
-import dataclasses
 from typing import Any
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -78,7 +77,7 @@ def unwrap(
     elif isinstance(where := place(node), str):
       dropped[path] = where
     elif isinstance(role, roles_lib.Variable):
-      by_path[path] = dataclasses.replace(role, subtree=where)
+      by_path[path] = role._replace(subtree=where)
       subtrees[role.subtree] = where
     elif where is not None:
       by_path[path] = roles_lib.OptimizerLeaf(where)

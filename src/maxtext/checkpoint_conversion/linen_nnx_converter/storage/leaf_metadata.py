@@ -120,6 +120,18 @@ def array_names(index: ocdbt_index.Index) -> Iterator[str]:
       yield name
 
 
+def parse_document(text: bytes, use_zarr3: bool) -> tuple[chunk_keys.Document, np.dtype]:
+  """A zarr metadata document, and the dtype that it names.
+
+  Raises:
+    ValueError: it is none that `check_document` takes.
+  """
+  with parsing():
+    document = json.loads(text)
+  check_document(document, use_zarr3)
+  return document, dtype(document)
+
+
 def check_document(document: chunk_keys.Document, use_zarr3: bool):
   """Checks that a zarr metadata document is one that TensorStore would open, of a size that can be.
 

@@ -21,6 +21,7 @@ import asyncio
 from collections.abc import Mapping
 import copy
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -108,6 +109,7 @@ class Checkpoint:
   stores: tuple[str, ...] = ("",)
   is_uniform = True
 
+  @abstract_state.uncollected()
   def __init__(self, directory: epath.Path, values: Mapping[str, Any] | None = None):
     """Reads the metadata of every leaf, and no array.
 
@@ -150,8 +152,10 @@ class Checkpoint:
     self._arrays = {}
     leaf_metadata.check_names(tree.leaves, use_ocdbt=self.use_ocdbt)
     leaf_metadata.check_all_named({*array_metadatas, *shardings}, tree.leaves, "in Orbax's array metadata and shardings")
+    # Layers that are alike have equal documents, and share one here.
+    parse = functools.cache(functools.partial(leaf_metadata.parse_document, use_zarr3=self.use_zarr3))
     self.stored = {
-        path: self._stored_leaf(path, leaf.value_type, array_metadatas, shardings)
+        path: self._stored_leaf(path, leaf.value_type, parse, array_metadatas, shardings)
         for path, leaf in tree.leaves.items()
         if leaf.value_type in ARRAY_TYPES
     }
@@ -198,17 +202,14 @@ class Checkpoint:
       raise errors.DamagedSourceError(key, "a value", f"{result.state} key")
     return result.value
 
-  def _stored_leaf(self, path, value_type, array_metadatas, shardings) -> StoredLeaf:
+  def _stored_leaf(self, path, value_type, parse, array_metadatas, shardings) -> StoredLeaf:
     name = ".".join(path)
     key = f"{name}/{chunk_keys.DOCUMENT_NAMES[3 if self.use_zarr3 else 2]}"
     try:
       if key not in self.index.values:
         raise ValueError("no such key")
       inline = self.index.values[key].inline
-      text = coroutines.run(self.read_value(key)) if inline is None else inline
-      with leaf_metadata.parsing():
-        document = json.loads(text)
-      leaf_metadata.check_document(document, self.use_zarr3)
+      document, dtype = parse(coroutines.run(self.read_value(key)) if inline is None else inline)
       metadata = array_metadatas.get(name)
       write_shape = metadata and tuple(metadata.write_shape)
       if write_shape is not None and len(write_shape) != len(document["shape"]):
@@ -216,7 +217,7 @@ class Checkpoint:
       return StoredLeaf(
           name,
           value_type,
-          leaf_metadata.dtype(document),
+          dtype,
           document,
           write_shape,
           shardings.get(name),
