@@ -15,6 +15,8 @@
 """The command: flags, printing and exit codes, nothing else."""
 
 from collections.abc import Iterable, Sequence
+import contextlib
+import functools
 import json
 import sys
 
@@ -26,14 +28,16 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
 
 _MODULE = "linen_nnx_inspector"
 
-DONE, REFUSED, INTERRUPTED = 0, 2, 130  # Exit codes: all is answered; something is not; a stop.
+DONE, DIFFERENT, REFUSED, INTERRUPTED = 0, 1, 2, 130  # Exit codes.
 
 USAGE = """Says what MaxText checkpoints are: layout, step, weights, optimizer, layers, storage, which MaxText reads them.
 
-usage: python -m maxtext.checkpoint_conversion.linen_nnx_inspector PATH [PATH …] [flags]
+usage: python -m maxtext.checkpoint_conversion.linen_nnx_inspector PATH [PATH …] [flags] [base.yml model_name=… …]
 
 A PATH is a checkpoints folder (its latest step), a step, an items folder, or a pytree's folder. Only metadata is read.
-Exit codes: 0 all was answered; 2 something was not, with one line that says why.
+With a config, whose name ends with .yml, it says where the checkpoint differs from the installed MaxText's own state.
+Exit codes: 0 all was answered; 1 it differs from the config's model; 2 something was not answered, with one line that
+says why.
 """
 
 
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the program's name and its arguments.
 
   Returns:
-    The exit code: 0 all was answered, 2 something was not, 130 interrupted.
+    The exit code: 0 all was answered, 1 it is not of the config's model, 2 something was not answered, 130 interrupted.
   """
   values = define_flags()
   try:
@@ -85,21 +89,31 @@ def console_main() -> None:
 def _answer(values, paths) -> int:
   """Inspects each path, prints what was found, and returns the exit code."""
   # pylint: disable=import-outside-toplevel
+  from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
   from maxtext.checkpoint_conversion.linen_nnx_inspector import inspection
   from maxtext.checkpoint_conversion.linen_nnx_inspector import steps
   from maxtext.checkpoint_conversion.linen_nnx_inspector import text
 
-  look = steps.listed if values.steps else inspection.inspect_checkpoint
+  paths, config = _apart(paths)
+  try:
+    with contextlib.redirect_stdout(sys.stderr):  # Where MaxText and its libraries may have their say.
+      config = run_config.load(config) if config else None
+  except errors.ConversionError as e:
+    return _refuse(e)
+  look = steps.listed if values.steps else functools.partial(inspection.inspect_checkpoint, config=config)
   found, code = [], DONE
   for path in paths:
     try:
-      found.append(look(path))
+      with contextlib.redirect_stdout(sys.stderr):
+        found.append(look(path))
     except errors.ConversionError as e:
       code = _refuse(str(e).replace("--source_path", "PATH"))
     except OSError as e:
       code = _refuse(f"{path}: {errors.one_line(e)}")
   if any(each.problems for each in found):
     code = REFUSED
+  elif code == DONE and not values.steps and any(each.model and each.model.differing for each in found):
+    code = DIFFERENT
   if values.json:
     documents = [each.as_json() if values.steps else text.as_json(each) for each in found]
     _print([json.dumps({"schema": text.SCHEMA, "found": documents}, indent=2, ensure_ascii=False, default=str)])
@@ -108,6 +122,12 @@ def _answer(values, paths) -> int:
     of_each = each.lines() if values.steps else text.lines(each, tree=values.tree)
     _print([*([""] if number else ()), *of_each])
   return code
+
+
+def _apart(arguments) -> tuple[list[str], list[str]]:
+  """The paths, and the config with its settings."""
+  begin = next((i for i, argument in enumerate(arguments) if i and argument.endswith((".yml", ".yaml"))), len(arguments))
+  return arguments[:begin], arguments[begin:]
 
 
 def _print(lines: Iterable[str]):

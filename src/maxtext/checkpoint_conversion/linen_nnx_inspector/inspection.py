@@ -34,6 +34,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import training_engine
+from maxtext.checkpoint_conversion.linen_nnx_inspector import model as model_lib
 from maxtext.checkpoint_conversion.linen_nnx_inspector import readers as readers_lib
 
 Path = abstract_state.Path
@@ -82,6 +83,7 @@ class Inspection:
     storage: how the arrays are stored.
     readers: which trainers read it.
     record: what the converter put on record when it wrote it.
+    model: how it and the model of a config differ, if there is a config.
     leaves: every leaf: its path, and its shape and dtype or what it is.
     problems: what stands in the way of saying more, a line each.
   """
@@ -102,16 +104,18 @@ class Inspection:
   storage: Storage | None = None
   readers: tuple[readers_lib.Reader, ...] = ()
   record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  model: model_lib.Model | None = None
   leaves: Mapping[str, str] = dataclasses.field(default_factory=dict)
   problems: tuple[str, ...] = ()
 
 
 @abstract_state.uncollected()
-def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
+def inspect_checkpoint(path: str | os.PathLike[str], config: Any = None) -> Inspection:
   """Says what the checkpoint at `path` is.
 
   Args:
     path: a checkpoints folder (its latest step is taken), a step, an items folder, or a pytree's folder.
+    config: a MaxText config, with whose model it is compared.
 
   Raises:
     ConversionError: there is no checkpoint. What is wrong with one that is there is among the `problems` of the result.
@@ -120,7 +124,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
   is_other = location.step_folder is not None and not location.split and location.items.name != locations.ITEMS
   found = Inspection(os.fspath(location.items), location.step, location.items.name if is_other else None)
   found = dataclasses.replace(found, items=tuple(item.name for item in location.siblings()))
-  return _with_all(found, (_with_record, _with_state), location)
+  return _with_all(found, (_with_record, _with_state), location, config)
 
 
 def _with_all(found, looks, *seen) -> Inspection:
@@ -137,17 +141,22 @@ def _with_problem(found, problem) -> Inspection:
   return dataclasses.replace(found, problems=(*found.problems, str(problem)))
 
 
-def _with_record(found, location) -> Inspection:
+def _with_record(found, location, _) -> Inspection:
   record = location.custom_metadata().get(locations.RECORD)
   return dataclasses.replace(found, record=record if isinstance(record, dict) else {})
 
 
-def _with_state(found, location) -> Inspection:
+def _with_state(found, location, config) -> Inspection:
   """What its own metadata tell, as far as they are whole."""
   checkpoint = opening.open_source(location)
   leaves = {"/".join(path): plan_lib.described(leaf) for path, leaf in checkpoint.state.leaves.items()}
   found = dataclasses.replace(found, storage=_storage(checkpoint), leaves=leaves)
-  return _with_all(found, (_with_roles, _with_readers), location, checkpoint)
+  found = _with_all(found, (_with_roles, _with_readers), location, checkpoint)
+  return found if config is None else _with_all(found, (_with_model,), checkpoint, config)
+
+
+def _with_model(found, checkpoint, config) -> Inspection:
+  return dataclasses.replace(found, model=model_lib.compare(checkpoint.state, config))
 
 
 def _with_roles(found, location, checkpoint) -> Inspection:

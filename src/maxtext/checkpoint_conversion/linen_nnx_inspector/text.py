@@ -29,8 +29,11 @@ _MOST_STATES = 8  # That are shown of an optimizer.
 def lines(found: inspection.Inspection, *, tree: bool = False) -> Iterator[str]:
   """The answer for a person: a title and what is said under it."""
   yield errors.escaped(found.path)
-  for title, said in (*_facts(found), *(("problem", problem) for problem in found.problems)):
-    yield errors.escaped(f"  {title:<11} {said}")
+  line = lambda titled: f"  {titled[0]:<11} {titled[1]}"
+  yield from (errors.escaped(line(titled)) for titled in _facts(found))
+  if found.model:
+    yield from map(errors.escaped, folding.fold(map(line, found.model.lines())))
+  yield from (errors.escaped(line(("problem", problem))) for problem in found.problems)
   if tree:
     yield from map(errors.escaped, folding.fold(f"  {path}  {said}" for path, said in found.leaves.items()))
 

@@ -26,6 +26,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 
 _SHOWN = 3
+Sides = tuple[abstract_state.Leaf, abstract_state.Leaf]  # The target's leaf and the model's; None for one that is absent.
 
 
 def check_plan(plan: plan_lib.Plan, config: Any, release: releases.Version) -> tuple[str, ...]:
@@ -60,30 +61,39 @@ def check(target: abstract_state.AbstractState, model: abstract_state.AbstractSt
   Raises:
     ConfigError: naming the first leaves that differ.
   """
-  found, wanted = _arrays(target), _arrays(model)
-  differing = [path for path in dict.fromkeys((*wanted, *found)) if _text(found.get(path)) != _text(wanted.get(path))]
-  cast = [path for path in differing if _is_cast(found.get(path), wanted.get(path))]
-  if refused := [path for path in differing if path not in set(cast)]:
-    raise _unlike(refused, found, wanted)
-  if not cast:
+  differing = differences(target, model)
+  if refused := {path: sides for path, sides in differing.items() if not is_cast(*sides)}:
+    raise _unlike(refused)
+  if not differing:
     return ()
-  first = f"{'/'.join(cast[0])} is {found[cast[0]].dtype}, not {wanted[cast[0]].dtype}"
-  return (f"MaxText will cast {len(cast)} leaves when it loads them, as the config says: {first}",)
+  path, (found, wanted) = next(iter(differing.items()))
+  first = f"{'/'.join(path)} is {found.dtype}, not {wanted.dtype}"
+  return (f"MaxText will cast {len(differing)} leaves when it loads them, as the config says: {first}",)
 
 
-def _unlike(differing, found, wanted) -> errors.ConfigError:
-  text = lambda leaves, path, otherwise: _text(leaves.get(path)) or otherwise
-  lines = [f"{'/'.join(p)}: {text(found, p, 'missing')}, not {text(wanted, p, 'there')}" for p in differing[:_SHOWN]]
+def differences(
+    target: abstract_state.AbstractState, model: abstract_state.AbstractState
+) -> dict[abstract_state.Path, Sides]:
+  """The leaves that the target and the model do not have alike. Empty nodes and `nnx_aux` do not count."""
+  found, wanted = arrays(target), arrays(model)
+  sides = {path: (found.get(path), wanted.get(path)) for path in (*wanted, *found)}
+  return {path: (a, b) for path, (a, b) in sides.items() if _text(a) != _text(b)}
+
+
+def _unlike(differing) -> errors.ConfigError:
+  shown = list(differing.items())[:_SHOWN]
+  lines = [f"{'/'.join(path)}: {_text(a) or 'missing'}, not {_text(b) or 'there'}" for path, (a, b) in shown]
+  first, (found, wanted) = shown[0]
   return errors.ConfigError(
-      differing[0],
-      text(wanted, differing[0], "nothing there, as the model of the config has no such leaf"),
-      f"{text(found, differing[0], 'nothing')} ({len(differing)} leaves differ: {'; '.join(lines)})",
+      first,
+      _text(wanted) or "nothing there, as the model of the config has no such leaf",
+      f"{_text(found) or 'nothing'} ({len(differing)} leaves differ: {'; '.join(lines)})",
       "Give the config of the run that wrote the checkpoint, its optimizer too, or pass --nocheck_model.",
   )
 
 
-def _is_cast(found, wanted) -> bool:
-  """Whether both are arrays of one shape, of floats."""
+def is_cast(found: abstract_state.Leaf, wanted: abstract_state.Leaf) -> bool:
+  """Whether both are arrays of one shape, of floats: MaxText casts one into the other when it loads it."""
   if not abstract_state.is_array(found) or not abstract_state.is_array(wanted):
     return False
   are_floats = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (found, wanted))
@@ -94,7 +104,8 @@ def _text(leaf) -> str:
   return "" if leaf is None else plan_lib.described(leaf)
 
 
-def _arrays(state) -> dict[abstract_state.Path, abstract_state.Leaf]:
+def arrays(state: abstract_state.AbstractState) -> dict[abstract_state.Path, abstract_state.Leaf]:
+  """The leaves that count."""
   return {
       path: leaf
       for path, leaf in state.leaves.items()
