@@ -114,7 +114,7 @@ class CommandTest(util.CheckpointTestCase):
   def test_documented_flags_are_the_real_ones(self):
     documented = (util.ROOT / "docs" / "inspector.md").read_text()
     rows = set(re.findall(r"^\| `--(\w+)", documented, re.M))
-    self.assertEqual(rows, {"tree", "steps", "json", "version"})
+    self.assertEqual(rows, {"tree", "steps", "json", "html", "version"})
 
   @pytest.mark.integration
   def test_a_closed_pipe(self):

@@ -51,6 +51,7 @@ def define_flags() -> flags.FlagValues:
       "steps", False, "Print the steps of a checkpoints folder, with sizes, and whether each is whole.", **common
   )
   flags.DEFINE_boolean("json", False, "Print one JSON document.", **common)
+  flags.DEFINE_string("html", None, "Write it as one page that needs nothing else: --html=FILE, a new one.", **common)
   flags_lib.define_questions(common)
   return values
 
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
   if not paths:
     return _refuse("expected a checkpoint, found none. Run with --help.")
+  if values.html and values.steps:
+    return _refuse("--html and --steps: expected one of them, found both. Give one.")
   try:
     return _answer(values, paths)
   except KeyboardInterrupt:
@@ -110,7 +113,7 @@ def _answer(values, paths) -> int:
       code = _refuse(str(e).replace("--source_path", "PATH"))
     except OSError as e:
       code = _refuse(f"{path}: {errors.one_line(e)}")
-  if any(each.problems for each in found):
+  if any(each.problems for each in found) or (values.html and not _write_page(values.html, found)):
     code = REFUSED
   elif code == DONE and not values.steps and any(each.model and each.model.differing for each in found):
     code = DIFFERENT
@@ -122,6 +125,19 @@ def _answer(values, paths) -> int:
     of_each = each.lines() if values.steps else text.lines(each, tree=values.tree)
     _print([*([""] if number else ()), *of_each])
   return code
+
+
+def _write_page(path, found) -> bool:
+  """Writes the page, and returns whether that could be done."""
+  from maxtext.checkpoint_conversion.linen_nnx_inspector import page  # pylint: disable=import-outside-toplevel
+
+  try:
+    with open(path, "x", encoding="utf-8") as file:
+      file.write(page.page(found))
+  except OSError as e:
+    _refuse(f"--html={path}: expected a new file that can be written, found {errors.one_line(e)}. Give another name.")
+    return False
+  return True
 
 
 def _apart(arguments) -> tuple[list[str], list[str]]:

@@ -84,6 +84,7 @@ class Inspection:
     readers: which trainers read it.
     record: what the converter put on record when it wrote it.
     model: how it and the model of a config differ, if there is a config.
+    sizes: the bytes of every leaf, by its path.
     leaves: every leaf: its path, and its shape and dtype or what it is.
     problems: what stands in the way of saying more, a line each.
   """
@@ -105,6 +106,7 @@ class Inspection:
   readers: tuple[readers_lib.Reader, ...] = ()
   record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   model: model_lib.Model | None = None
+  sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
   leaves: Mapping[str, str] = dataclasses.field(default_factory=dict)
   problems: tuple[str, ...] = ()
 
@@ -149,14 +151,13 @@ def _with_record(found, location, _) -> Inspection:
 def _with_state(found, location, config) -> Inspection:
   """What its own metadata tell, as far as they are whole."""
   checkpoint = opening.open_source(location)
-  leaves = {"/".join(path): plan_lib.described(leaf) for path, leaf in checkpoint.state.leaves.items()}
-  found = dataclasses.replace(found, storage=_storage(checkpoint), leaves=leaves)
-  found = _with_all(found, (_with_roles, _with_readers), location, checkpoint)
-  return found if config is None else _with_all(found, (_with_model,), checkpoint, config)
-
-
-def _with_model(found, checkpoint, config) -> Inspection:
-  return dataclasses.replace(found, model=model_lib.compare(checkpoint.state, config))
+  leaves = {"/".join(path): leaf for path, leaf in checkpoint.state.leaves.items()}
+  said = {path: plan_lib.described(leaf) for path, leaf in leaves.items()}
+  sizes = {path: _nbytes(leaf) for path, leaf in leaves.items()}
+  found = dataclasses.replace(found, storage=_storage(checkpoint), leaves=said, sizes=sizes)
+  with_model = lambda found, *_: dataclasses.replace(found, model=model_lib.compare(checkpoint.state, config))
+  looks = _with_roles, _with_readers, *(() if config is None else (with_model,))
+  return _with_all(found, looks, location, checkpoint)
 
 
 def _with_roles(found, location, checkpoint) -> Inspection:
@@ -207,11 +208,15 @@ def _amounts(leaves, roles) -> dict[tuple[str, str], Amount]:
   amounts = {}
   for path, role in roles.items():
     leaf, is_array = leaves[path], abstract_state.is_array(leaves[path])
-    size, itemsize = (math.prod(leaf.shape), leaf.dtype.itemsize) if is_array else (1, 0)
+    size = math.prod(leaf.shape) if is_array else 1
     key = _part(role), str(leaf.dtype) if is_array else type(leaf).__name__
     old = amounts.get(key, Amount())
-    amounts[key] = Amount(old.leaves + 1, old.elements + size, old.nbytes + size * itemsize)
+    amounts[key] = Amount(old.leaves + 1, old.elements + size, old.nbytes + _nbytes(leaf))
   return amounts
+
+
+def _nbytes(leaf) -> int:
+  return math.prod(leaf.shape) * leaf.dtype.itemsize if abstract_state.is_array(leaf) else 0
 
 
 def _part(role) -> str:

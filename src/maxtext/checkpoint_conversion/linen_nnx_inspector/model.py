@@ -19,6 +19,7 @@ import dataclasses
 from typing import Any
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import folding
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import model_check
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
@@ -57,7 +58,7 @@ class Model:
     return len(self.lacking) + len(self.beyond) + len(self.unlike)
 
   def lines(self) -> Iterator[tuple[str, str]]:
-    """What is said of it, under its titles."""
+    """What is said of it, under its titles; layers that are alike are one line."""
     form = ", in the form that it reads" if self.is_converted else ""
     differ = "1 leaf differs" if self.differing == 1 else f"{self.differing:,} leaves differ"
     said = differ if self.differing else f"all {self.leaves:,} leaves fit"
@@ -70,7 +71,7 @@ class Model:
         ("unlike", self.unlike),
         ("is cast", self.cast),
     ):
-      yield from ((title, f"{path}  {what}") for path, what in leaves.items())
+      yield from ((title, said) for said in folding.fold(f"{path}  {what}" for path, what in leaves.items()))
 
 
 def compare(state: abstract_state.AbstractState, config: Any) -> Model:

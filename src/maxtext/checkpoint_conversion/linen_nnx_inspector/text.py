@@ -29,11 +29,8 @@ _MOST_STATES = 8  # That are shown of an optimizer.
 def lines(found: inspection.Inspection, *, tree: bool = False) -> Iterator[str]:
   """The answer for a person: a title and what is said under it."""
   yield errors.escaped(found.path)
-  line = lambda titled: f"  {titled[0]:<11} {titled[1]}"
-  yield from (errors.escaped(line(titled)) for titled in _facts(found))
-  if found.model:
-    yield from map(errors.escaped, folding.fold(map(line, found.model.lines())))
-  yield from (errors.escaped(line(("problem", problem))) for problem in found.problems)
+  for title, said in facts(found):
+    yield errors.escaped(f"  {title:<11} {said}")
   if tree:
     yield from map(errors.escaped, folding.fold(f"  {path}  {said}" for path, said in found.leaves.items()))
 
@@ -57,8 +54,16 @@ def count(number: int, one: str, more: str = "") -> str:
   return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
-def _facts(found) -> Iterator[tuple[str, str]]:
+def facts(found: inspection.Inspection) -> Iterator[tuple[str, str]]:
   """The titles, each with what is said."""
+  yield from _told(found)
+  if found.model:
+    yield from found.model.lines()
+  yield from (("problem", problem) for problem in found.problems)
+
+
+def _told(found) -> Iterator[tuple[str, str]]:
+  """What its metadata tell."""
   item = found.item and f"{found.item}; MaxText looks for items, but for emergency checkpoints"
   for title, said in (
       ("layout", found.layout),
