@@ -73,8 +73,8 @@ class TargetTest(faults.FaultTestCase):
     real = orbax_writer.save
 
     def save(*args, before_commit, **kwargs):
-      def and_occupy(folder, items):
-        before_commit(folder, items)
+      def and_occupy(folder):
+        before_commit(folder)
         occupy()
 
       real(*args, before_commit=and_occupy, **kwargs)

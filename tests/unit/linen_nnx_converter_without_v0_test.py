@@ -54,13 +54,14 @@ PYTREE = v1.handlers.PyTreeHandler
 VALUE_TYPES = {leaf: name for name, leaf in target_leaves._LEAF_TYPES.items()} | {type(None): "None"}
 
 
-def save(path, item, leaves, content, *, form, before_commit):
+def save(path, pytrees, *, form, before_commit):
   """`orbax_writer.save`. The place is a staging folder: what `before_commit` raises prevents the target here too."""
-  v1.save_checkpointables(path, {item: _Pytree(leaves, content, form.use_ocdbt, form.use_zarr3)})
+  items = {name: _Pytree(each.leaves, each.content, form.use_ocdbt, form.use_zarr3) for name, each in pytrees.items()}
+  v1.save_checkpointables(path, items)
   (path / "orbax.checkpoint").unlink()  # V1's file goes along with the step's items where the source has it.
   # What loads it is V1's handler of pytrees, not that of objects which save themselves.
-  locations.update_step_metadata(path, {item: f"{PYTREE.__module__}.{PYTREE.__qualname__}"}, {})
-  return before_commit(path, path / item)
+  locations.update_step_metadata(path, {name: f"{PYTREE.__module__}.{PYTREE.__qualname__}" for name in items}, {})
+  return before_commit(path)
 
 
 class _Pytree(v1.StatefulCheckpointable):

@@ -15,6 +15,7 @@
 """The conversion of a checkpoint on disk: a pipeline from what is asked for to what was done."""
 
 import dataclasses
+import functools
 import os
 import time
 from typing import Any
@@ -30,15 +31,16 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_route
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import moving
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import resume as resume_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
-from maxtext.checkpoint_conversion.linen_nnx_converter.copying import target_leaves
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import model_check
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import rng_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix_target
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
@@ -92,13 +94,14 @@ def convert_checkpoint(
   job.check_free()
   stamps = source_files.survey(job.source.final)
   plan, checkpoint, notes = _plan(job)
-  move, resumed = _move(job, plan, checkpoint)
-  ways = {path: route.way for path, route in move.routes.items()}
+  parts = _parts(job, plan, checkpoint)
+  ways = {(*part.key, *path): route.way for part in parts for path, route in part.move.routes.items()}
+  resumed = "; ".join(dict.fromkeys(part.resumed for part in parts if part.resumed))
   done = record.Conversion(
       plan, job.source.items, job.target.items, ways, resumed=resumed, notes=notes, dry_run=job.options.dry_run
   )
   if not done.dry_run:
-    done = _write(job, move, done, stamps, begin)
+    done = _write(job, parts, done, stamps, begin)
   return dataclasses.replace(done, seconds=time.monotonic() - begin)
 
 
@@ -130,6 +133,23 @@ class _Job:
     targets.check_free(self.target, overwrite=self.options.overwrite, carried=carried)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Part:
+  """A pytree of the target, which Tunix's splits over two.
+
+  Attributes:
+    place: where it goes.
+    key: its key in the plan of the whole, if there are several.
+    move: how its bytes go.
+    resumed: what is taken from an interrupted run, for a person.
+  """
+
+  place: locations.Location
+  key: tuple[str, ...]
+  move: moving.Move
+  resumed: str = ""
+
+
 def _job(source_path, target_path, config, options, progress) -> _Job:
   """What is asked for, with what the config and the release say of it."""
   release = options.maxtext_release
@@ -143,84 +163,106 @@ def _job(source_path, target_path, config, options, progress) -> _Job:
       raise errors.TargetError(name, "a path", "none", f"Give {name}.")
   source = locations.find_source(source_path)
   notes = training_engine.check(source, options.params_only)
-  target = targets.find_target(target_path, source, for_release=run.release is not None)
+  split = layouts.TUNIX_ITEMS if options.target_layout == "tunix" else ()
+  target = targets.find_target(target_path, source, for_release=run.release is not None, split=split)
   targets.check_apart(source_path, source, target_path, target)
   return _Job(source, target, options, run, config, progress, notes + targets.notes(target_path, source, target))
 
 
-def _move(job, plan, checkpoint) -> tuple[moving.Move, str]:
-  """How the bytes go; and what is taken from an interrupted run, for a person."""
+def _parts(job, plan, checkpoint) -> list[_Part]:
+  """How the bytes of each of the target's pytrees go."""
+  keys = [(name,) for name in job.target.split] or [()]
+  moves = _moves(job, plan, [plan.below(*key) if key else plan for key in keys], checkpoint)
+  parts = [_Part(place, key, move) for place, key, move in zip(job.target.pytrees, keys, moves)]
+  if job.options.dry_run:
+    return parts
+  if not job.options.resume:
+    resume_lib.discard(job.target.final)
+    return parts
+  if jax.process_index() == 0:
+    atomic_target.keep(job.target.final)
+  return [_resumed(job, part) for part in parts]
+
+
+def _moves(job, whole, plans, checkpoint) -> list[moving.Move]:
+  """How the bytes go that each plan moves."""
   options, form = job.options, storage_form.StorageForm.of(job.options, checkpoint)
-  orbax_writer.check_target(job.target.items, use_ocdbt=form.use_ocdbt)
+  for place in job.target.pytrees:
+    orbax_writer.check_target(place.items, use_ocdbt=form.use_ocdbt)
   lengths = ocdbt_index.file_lengths(checkpoint.directory, checkpoint.index)
   room = streaming.batch_bytes(options.memory_budget)
-  routes = leaf_routes.choose(plan, checkpoint, lengths, form, room=room, copy_mode=options.copy_mode)
-  move = moving.Move(
-      plan,
-      checkpoint,
-      form,
-      routes,
-      lengths,
-      options.copy_mode,
-      options.memory_budget,
-      job.progress,
-      process=jax.process_index(),
-      processes=jax.process_count(),
-  )
-  if options.dry_run:
-    return move, ""
-  if not options.resume:
-    resume_lib.discard(job.target.final)
-    return move, ""
-  if move.process == 0:
-    atomic_target.keep(job.target.final)
+  choose = functools.partial(leaf_routes.choose, source=checkpoint, lengths=lengths, form=form, room=room)
+  copy_mode = options.copy_mode
+  if len(plans) > 1 and copy_mode == "auto" and targets.can_link(job.source.final, job.target.final):
+    # Data files that hold something of each are linked into each, if the target as a whole is worth it.
+    ways = {route.way for route in choose(whole, copy_mode=copy_mode).values()}
+    copy_mode = "link" if leaf_routes.Way.REFERENCE in ways else copy_mode
+  return [
+      moving.Move(
+          plan,
+          checkpoint,
+          form,
+          choose(plan, copy_mode=copy_mode),
+          lengths,
+          options.copy_mode,
+          options.memory_budget,
+          job.progress,
+          process=jax.process_index(),
+          processes=jax.process_count(),
+      )
+      for plan in plans
+  ]
+
+
+def _resumed(job, part) -> _Part:
+  """The part, with what is taken from an interrupted run."""
+  move, plan, checkpoint = part.move, part.move.plan, part.move.source
   resumption = resume_lib.take(
-      job.target,
+      part.place,
       plan,
       checkpoint,
-      routes,
-      form,
+      move.routes,
+      move.form,
       progress=job.progress,
       compare=lambda paths, open_target, on_failure: decoded.verify_arrays(
           plan,
           paths,
           decoded.Sides(checkpoint.open, open_target, lambda path: checkpoint.stored[path].chunk_shape),
-          memory_budget=options.memory_budget,
+          memory_budget=job.options.memory_budget,
           on_verified=job.progress.advance,
           on_failure=on_failure,
       ),
   )
-  move = dataclasses.replace(move, routes={**routes, **resumption.routes}, taken=resumption.origins)
-  return move, resumption.summary()
+  move = dataclasses.replace(move, routes={**move.routes, **resumption.routes}, taken=resumption.origins)
+  return dataclasses.replace(part, move=move, resumed=resumption.summary())
 
 
-def _write(job, move, done, stamps, begin) -> record.Conversion:
+def _write(job, parts, done, stamps, begin) -> record.Conversion:
   """Writes the target, verifies and commits it; returns what was done, as the first process knows it."""
-  plan, checkpoint = move.plan, move.source
-  compared = while_written.Comparison(move, reopen.Arrays(job.source.items, job.source.split))
-  move = dataclasses.replace(move, comparison=compared if job.options.verify is True else None)
+  moves = {part.place.items.name if job.target.step_folder else "": part.move for part in parts}
+  arrays = lambda: reopen.Arrays(job.source.items, job.source.split)
+  compared = {name: while_written.Comparison(move, arrays()) for name, move in moves.items()}
+  if job.options.verify is True:
+    moves = {name: dataclasses.replace(move, comparison=compared[name]) for name, move in moves.items()}
 
-  def before_commit(folder: epath.Path, items: epath.Path) -> record.Conversion:
+  def before_commit(folder: epath.Path) -> record.Conversion:
     job.progress.finish()
-    verified = _verified(job, compared, checkpoint, items, done)
+    verified = done
+    for name, move in moves.items():
+      verified = _verified(job, compared[name], move.source, folder / name, verified)
     source_files.check_unchanged(job.source.final, stamps)
     verified = dataclasses.replace(verified, seconds=time.monotonic() - begin)
-    _finish_step(folder, job.source, verified)
+    record.finish_step(folder, job.source, verified)
     return verified
 
-  job.progress.start("writing", move.nbytes() // move.processes)
+  is_primary = jax.process_index() == 0
+  job.progress.start("writing", sum(part.move.nbytes() // part.move.processes for part in parts))
   try:
     with atomic_target.staged(
-        job.target.final, check_free=job.check_free, is_primary=move.process == 0, announce=job.progress.make_at
+        job.target.final, check_free=job.check_free, is_primary=is_primary, announce=job.progress.make_at
     ) as path:
-      seen = orbax_writer.save(
-          path,
-          job.target.step_folder and job.target.items.name,
-          dataclasses.replace(plan.target, leaves=target_leaves.target_leaves(plan, checkpoint, move.routes)),
-          move,
-          form=move.form,
-          before_commit=before_commit,
-      )
+      pytrees = {name: orbax_writer.Pytree(move.leaves(), move) for name, move in moves.items()}
+      seen = orbax_writer.save(path, pytrees, form=parts[0].move.form, before_commit=before_commit)
   except Exception:
     source_files.check_unchanged(job.source.final, stamps)  # If it was, that is the cause of whatever failed.
     raise
@@ -228,72 +270,31 @@ def _write(job, move, done, stamps, begin) -> record.Conversion:
   return seen or done  # Only the first process has seen it whole.
 
 
-def _verified(job, compared, checkpoint, items, done) -> record.Conversion:
-  """Compares the written pytree with the source, and keeps the digests, unless that is not wanted."""
+def _verified(job, compared, source, items, done) -> record.Conversion:
+  """Compares a written pytree with the source, and keeps the digests, unless that is not wanted."""
   if not job.options.verify:
     return done
   budget, is_full = job.options.memory_budget, job.options.verify == "full"
-  found = verify.verify_written(compared, checkpoint, items, budget, job.progress, is_full=is_full)
+  found = verify.verify_written(compared, source, items, budget, job.progress, is_full=is_full)
   digests.write(items, found)
-  return dataclasses.replace(done, verified=True, digests=len(found))
+  return dataclasses.replace(done, verified=True, digests=done.digests + len(found))
 
 
 def _plan(job) -> tuple[plan_lib.Plan, reader.Checkpoint, tuple[str, ...]]:
   """The plan, checked as far as metadata and small leaves allow; the source; and clauses for a person."""
   checkpoint, config, notes = opening.open_source(job.source), job.config, job.notes
   custom_metadata = job.source.custom_metadata()
-  nodes = _recorded_empty_nodes(custom_metadata)
+  nodes = record.recorded_empty_nodes(custom_metadata)
   plan = planner.plan_conversion(checkpoint.state, job.options, job.run, nodes)
   if config is not None:
-    _check_scan_flag(plan, job.source, custom_metadata)
+    model_check.check_scan_flag(plan, job.source.final, custom_metadata)
   if job.options.init_rngs:
     plan, checkpoint = rng_state.add(plan, checkpoint, config, job.options, job.run)
   if config is not None and job.options.check_model:
     notes += model_check.check_plan(plan, config, job.run.release)
+  if job.options.target_layout == "tunix":
+    step = checkpoint.read(plan.moves[tunix_target.STEP].sources[0])
+    tunix_target.check_resumes(plan.target, int(step), job.target.step)
   streaming.check_casts(plan, checkpoint.read)
   tunix.check_accumulation(plan.dropped, checkpoint.read)
   return plan, checkpoint, notes
-
-
-def _check_scan_flag(plan, location, custom_metadata):
-  """Refuses a checkpoint whose own `scan_layers`, which MaxText >= 0.2.4 records, is not true of its layers.
-
-  A config's `scan_layers` is the target's. But which of the two contradicting ones its other settings belong to, nobody
-  can tell.
-  """
-  flag = custom_metadata.get("scan_layers")
-  if isinstance(flag, bool) and plan.source_scan_layers is not None and flag != plan.source_scan_layers:
-    raise errors.ConfigError(
-        location.final / "_CHECKPOINT_METADATA",
-        f"scan_layers={plan.source_scan_layers}, as the layers in the checkpoint are written",
-        f"scan_layers={flag}",
-        "Check which run wrote the checkpoint, and correct the flag; without a config it is left aside.",
-    )
-
-
-def _finish_step(folder, location, conversion):
-  """Carries along what belongs to the step besides the train state, and writes the record."""
-  siblings = {sibling.name: sibling for sibling in location.siblings()}
-  for name, sibling in siblings.items():
-    locations.copy_tree(sibling, folder / name)
-  handlers = location.step_metadata().get("item_handlers")
-  carried = (
-      {name: handler for name, handler in handlers.items() if name in siblings} if isinstance(handlers, dict) else {}
-  )
-  scan_layers = {} if conversion.plan.scan_layers is None else {"scan_layers": conversion.plan.scan_layers}
-  metadata = location.custom_metadata() | scan_layers | {locations.RECORD: conversion.record()}
-  locations.update_step_metadata(folder, carried, metadata)
-
-
-def _recorded_empty_nodes(custom_metadata) -> dict[Path, Any]:
-  """The empty optimizer nodes that an earlier conversion put on record."""
-  try:
-    nodes = (custom_metadata.get(locations.RECORD) or {}).get("empty_nodes") or []
-    if all(abstract_state.is_empty(leaf) and all(isinstance(key, str) for key in path) for path, leaf in nodes):
-      return {tuple(path): leaf for path, leaf in nodes}
-    found = "other ones"
-  except (AttributeError, TypeError, ValueError) as e:
-    found = str(e)
-  raise errors.DamagedSourceError(
-      f"custom_metadata/{locations.RECORD}", "empty_nodes as an earlier conversion recorded them", found
-  )

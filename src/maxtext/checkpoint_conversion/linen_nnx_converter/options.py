@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
+_TUNIX_ONLY = {"direction": "auto", "nnx_values": None, "nnx_aux": "keep", "params_only": False}
 _LEAST = {"param_scan_axis": 0, "memory_budget_gib": 1 / 16, "chunk_byte_size": 2**10, "target_data_file_size": 2**10}
 
 
@@ -47,6 +48,8 @@ class PlanOptions:
     params_only: whether to leave out all but the params collection.
     weight_dtype: what to cast the Params to, rounding to nearest even; None keeps their dtypes.
     optimizer_dtype: the same, of what the optimizer keeps of each Param, such as Adam's mu and nu.
+    target_layout: whose layout the target has: `maxtext`, one of those that `direction` and the rest choose among, or
+      `tunix`, that of Tunix's SFT trainer of MaxText's models.
   """
 
   direction: Literal["auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx"] = "auto"
@@ -59,15 +62,29 @@ class PlanOptions:
   params_only: bool = False
   weight_dtype: Literal["bfloat16", "float16", "float32"] | None = None
   optimizer_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+  target_layout: Literal["maxtext", "tunix"] = "maxtext"
 
   def __post_init__(self):
     """Checks every value.
 
     Raises:
-      OptionError: one is of another type, or none of those that there are.
+      OptionError: one is of another type, or none of those that there are, or contradicts `target_layout`.
     """
     for name, hint in typing.get_type_hints(type(self)).items():
       check(name, getattr(self, name), hint)
+    if self.target_layout == "tunix":
+      self._check_tunix()
+
+  def _check_tunix(self):
+    """Refuses what would make another layout of Tunix's, or leave out what its trainer restores."""
+    for name, only in _TUNIX_ONLY.items():
+      if (value := getattr(self, name)) != only:
+        raise errors.OptionError(
+            f"--{name}={value}",
+            "a target of MaxText's",
+            "--target_layout=tunix, whose trainer restores a whole state in one layout",
+            "Leave out one of the two.",
+        )
 
   @classmethod
   def of(cls, **values: Any) -> Self:

@@ -22,9 +22,11 @@ from typing import Any
 from etils import epath
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import __version__
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 
 Path = abstract_state.Path
@@ -37,7 +39,7 @@ class Conversion:
   Attributes:
     plan: the plan.
     source: the folder of the source's pytree.
-    target: the folder of the target's pytree.
+    target: the folder of the target's pytree, or of its pytrees.
     ways: how the bytes of each target leaf that is an array went.
     seconds: how long it took.
     verified: whether every byte of the target was compared with the source.
@@ -113,6 +115,38 @@ class Conversion:
     if self.digests == len(self.ways):
       return "; digests of all leaves"
     return f"; digests of {self.digests} of {len(self.ways)} leaves, --verify=full for all"
+
+
+def finish_step(folder: epath.Path, location: locations.Location, conversion: Conversion):
+  """Carries along what belongs to the step besides the train state, and writes the record."""
+  siblings = {sibling.name: sibling for sibling in location.siblings()}
+  for name, sibling in siblings.items():
+    locations.copy_tree(sibling, folder / name)
+  handlers = location.step_metadata().get("item_handlers")
+  carried = (
+      {name: handler for name, handler in handlers.items() if name in siblings} if isinstance(handlers, dict) else {}
+  )
+  scan_layers = {} if conversion.plan.scan_layers is None else {"scan_layers": conversion.plan.scan_layers}
+  metadata = location.custom_metadata() | scan_layers | {locations.RECORD: conversion.record()}
+  locations.update_step_metadata(folder, carried, metadata)
+
+
+def recorded_empty_nodes(custom_metadata: Mapping[str, Any]) -> dict[Path, Any]:
+  """The empty optimizer nodes that an earlier conversion put on record in a checkpoint's custom metadata.
+
+  Raises:
+    DamagedSourceError: they make no sense.
+  """
+  try:
+    nodes = (custom_metadata.get(locations.RECORD) or {}).get("empty_nodes") or []
+    if all(abstract_state.is_empty(leaf) and all(isinstance(key, str) for key in path) for path, leaf in nodes):
+      return {tuple(path): leaf for path, leaf in nodes}
+    found = "other ones"
+  except (AttributeError, TypeError, ValueError) as e:
+    found = str(e)
+  raise errors.DamagedSourceError(
+      f"custom_metadata/{locations.RECORD}", "empty_nodes as an earlier conversion recorded them", found
+  )
 
 
 def _size(nbytes: int) -> str:

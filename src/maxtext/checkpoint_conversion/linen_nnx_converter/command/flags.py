@@ -106,6 +106,14 @@ def _define_form(common):
 def _define_layout(common):
   """The spelling of the target's leaves, and which of them there are."""
   flags.DEFINE_enum(
+      "target_layout",
+      "maxtext",
+      options.choices("target_layout"),
+      "Whose layout the target has. tunix is what Tunix's SFT trainer resumes of MaxText's models: the items "
+      "model_params and optimizer_state.",
+      **common,
+  )
+  flags.DEFINE_enum(
       "layer_naming",
       None,
       options.choices("layer_naming"),

@@ -24,6 +24,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.copying import by_referen
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import resume
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import target_leaves
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
@@ -101,6 +102,11 @@ class Move:
     ]
     raw = sum(self.source.index.values[old].nbytes for old, _ in self._renamed(leaf_routes.Way.RAW))
     return streamed + raw + sum(self.lengths[file] for file in leaf_routes.data_files(self.routes, self.source.index))
+
+  def leaves(self) -> abstract_state.AbstractState:
+    """The leaves that Orbax is given to save, and their lists."""
+    leaves = target_leaves.target_leaves(self.plan, self.source, self.routes)
+    return dataclasses.replace(self.plan.target, leaves=leaves)
 
   def streamed(self) -> dict[Path, tuple[int, ...]]:
     """The target leaves that are streamed, each with the shape of its chunks."""

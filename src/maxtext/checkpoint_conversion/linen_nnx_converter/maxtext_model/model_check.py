@@ -14,13 +14,18 @@
 
 """Compares a plan's target with the state that MaxText itself would restore into."""
 
+from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
@@ -35,12 +40,30 @@ def check_plan(plan: plan_lib.Plan, config: Any, release: releases.Version) -> t
   Returns:
     What `check` notes.
   """
+  if layouts.is_tunix(plan.target_layout):
+    return check(plan.target, _tunix_state(config, release)) if release == run_config.version() else ()
   trainer = run_config.trainer(config, release)
   is_whole = any(path[0] == "opt_state" for path in plan.target.leaves)
   reads = releases.find(release, trainer).layout
   if is_whole and release == run_config.version() and plan.target_layout == reads:
     return check(plan.target, run_config.saved_state(config, trainer))
   return ()
+
+
+def check_scan_flag(plan: plan_lib.Plan, step: Any, custom_metadata: Mapping[str, Any]):
+  """Refuses a checkpoint whose own `scan_layers`, which MaxText >= 0.2.4 records, is not true of its layers.
+
+  A config's `scan_layers` is the target's. But which of the two contradicting ones its other settings belong to, nobody
+  can tell.
+  """
+  flag = custom_metadata.get("scan_layers")
+  if isinstance(flag, bool) and plan.source_scan_layers is not None and flag != plan.source_scan_layers:
+    raise errors.ConfigError(
+        step / "_CHECKPOINT_METADATA",
+        f"scan_layers={plan.source_scan_layers}, as the layers in the checkpoint are written",
+        f"scan_layers={flag}",
+        "Check which run wrote the checkpoint, and correct the flag; without a config it is left aside.",
+    )
 
 
 def check(target: abstract_state.AbstractState, model: abstract_state.AbstractState) -> tuple[str, ...]:
@@ -69,6 +92,19 @@ def check(target: abstract_state.AbstractState, model: abstract_state.AbstractSt
   path, (found, wanted) = next(iter(differing.items()))
   first = f"{'/'.join(path)} is {found.dtype}, not {wanted.dtype}"
   return (f"MaxText will cast {len(differing)} leaves when it loads them, as the config says: {first}",)
+
+
+def _tunix_state(config, release) -> abstract_state.AbstractState:
+  """The abstract state of what Tunix saves of the config's model, RNG keys as their raw data."""
+  state = abstract_state.flatten(run_config.nnx_state(config))
+  raw = {path: jax.eval_shape(_key_data, leaf) for path, leaf in state.leaves.items() if abstract_state.is_array(leaf)}
+  source = abstract_state.abstract(dataclasses.replace(state, leaves={**state.leaves, **raw}))
+  run = dataclasses.replace(run_config.run(config, None), release=release)
+  return planner.plan_conversion(source, options_lib.PlanOptions(target_layout="tunix"), run).target
+
+
+def _key_data(leaf):
+  return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def differences(

@@ -29,6 +29,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 
+# What the trainers draw from: MaxText's set it, Tunix's have JAX's default.
+_MAXTEXTS_PRNG, _TUNIXS_PRNG = "unsafe_rbg", "threefry2x32"
+
 
 def add(plan: plan_lib.Plan, source: reader.Checkpoint, config: Any, options: options_lib.Options, run: planner.Run):
   """Adds the RNG state of the config's model that the plan's target lacks, of the config's seed.
@@ -47,9 +50,10 @@ def add(plan: plan_lib.Plan, source: reader.Checkpoint, config: Any, options: op
     ConfigError: there is no config, or its model's RNG state has no place in the target.
   """
   _check(plan, config, options, run)
+  prng_impl = _TUNIXS_PRNG if layouts.is_tunix(plan.target_layout) else _MAXTEXTS_PRNG
   targets: dict[abstract_state.Path, Any] = {
       leaf_roles.write(leaf_roles.Variable(layouts.NNX_AUX, path), plan.target_layout): value
-      for path, value in run_config.rng_state(config).items()
+      for path, value in run_config.rng_state(config, prng_impl).items()
   }
   made: dict[abstract_state.Path, Any] = {
       (plan_lib.MADE, *path): value for path, value in targets.items() if path not in plan.target.leaves

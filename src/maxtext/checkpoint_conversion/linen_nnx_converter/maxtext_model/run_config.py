@@ -108,7 +108,8 @@ def adamw_mask(config: Any) -> bool:
 def run(config: Any, maxtext_release: str | None) -> planner.Run:
   """The run of a config, in this release or the installed one."""
   release = releases.parse(maxtext_release) if maxtext_release else version()
-  return planner.Run(release, trainer(config, release), decoder(config), adamw_mask(config))
+  has_clip = getattr(config, "gradient_clipping_threshold", 0) > 0
+  return planner.Run(release, trainer(config, release), decoder(config), adamw_mask(config), has_clip)
 
 
 def with_config(options: options_lib.Options, config: Any) -> options_lib.Options:
@@ -120,6 +121,14 @@ def with_config(options: options_lib.Options, config: Any) -> options_lib.Option
   Raises:
     ConfigError: an option contradicts the config.
   """
+  micro_batches = getattr(config, "gradient_accumulation_steps", 1)
+  if options.target_layout == "tunix" and micro_batches > 1:
+    raise errors.ConfigError(
+        "gradient_accumulation_steps",
+        "1, for --target_layout=tunix",
+        f"{micro_batches}, with which Tunix's optimizer keeps gradients too, of which MaxText has none",
+        "Resume with gradient_accumulation_steps=1.",
+    )
   wanted = {name: getattr(config, name) for name in ("scan_layers", "param_scan_axis")}
   for name, value in wanted.items():
     if getattr(options, name) not in (None, value):
@@ -164,21 +173,25 @@ def saved_state(config: Any, trainer_name: str) -> abstract_state.AbstractState:
 
 
 # pylint: disable=import-outside-toplevel
-def rng_state(config: Any) -> dict[abstract_state.Path, Any]:
+def rng_state(config: Any, prng_impl: str) -> dict[abstract_state.Path, Any]:
   """The RNG state of the config's NNX model when it has just been made, of the config's seed, by path inside the model.
 
   No weight is made: the model is traced whole, and what its RNG state does not need is never compiled.
+
+  Args:
+    config: the config.
+    prng_impl: JAX's name of what the trainer draws from.
 
   Raises:
     ConfigError: MaxText cannot make the model.
   """
   try:
-    return _rng_state(config)
+    return _rng_state(config, prng_impl)
   except Exception as e:  # Whatever a model raises while it is traced.  pylint: disable=broad-except
     raise _untraceable(config, e, "Check the config, or leave out --init_rngs.") from e
 
 
-def _rng_state(config) -> dict[abstract_state.Path, Any]:
+def _rng_state(config, prng_impl) -> dict[abstract_state.Path, Any]:
   # pylint: disable=import-outside-toplevel
   from flax import nnx
   import jax
@@ -187,8 +200,7 @@ def _rng_state(config) -> dict[abstract_state.Path, Any]:
 
   mesh = _mesh(config)
   create_model = model_creation_utils.get_nnx_create_model_fn(config, mesh)
-  # The implementation that MaxText's trainers set.
-  with jax.default_prng_impl("unsafe_rbg"), mesh, nnx.logical_axis_rules(config.logical_axis_rules):
+  with jax.default_prng_impl(prng_impl), mesh, nnx.logical_axis_rules(config.logical_axis_rules):
     state = jax.jit(lambda: nnx.state(create_model(), nnx.RngState))()
   return dict(abstract_state.flatten(state.to_pure_dict()).leaves)
 

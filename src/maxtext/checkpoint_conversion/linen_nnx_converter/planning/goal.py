@@ -22,7 +22,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_fam
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix_target
 
+_TUNIX_SINCE = (0, 2, 4)  # Before, MaxText hands Linen models in a wrapper to Tunix.
 _BOXES = {"plain": (False, False), "boxed": (True, False), "all_boxed": (True, True)}  # The model's, the optimizer's.
 
 
@@ -36,12 +38,14 @@ class Run:
     decoder: the decoder of the model's config, which says how its layers are scanned.
     adamw_mask: whether the optimizer is adamw with a mask of its weight decay, which does not show in NNX. What is known
       from an earlier conversion counts more.
+    clips_gradients: whether `gradient_clipping_threshold` is above 0, as in MaxText's own defaults.
   """
 
   release: releases.Version | None = None
   trainer: str | None = None
   decoder: decoder_families.Decoder | None = None
   adamw_mask: bool = False
+  clips_gradients: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Goal:
     weight_dtype: what the Params are cast to, or None.
     optimizer_dtype: what the optimizer's moments are cast to, or None.
     adamw_mask: as a `Run` has it.
+    is_tunix: whether it is for Tunix's trainer.
   """
 
   layout: layouts.StateLayout
@@ -80,6 +85,7 @@ class Goal:
   weight_dtype: str | None
   optimizer_dtype: str | None
   adamw_mask: bool
+  is_tunix: bool
 
 
 def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run: Run) -> Goal:
@@ -87,17 +93,24 @@ def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run:
 
   Raises:
     DirectionError: the direction starts from another framework, or the release has no such trainer.
-    LayoutError: the source is no single train state, and more than its params is asked for.
+    LayoutError: the source is no single train state, and more than its params is asked for; or it is Tunix's, as the
+      target would be.
     LayerStackError: MaxText itself could not scan so many layers.
   """
   _refuse_apart(source, options.params_only)
-  reads = releases.find(run.release, run.trainer) if run.release else None
+  is_tunix = options.target_layout == "tunix"
+  if is_tunix:
+    _check_tunix(source, run)
+  reads = releases.find(run.release, "nnx" if is_tunix else run.trainer) if run.release else None
   takes_release_form = reads is not None and options.direction == "auto"
-  layout = reads.layout if reads is not None and takes_release_form else _layout(source, options)
+  if is_tunix:
+    layout = tunix_target.layout(run.clips_gradients)
+  else:
+    layout = reads.layout if reads is not None and takes_release_form else _layout(source, options)
   scan_layers = options.scan_layers
-  if scan_layers is None and (source.framework, layout.framework) == ("linen", "nnx"):
+  if scan_layers is None and (source.framework, layout.framework) == ("linen", "nnx") and not is_tunix:
     scan_layers = True
-  default_naming = layer_stacks.FLAT if layout.framework == "linen" else layer_stacks.NESTED
+  default_naming = layer_stacks.FLAT if layout.framework == "linen" or is_tunix else layer_stacks.NESTED
   decoder = decoder_families.for_release(run.decoder, run.release) if run.decoder and run.release else run.decoder
   return Goal(
       layout,
@@ -105,7 +118,7 @@ def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run:
       options.scan_layers is None or (decoder is not None and not decoder.known_order),
       options.layer_naming or (reads.layer_naming if reads else default_naming),
       1 if options.param_scan_axis is None else options.param_scan_axis,
-      keeps_form=source.framework == layout.framework and not takes_release_form,
+      keeps_form=source.framework == layout.framework and not takes_release_form and not is_tunix,
       release=run.release if takes_release_form else None,
       decoder=decoder,
       schedule=_schedule(decoder, scan_layers, run.release, reads),
@@ -114,7 +127,26 @@ def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run:
       weight_dtype=options.weight_dtype,
       optimizer_dtype=options.optimizer_dtype,
       adamw_mask=run.adamw_mask,
+      is_tunix=is_tunix,
   )
+
+
+def _check_tunix(source, run):
+  """Refuses what is Tunix's already, and releases whose models Tunix has under other names."""
+  if layouts.is_tunix(source):
+    raise errors.LayoutError(
+        (source.variables[0],),
+        "a state of MaxText's, for --target_layout=tunix",
+        "Tunix's own",
+        "Convert it to MaxText's first: leave out --target_layout.",
+    )
+  if run.release is not None and run.release < _TUNIX_SINCE:
+    raise errors.DirectionError(
+        "--maxtext_release",
+        "0.2.4 or later, for --target_layout=tunix",
+        ".".join(map(str, run.release)),
+        "Give the release that Tunix runs with.",
+    )
 
 
 def _refuse_apart(source, params_only):

@@ -99,6 +99,14 @@ class Plan:
         by_source.setdefault(source, []).append(Part(target, move, number))
     return by_source
 
+  def below(self, key: str) -> "Plan":
+    """The plan of the part of the target that stands below a key, as a tree of its own; the source is the whole one."""
+    inner = lambda paths: [path for path in paths if path[0] == key]
+    leaves = {path[1:]: self.target.leaves[path] for path in inner(self.target.leaves)}
+    lists = frozenset(path[1:] for path in inner(self.target.lists))
+    moves = {path[1:]: self.moves[path] for path in inner(self.moves)}
+    return dataclasses.replace(self, target=abstract_state.AbstractState(leaves, lists), moves=moves)
+
   def casts(self) -> dict[str, int]:
     """How many target leaves are cast on request, from which dtype to which."""
     if not self.cast_to:

@@ -35,6 +35,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles as roles_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import moments
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix_target
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import variable_kinds
 
 Path = abstract_state.Path
@@ -65,7 +66,10 @@ def plan_conversion(
   layout = layouts.detect(state)
   goal = goal_lib.set_goal(layout, options, run)
   source = read(state, layout, params_only=goal.params_only)
-  return plan(source, goal, select(source, goal), empty_nodes or {})
+  selected = select(source, goal)
+  if goal.is_tunix:
+    tunix_target.check(selected.paths, selected.collections, state.leaves)
+  return plan(source, goal, selected, empty_nodes or {})
 
 
 @abstract_state.uncollected()
@@ -112,6 +116,9 @@ def select(source: Source, goal: Goal) -> Selected:
       for variable in variables
   }
   reasons = {path: _reason(role, collections, goal) for path, role in source.roles.by_path.items()}
+  if goal.is_tunix:
+    foreign = tunix.foreign_rng_state(source.roles, source.state.leaves, tunix_target.KEY_WORDS)
+    reasons |= dict.fromkeys(foreign, tunix_target.RNG_REASON)
   kept = {role: path for path, role in source.roles.by_path.items() if not reasons[path]}
   if goal.release is not None:
     former = _former_params(kept, goal.decoder, goal.release)

@@ -89,8 +89,8 @@ NNX_PLAIN = StateLayout(
 NNX_PARAMS_ONLY = StateLayout("NNX params only", "nnx", (), None, None, "uint32")
 NNX_BASE = dataclasses.replace(NNX_PARAMS_ONLY, name="NNX params only below base", variables=("base",))
 OLD_NNX = StateLayout("old NNX", "nnx", ("params",), ("opt_state",), ("step",), "uint32")
-# What Tunix's trainers write of MaxText's models, its items as the topmost keys. It is read, never written. Beside the
-# optimizer's state stands a step that counts micro-batches.
+# What Tunix's trainers write of MaxText's models, its items as the topmost keys. Beside the optimizer's state stands a
+# step that counts micro-batches. What is written for them: `tunix_target.layout`.
 TUNIX = StateLayout("Tunix", "nnx", ("model_params",), ("optimizer_state",), FOLDER_STEP, "uint32")
 
 

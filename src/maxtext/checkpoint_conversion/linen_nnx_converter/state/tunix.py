@@ -67,11 +67,11 @@ def unwrap(
   _refuse_adapters(roles)
   if params_only:
     return roles, {}
-  has_optimizer = any(_node(role) is not None for role in roles.by_path.values())
+  has_optimizer = any(node_of(role) is not None for role in roles.by_path.values())
   place = _placed(_optimizer_nodes(roles, leaves), roles) if has_optimizer else lambda _: None
-  by_path, subtrees, dropped = {}, {}, _foreign_rng_state(roles, leaves)
+  by_path, subtrees, dropped = {}, {}, dict.fromkeys(foreign_rng_state(roles, leaves, _KEY_WORDS), _RNG_REASON)
   for path, role in roles.by_path.items():
-    node = _node(role)
+    node = node_of(role)
     if node is None:
       by_path |= {path: role} if path not in dropped else {}
     elif isinstance(where := place(node), str):
@@ -114,8 +114,8 @@ def _refuse_adapters(roles):
       )
 
 
-def _foreign_rng_state(roles, leaves) -> dict[Path, str]:
-  """The RNG streams whose keys MaxText cannot use."""
+def foreign_rng_state(roles: roles_lib.Roles, leaves: Mapping[Path, abstract_state.Leaf], words: int) -> list[Path]:
+  """The leaves of RNG streams whose keys do not have so many words: a trainer takes only keys of its own size."""
   aux = {
       path: role.path
       for path, role in roles.by_path.items()
@@ -124,18 +124,21 @@ def _foreign_rng_state(roles, leaves) -> dict[Path, str]:
   foreign = {
       inner[:-1]
       for path, inner in aux.items()
-      if inner[-1] == "key" and tuple(getattr(leaves[path], "shape", ()))[-1:] != (_KEY_WORDS,)
+      if inner[-1] == "key" and tuple(getattr(leaves[path], "shape", ()))[-1:] != (words,)
   }
-  return {path: _RNG_REASON for path, inner in aux.items() if inner[:-1] in foreign}
+  return [path for path, inner in aux.items() if inner[:-1] in foreign]
 
 
 def _optimizer_nodes(roles, leaves) -> set[Path]:
   """The optimizer's leaves and params-like subtrees, by their path below `optimizer_state`."""
-  nodes = {_node(role) for path, role in roles.by_path.items() if not abstract_state.is_empty(leaves[path])}
-  return {node for node in nodes if node is not None}
+  return {
+      node
+      for path, role in roles.by_path.items()
+      if not abstract_state.is_empty(leaves[path]) and (node := node_of(role))
+  }
 
 
-def _node(role: roles_lib.Role) -> Path | None:
+def node_of(role: roles_lib.Role) -> Path | None:
   """The optimizer's node that a role belongs to, by its path below `optimizer_state`; None for what is no optimizer's."""
   if isinstance(role, roles_lib.OptimizerLeaf):
     return role.path
@@ -167,7 +170,7 @@ def _placed(nodes: set[Path], roles: roles_lib.Roles) -> Callable[[Path], Path |
 
   places = [place(node) for node in sorted(nodes)]
   kept = [where for where in places if isinstance(where, tuple)]
-  if len(set(kept)) < len(kept) or not _is_maxtexts(set(kept), ()):
+  if len(set(kept)) < len(kept) or not is_maxtexts(set(kept)):
     raise _unknown(nodes)
   return place
 
@@ -239,16 +242,16 @@ def _adamw_places(nodes, root) -> dict[Path, Path] | None:
   return places | {(*root, adam): ("0",)}
 
 
-def _is_maxtexts(nodes: set[Path], root: Path) -> bool:
+def is_maxtexts(nodes: set[Path], root: Path = ()) -> bool:
   """Whether this is the state of an optimizer of MaxText's `optimizers.get_optimizer`."""
   names = _children(nodes, root)
   if names == _SKIP_STEP:
-    return _is_maxtexts(nodes, (*root, "inner_state"))
+    return is_maxtexts(nodes, (*root, "inner_state"))
   if names == {"inner_states"}:
     inner = _children(nodes, (*root, "inner_states"))
     is_mask = "trainable" in inner <= {"trainable", "frozen"}
     return inner == {"muon", "adam"} or (
-        is_mask and _is_maxtexts(nodes, (*root, "inner_states", "trainable", "inner_state"))
+        is_mask and is_maxtexts(nodes, (*root, "inner_states", "trainable", "inner_state"))
     )
   if names == _ADAM:  # adam_pax
     return True

@@ -83,6 +83,11 @@ class Location:
     return (self.step or 0) - bool(self.under_way)
 
   @property
+  def pytrees(self) -> tuple["Location", ...]:
+    """The places of its pytrees, each of which is one."""
+    return tuple(Location(self.items / name, self.step_folder) for name in self.split) or (self,)
+
+  @property
   def final(self) -> epath.Path:
     """The folder that appears or is replaced as a whole."""
     return self.step_folder or self.items

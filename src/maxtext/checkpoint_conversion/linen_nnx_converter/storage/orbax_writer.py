@@ -21,6 +21,7 @@ our own leaf type, `TargetLeaf`, which let the arrays be written block by block 
 import asyncio
 import base64
 from collections.abc import Callable, Mapping
+import dataclasses
 import fnmatch
 import json
 import os
@@ -76,29 +77,58 @@ def check_target(folder: epath.Path, *, use_ocdbt: bool):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Pytree:
+  """A pytree of `TargetLeaf`s and others.
+
+  Attributes:
+    leaves: its leaves and lists.
+    content: writes the bytes; its encoded arrays are put down once, before Orbax merges the stores.
+  """
+
+  leaves: abstract_state.AbstractState
+  content: Content
+
+
 def save(
     path: epath.Path,
-    item: str | None,
-    leaves: abstract_state.AbstractState,
-    content: Content,
+    pytrees: Mapping[str, Pytree],
     *,
     form: storage_form.StorageForm,
-    before_commit: Callable[[epath.Path, epath.Path], Any],
+    before_commit: Callable[[epath.Path], Any],
 ) -> Any:
-  """Saves a pytree of `TargetLeaf`s and others.
+  """Saves a step of one or more pytrees, or a pytree that stands alone, one after the other and all in one commit.
 
   Args:
     path: where to, which is free.
-    item: the name of the item that the pytree is of a step; None if it stands alone.
-    leaves: the leaves and lists of the pytree.
-    content: writes the bytes; its encoded arrays are put down once, before Orbax merges the stores.
+    pytrees: the pytrees by the names of their items; by "", the one that stands alone.
     form: how the arrays are stored.
-    before_commit: called with the temporary folder of the checkpoint and that of the pytree when all is written. What
-      it raises prevents the commit.
+    before_commit: called with the temporary folder of the checkpoint when all is written. What it raises prevents the
+      commit.
 
   Returns:
     What `before_commit` returned; None in other processes than the first.
   """
+  seen = []
+  look = lambda folder: seen.append(before_commit(folder))
+  options = {name: _handler_options(pytree.content, form) for name, pytree in pytrees.items()}
+  files = {"ocdbt_target_data_file_size": form.data_file_size}
+  trees = {name: abstract_state.unflatten(pytree.leaves) for name, pytree in pytrees.items()}
+  if "" in pytrees:
+    handler, arguments = _PyTreeHandler(look, **options[""]), _PyTreeSave(trees[""], **files)
+  else:
+    # Orbax makes an item's folder anew if it exists: it must not do so beside the handlers that write there.
+    asynchronous = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    items: dict[str, Any] = {name: ocp.PyTreeCheckpointHandler(**options[name]) for name in pytrees}
+    handler = _StepHandler(look, composite_options=ocp.CompositeOptions(async_options=asynchronous), **items)
+    arguments = _StepSave(**{name: ocp.args.PyTreeSave(tree, **files) for name, tree in trees.items()})
+  with ocp.Checkpointer(handler) as checkpointer:
+    checkpointer.save(path, args=arguments)
+  return seen[0] if seen else None
+
+
+def _handler_options(content, form) -> dict[str, Any]:
+  """The options of Orbax's handler of a pytree, with handlers of ours for its leaves."""
   writes = _Writes(content)
   array_handler = _ArrayHandler(writes)
   registry = ocp.type_handlers.create_type_handler_registry(
@@ -109,26 +139,12 @@ def save(
       *((kind, ocp.type_handlers.ScalarHandler()) for kind in (int, float, bool, np.number)),
       (str, ocp.type_handlers.StringHandler()),
   )
-  pytree = {
+  return {
       "use_ocdbt": form.use_ocdbt,
       "use_zarr3": form.use_zarr3,
       "use_compression": form.compression != "none",
       "type_handler_registry": registry,
   }
-  files = {"ocdbt_target_data_file_size": form.data_file_size}
-  tree, seen = abstract_state.unflatten(leaves), []
-  look = lambda folder: seen.append(before_commit(folder, folder / (item or "")))
-  if item is None:
-    handler, arguments = _PyTreeHandler(look, **pytree), _PyTreeSave(tree, **files)
-  else:
-    # Orbax makes an item's folder anew if it exists: it must not do so beside the handlers that write there.
-    options = ocp.CompositeOptions(async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
-    items: dict[str, Any] = {item: ocp.PyTreeCheckpointHandler(**pytree)}
-    handler = _StepHandler(look, composite_options=options, **items)
-    arguments = _StepSave(**{item: ocp.args.PyTreeSave(tree, **files)})
-  with ocp.Checkpointer(handler) as checkpointer:
-    checkpointer.save(path, args=arguments)
-  return seen[0] if seen else None
 
 
 async def merge_stores(directory: epath.Path, context: ts.Context, *, use_zarr3: bool):

@@ -44,7 +44,9 @@ _STORE_OF_A_PROCESS = "ocdbt.process_"
 _MOST_NAMES = 5  # That a message lists.
 
 
-def find_target(path: str | os.PathLike[str], source: Location, *, for_release: bool = False) -> Location:
+def find_target(
+    path: str | os.PathLike[str], source: Location, *, for_release: bool = False, split: tuple[str, ...] = ()
+) -> Location:
   """The place that has the shape of the source: `<path>/<step>/items`, or `<path>` for a pytree that stands alone.
 
   A path that names the step or the items folder already, as `…/checkpoints/2` or `…/2/items`, is taken as it is. Tunix's
@@ -54,14 +56,17 @@ def find_target(path: str | os.PathLike[str], source: Location, *, for_release: 
     path: where to.
     source: the source.
     for_release: whether a MaxText release shall resume from it, so that its item is MaxText's `items`.
+    split: the names of the pytrees over which the target is split, for Tunix.
 
   Raises:
-    StepError: there is no such step in MaxText.
+    StepError: there is no such step in MaxText, or none that Tunix would count.
     TargetError: the step has another item of the name that the target's has.
   """
   path = locations.absolute(path)
   if remote_files.is_remote(path):
     source_files.check_readable(path)
+  if split:
+    return _find_split(path, source, split)
   if source.step_folder is None:
     return Location(path)
   item = locations.ITEMS if source.split or for_release else source.items.name
@@ -71,14 +76,41 @@ def find_target(path: str | os.PathLike[str], source: Location, *, for_release: 
     step_folder = path
   else:
     step_folder = path / step_name(source)
-  if item in {sibling.name for sibling in source.siblings()}:
+  _refuse_taken((item,), source, f"Convert {item}, or give neither a config nor a release.")
+  return Location(step_folder / item, step_folder)
+
+
+def _find_split(path, source, split) -> Location:
+  """The step of Tunix's, which takes the number of the steps that are done from the folder's name."""
+  _refuse_unnumbered(source.final)
+  _refuse_taken(split, source, "Leave out --target_layout.")
+  name = _renumbered(source.final.name, int(source.final.name) + 1)
+  step_folder = path if _is_meant_as_a_step(path, split[0], int(name)) else path / name
+  _refuse_unnumbered(step_folder)
+  return Location(step_folder, step_folder, split)
+
+
+def _refuse_unnumbered(step_folder):
+  if not locations.is_step(step_folder.name):
+    raise errors.StepError(
+        step_folder, "a step's folder, named by its number, as Tunix's are", step_folder.name, "Give it under its number."
+    )
+
+
+def _refuse_taken(items, source, remedy):
+  """Refuses a source with other items of the names that those of its train state get in the target."""
+  if taken := sorted({sibling.name for sibling in source.siblings()} & set(items)):
     raise errors.TargetError(
-        source.final / item,
+        source.final / taken[0],
         f"no other item of the name that {source.items.name} gets in the target",
         "one",
-        f"Convert {item}, or give neither a config nor a release.",
+        remedy,
     )
-  return Location(step_folder / item, step_folder)
+
+
+def _renumbered(name: str, step: int) -> str:
+  """The step, with as many zeros in front as the name of another one has."""
+  return str(step).zfill(len(name) if name.startswith("0") else 0)
 
 
 def step_name(source: Location) -> str:
@@ -95,7 +127,7 @@ def step_name(source: Location) -> str:
     raise errors.StepError(
         source.final, "a step of Tunix, at least 1", str(source.updates), "Use another step of this run."
     )
-  return str(source.updates - 1).zfill(len(name) if name.startswith("0") else 0)
+  return _renumbered(name, source.updates - 1)
 
 
 def notes(path: str | os.PathLike[str], source: Location, target: Location) -> tuple[str, ...]:
@@ -151,8 +183,20 @@ def check_free(target: Location, *, overwrite: bool, carried: Collection[str] = 
     _check_writable(final)
 
 
+def can_link(source: epath.Path, target: epath.Path) -> bool:
+  """Whether files can be linked from a folder to a place: both are local, and on one file system."""
+  if remote_files.is_remote(source) or remote_files.is_remote(target):
+    return False
+  return os.stat(source).st_dev == os.stat(_nearest(target)).st_dev
+
+
+def _nearest(final) -> epath.Path:
+  """The nearest folder above that exists."""
+  return next(parent for parent in final.parents if parent.exists())
+
+
 def _check_writable(final):
-  ancestor = next(parent for parent in final.parents if parent.exists())
+  ancestor = _nearest(final)
   if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
     raise errors.TargetError(final, "a place that can be written", f"{ancestor}, which is no writable folder")
 
@@ -208,12 +252,18 @@ def _in_the_way(target, carried) -> str:
     return _beside_a_pytree(final, names)
   if locations.METADATA in names:
     return "a pytree that stands alone"
-  if strange := names - {target.items.name, _INDICATOR, *carried} - locations.STEP_FILES:
+  items = [pytree.items for pytree in target.pytrees]
+  if strange := names - {item.name for item in items} - {_INDICATOR, *carried} - locations.STEP_FILES:
     return f"{_listed(strange)}, which the target will not have"
-  if not target.items.is_dir():
-    return f"no folder {target.items.name}"
-  found = _beside_a_pytree(target.items, {child.name for child in remote_files.children(target.items)})
-  return f"in {target.items.name}, {found}" if found else ""
+  return next(filter(None, map(_in_an_items_way, items)), "")
+
+
+def _in_an_items_way(item) -> str:
+  """What is wrong with the item of a step, or stands in it besides its pytree; "" if nothing does."""
+  if not item.is_dir():
+    return f"no folder {item.name}"
+  found = _beside_a_pytree(item, {child.name for child in remote_files.children(item)})
+  return f"in {item.name}, {found}" if found else ""
 
 
 def _beside_a_pytree(folder, names) -> str:

@@ -43,6 +43,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reope
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import while_written
 
 _REMEDY = "The checkpoint is damaged: convert again, or take another copy of it."
+_AGAIN = "Nothing was committed. Check the disk and convert again."
 _NAMED = 10  # Leaves that differ, in a message.
 
 
@@ -51,7 +52,7 @@ class Audit:
   """What verifying a checkpoint alone has shown.
 
   Attributes:
-    items: the folder of its pytree.
+    items: the folder of its pytree, or of Tunix's two.
     verified: the leaves whose digests are what they were.
     without_digest: the array leaves that have none, and were not read.
     nbytes: the bytes of the arrays that were read.
@@ -96,25 +97,35 @@ def verify_checkpoint(
   """
   begin = time.monotonic()
   budget = options.Options.of(memory_budget_gib=memory_budget_gib).memory_budget
-  items = locations.find_source(target_path).items
-  expected = digests.read(items)
-  checkpoint = _opened(items)
-  if not expected:
+  location = locations.find_source(target_path)
+  pytrees = [(place.items.name,) * bool(location.split) for place in location.pytrees]
+  expected = {key: digests.read(place.items) for key, place in zip(pytrees, location.pytrees)}
+  checkpoints = {key: _opened(place.items) for key, place in zip(pytrees, location.pytrees)}
+  stored = {(*key, *path): (key, leaf) for key in pytrees for path, leaf in checkpoints[key].stored.items()}
+  if not any(expected.values()):
     raise errors.NotACheckpointError(
-        items,
+        location.items,
         "digests",
-        f"none of its {len(checkpoint.stored)} leaves with one",
+        f"none of its {len(stored)} leaves with one",
         "Nothing was verified: convert anew with --verify=full.",
     )
-  found = coroutines.run(_differences(checkpoint, expected, budget, progress or progress_lib.Silent()))
+  found = {}
+  for key in pytrees:
+    different = coroutines.run(_differences(checkpoints[key], expected[key], budget, progress or progress_lib.Silent()))
+    found |= {(*key, *path): difference for path, difference in different.items()}
+  _refuse_differences(found)
+  verified = tuple(path for path, (key, leaf) in stored.items() if leaf.name in expected[key])
+  without = tuple(path for path, (key, leaf) in stored.items() if leaf.name not in expected[key])
+  nbytes = sum(stored[path][1].nbytes for path in verified)
+  return Audit(location.items, verified, without, nbytes, time.monotonic() - begin)
+
+
+def _refuse_differences(found):
+  """Refuses a checkpoint of which leaves differ."""
   if found:
     first, difference = next(iter(found.items()))
     others = f", and {len(found) - 1} more leaves that differ: {_names(list(found)[1:])}" if len(found) > 1 else ""
     raise errors.VerificationError(first, difference[0], difference[1] + others, _REMEDY)
-  verified = tuple(path for path, leaf in checkpoint.stored.items() if leaf.name in expected)
-  without = tuple(path for path, leaf in checkpoint.stored.items() if leaf.name not in expected)
-  nbytes = sum(checkpoint.stored[path].nbytes for path in verified)
-  return Audit(items, verified, without, nbytes, time.monotonic() - begin)
 
 
 def verify_written(
@@ -142,9 +153,8 @@ def verify_written(
   Raises:
     VerificationError: naming the first leaf that differs.
   """
-  plan, ours, theirs = compared.plan, compared.source, reopen.Arrays(items)
-  for arrays in (ours, theirs):
-    coroutines.run(arrays.read_places())
+  plan, ours, theirs = compared.plan, compared.source, _reopened(items)
+  coroutines.run(ours.read_places())
   written = reader.Checkpoint(items, theirs.places)
   decoded.verify_state(plan.target, written.state)
   for state, arrays in ((plan.source, ours), (plan.target, theirs)):
@@ -173,6 +183,17 @@ def verify_written(
   taken |= collector.digests()
   taken |= coroutines.run(_take_anew(written, theirs, [path for path in unproven if path not in taken], budget))
   return {written.stored[path].name: digest for path, digest in taken.items()}
+
+
+def _reopened(items) -> reopen.Arrays:
+  """The arrays of the written pytree, whose places are read."""
+  try:
+    arrays = reopen.Arrays(items)
+    coroutines.run(arrays.read_places())
+    return arrays
+  except (OSError, ValueError) as e:  # What the system, json and TensorStore raise of a damaged file.
+    errors.check_access(items, e)
+    raise errors.VerificationError(items, "a pytree that can be read", errors.one_line(e), _AGAIN) from e
 
 
 async def _take_anew(written, arrays, paths, budget) -> dict[abstract_state.Path, digests.Digest]:

@@ -1,0 +1,111 @@
+# Copyright 2026 Google LLC
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#    https://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What Tunix's SFT trainer resumes of MaxText's models, which is less than it writes: see `tunix`.
+
+It restores all of the model's state and of the optimizer's into trees of the same leaves, RNG state included.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles as roles_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import variable_kinds
+
+Path = abstract_state.Path
+
+KEY_WORDS = 2  # Of RNG keys by JAX's default, from which Tunix's trainer draws.
+RNG_REASON = "RNG keys of four words where Tunix's have two"
+_MODEL, _OPTIMIZER = layouts.TUNIX_ITEMS
+_STEP = (_OPTIMIZER, "step")  # It counts micro-batches, of which each step has one.
+STEP = (*_STEP, layouts.VALUE)
+
+
+def layout(has_clip: bool) -> layouts.StateLayout:
+  """The layout, in which the optimizer stands behind a clip of the gradients, or does not."""
+  root: Path = (_OPTIMIZER, "opt_state")
+  return dataclasses.replace(
+      layouts.TUNIX,
+      opt_state=(*root, "1") if has_clip else root,
+      step=_STEP,
+      boxed_variables=True,
+      boxed_optimizer=True,
+  )
+
+
+def check(
+    kept: Mapping[roles_lib.Role, Path],
+    collections: Mapping[roles_lib.Variable, str],
+    leaves: Mapping[Path, abstract_state.Leaf],
+):
+  """Checks that Tunix has a place for all that goes along, and that it is a state of an optimizer that it resumes.
+
+  Args:
+    kept: the roles of the leaves that go along, each with its place in the source.
+    collections: the collection of each variable in the target.
+    leaves: the leaves of the source.
+
+  Raises:
+    UnaccountedLeafError: a Linen collection has no place.
+    LayoutError: there is no optimizer that MaxText makes, with a schedule of the learning rate.
+    StepError: there is no step.
+  """
+  for role, path in kept.items():
+    if isinstance(role, roles_lib.Variable) and collections[role] not in (layouts.PARAMS, layouts.NNX_AUX):
+      raise errors.UnaccountedLeafError(
+          path, "a variable of an NNX model", "one of a Linen collection", "Leave out --target_layout."
+      )
+  filled = (role for role, path in kept.items() if not abstract_state.is_empty(leaves[path]))
+  nodes = {node for node in map(tunix.node_of, filled) if node is not None}
+  if not tunix.is_maxtexts(nodes):
+    raise errors.LayoutError(
+        ("opt_state",),
+        "the state of an optimizer of MaxText's with a schedule of the learning rate: adamw, adam_pax, sgd, muon",
+        ", ".join("/".join(node) for node in sorted(nodes)[:8]) or "no state",
+        "Tunix starts from weights alone by load_parameters_path: leave out --target_layout, and pass --params_only.",
+    )
+  if roles_lib.Step() not in kept:
+    raise errors.StepError(("step",), "the step", "none", "The checkpoint is damaged: use another step.")
+
+
+def check_resumes(target: abstract_state.AbstractState, step: int, folder: int | None):
+  """Checks that Tunix resumes from the target, at its step.
+
+  Args:
+    target: the target, with RNG state, which every NNX model of MaxText's has.
+    step: the steps that are done, as the optimizer has counted them.
+    folder: the steps that are done by the name of the target's folder, from which Tunix takes them.
+
+  Raises:
+    LayoutError: there is no RNG state.
+    StepError: the folder has another number.
+  """
+  if step != folder:
+    raise errors.StepError(
+        ("step",),
+        f"{folder}, as the target's folder, from whose name Tunix takes the steps that are done",
+        str(step),
+        f"Name the folder: --target_path=…/checkpoints/{step}.",
+    )
+  if not any(path[0] == _MODEL and variable_kinds.is_rng_state(path[1:-1], leaf) for path, leaf in target.leaves.items()):
+    raise errors.LayoutError(
+        (_MODEL,),
+        f"RNG state with keys of {KEY_WORDS} words, which Tunix restores with the weights",
+        "none in the source",
+        "Pass --init_rngs, and the config of the run.",
+    )
