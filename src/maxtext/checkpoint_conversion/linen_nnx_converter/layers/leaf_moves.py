@@ -61,7 +61,7 @@ class Move:
 
   def axes(self, source: Any) -> tuple[int, ...]:
     """The axes of a source along which a piece of it is one index."""
-    return next((axes for other, axes in self.other_axes if other == source), self.taken)
+    return dict(self.other_axes).get(source, self.taken) if self.other_axes else self.taken
 
   def across[T](self, values: Sequence[T], new: Iterable[T], source: Any = None) -> tuple[T, ...]:
     """What a source, the first if none is given, has for each axis, as the target has it; `new` for the stacked ones."""
