@@ -179,18 +179,17 @@ class Move:
 
   def _value_files(self) -> set[str]:
     """The data files that hold values which the target refers to."""
-    taken = (
-        leftover.index.values[key] for leftover, paths in self.taken for key in self._keys(paths) if leftover.use_ocdbt
-    )
-    return leaf_routes.data_files(self.routes, self.source.index) | {value.file for value in taken}
+    stores = [(leftover, paths) for leftover, paths in self.taken if leftover.use_ocdbt]
+    taken = {leftover.index.values[key].file for leftover, paths in stores for key, _ in self._kept(paths)}
+    return leaf_routes.data_files(self.routes, self.source.index) | taken
 
-  def _keys(self, paths) -> list[str]:
-    return [key for path in paths for key, _ in self.routes[path].renamed]
+  def _kept(self, paths) -> list[tuple[str, str]]:
+    return [pair for path in paths for pair in self.routes[path].renamed]
 
   async def _take_over(self, items):
     """Makes the target have what an interrupted run had finished, under the same keys."""
     for leftover, paths in self.taken:
-      keys = [pair for path in paths for pair in self.routes[path].renamed]
+      keys = self._kept(paths)
       if not keys:
         continue
       if not leftover.use_ocdbt:

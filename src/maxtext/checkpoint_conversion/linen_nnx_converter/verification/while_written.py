@@ -38,7 +38,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reope
 
 Path = abstract_state.Path
 
-
 _FILE = "linen_nnx_converter_compared.process_{}"
 
 
