@@ -101,7 +101,7 @@ class ProgramErrorTest(util.CheckpointTestCase):
   """An error that is planted in the program comes out as it is."""
 
   @parameterized.product(
-      place=((ocdbt_index, "read_index"), (ocdbt_index, "_value"), (chunk_keys, "shape"), (reader, "StoredLeaf")),
+      place=((ocdbt_index, "read_index"), (ocdbt_index, "_place"), (chunk_keys, "shape"), (reader, "StoredLeaf")),
       error=(AttributeError, KeyError, TypeError),
   )
   def test_in_a_conversion(self, place, error):

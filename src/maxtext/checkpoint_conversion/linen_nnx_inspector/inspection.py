@@ -20,6 +20,8 @@ import math
 import os
 from typing import Any
 
+import numpy as np
+
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_finding
@@ -30,6 +32,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import optimizer_tree
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import variable_kinds
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
@@ -291,8 +294,13 @@ def _layers(schedule, axis) -> Iterator[str]:
 def _storage(checkpoint: reader.Checkpoint) -> Storage:
   """How the arrays are stored."""
   values = checkpoint.index.values
-  chunks = [values[key] for _, key in opening.chunks(checkpoint, checkpoint.stored) if key in values]
+  chunks = [np.empty((0, 3), np.int64)]
+  for leaf in checkpoint.stored.values():
+    if leaf.name not in values.arrays:  # It is held in memory.
+      continue
+    rows_of, rows, _ = values.arrays[leaf.name]
+    chunks.append(np.delete(rows, rows_of[f"/{chunk_keys.DOCUMENT_NAMES[leaf.document['zarr_format']]}"], axis=0))
+  rows = np.concatenate(chunks)
   kind = f"{'OCDBT' if checkpoint.use_ocdbt else 'files'}, zarr {3 if checkpoint.use_zarr3 else 2}"
-  # A small value stands in the tree itself.
-  files = {value.file for value in chunks if value.inline is None} | checkpoint.index.tree_files
-  return Storage(kind, len(chunks), sum(value.nbytes for value in chunks), len(files))
+  files = {values.files[number] for number in np.unique(rows[:, 0])} - {""}  # A small value stands in the tree itself.
+  return Storage(kind, len(rows), int(rows[:, 2].sum()), len(files | checkpoint.index.tree_files))

@@ -14,7 +14,7 @@
 
 """How the bytes of each target leaf get there: by reference, raw or streamed. Chosen from metadata, without I/O."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import enum
 import json
@@ -52,7 +52,8 @@ class Route:
 
   Attributes:
     way: how.
-    renamed: unless streamed, every key that is taken from the source, with its new name.
+    renamed: unless streamed, every key that is taken from the source, with its new name; for all keys of an array, the
+      array's name with a slash.
     documents: unless streamed, the keys that are written anew: zarr metadata of another shape.
     chunk_shape: the shape of the target's chunks.
   """
@@ -114,7 +115,7 @@ def nbytes(plan: plan_lib.Plan, ways: Mapping[Path, Way]) -> dict[Way, int]:
 
 def data_files(routes: Mapping[Path, Route], index: ocdbt_index.Index) -> set[str]:
   """The data files that the leaves by reference point into."""
-  return {value.file for _, value in _referenced(routes, index) if value.inline is None}
+  return set().union(*(index.values.files_of(old) for old in _referenced(routes)))
 
 
 def _route(path, move, plan, source, form, room) -> Route:
@@ -140,29 +141,33 @@ def _encoded_route(path, move, plan, source, compression) -> Route | None:
   if compression not in (None, chunk_keys.compression(documents[0])):
     return None
   name = ".".join(path)
-  renamed = []
-  for old, new in chunk_keys.renamed(move, documents, [leaf.name for leaf in stored], name):
-    if old not in source.index.values:  # Left out for holding the fill value alone.
-      return None
-    renamed.append((old, new))
+  if move.kind == "copy" and _has_its_keys_alone(source, stored[0]):
+    return Route(Way.REFERENCE, ((f"{stored[0].name}/", f"{name}/"),))
+  renamed = tuple(chunk_keys.renamed(move, documents, [leaf.name for leaf in stored], name))
+  if any(old not in source.index.values for old, _ in renamed):  # Left out for holding the fill value alone.
+    return None
   document_name = chunk_keys.DOCUMENT_NAMES[documents[0]["zarr_format"]]
   if move.kind == "copy":
-    renamed.append((f"{stored[0].name}/{document_name}", f"{name}/{document_name}"))
-    return Route(Way.REFERENCE, tuple(renamed))
+    return Route(Way.REFERENCE, (*renamed, (f"{stored[0].name}/{document_name}", f"{name}/{document_name}")))
   text = json.dumps(chunk_keys.restated(documents[0], move), sort_keys=True, separators=(",", ":"))
-  return Route(Way.REFERENCE, tuple(renamed), {f"{name}/{document_name}": text.encode()})
+  return Route(Way.REFERENCE, renamed, {f"{name}/{document_name}": text.encode()})
 
 
-def _referenced(routes, index):
-  for route in routes.values():
-    if route.way == Way.REFERENCE:
-      for old, _ in route.renamed:
-        yield old, index.values[old]
+def _has_its_keys_alone(source, leaf) -> bool:
+  """Whether the keys below the name of an array are its chunks', all of them, and its document's."""
+  if len(source.index.values.arrays[leaf.name].rows) != chunk_keys.count(leaf.document) + 1:
+    return False
+  return source.has_all_chunks or all(key in source.index.values for key in chunk_keys.keys(leaf.name, leaf.document))
+
+
+def _referenced(routes) -> Iterator[str]:
+  """What is taken from the source by reference: keys, and names of arrays with a slash."""
+  return (old for route in routes.values() if route.way == Way.REFERENCE for old, _ in route.renamed)
 
 
 def _has_dead_bytes(routes, index, lengths) -> bool:
   """Whether the data files that would be brought along hold much that the target does not refer to."""
-  live = sum(value.nbytes for _, value in _referenced(routes, index) if value.inline is None)
+  live = sum(map(index.values.nbytes_of, _referenced(routes)))
   total = sum(lengths[file] for file in data_files(routes, index))
   return total - live > max(_DEAD_SHARE * live, _DEAD_BYTES)
 

@@ -36,6 +36,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_fo
 
 Path = abstract_state.Path
 
+# What is renamed in one transaction: 1.6 million keys at once took 1.2 GiB, in batches 0.7 GiB and 17 percent longer.
+_KEYS_AT_ONCE = 200_000
+
 
 class Progress(Protocol):
   """What is told of the work under way."""
@@ -100,7 +103,7 @@ class Move:
     streamed = leaf_routes.nbytes(self.plan, {path: route.way for path, route in self.routes.items()})[
         leaf_routes.Way.STREAMED
     ]
-    raw = sum(self.source.index.values[old].nbytes for old, _ in self._renamed(leaf_routes.Way.RAW))
+    raw = sum(self.source.index.values.nbytes_of(old) for old, _ in self._renamed(leaf_routes.Way.RAW))
     return streamed + raw + sum(self.lengths[file] for file in leaf_routes.data_files(self.routes, self.source.index))
 
   def leaves(self) -> abstract_state.AbstractState:
@@ -141,15 +144,15 @@ class Move:
       return
     await self._refer(items)
     await self._take_over(items)
-    raw = self._renamed(leaf_routes.Way.RAW)
+    raw = self._keys(leaf_routes.Way.RAW)
     if raw:
       await by_reference.copy_values(
           self.source,
           ocdbt_index.writable_spec(items / f"ocdbt.process_{self.process}", self.form.data_file_size),
-          self._share(raw, lambda pair: self.source.index.values[pair[0]].nbytes),
+          self._share(raw, lambda pair: self.source.index.values.nbytes_of(pair[0])),
           self._documents(leaf_routes.Way.RAW) if self.process == 0 else {},
           memory_budget=self.memory_budget,
-          on_copied=lambda old: self.progress.advance(self.source.index.values[old].nbytes),
+          on_copied=lambda old: self.progress.advance(self.source.index.values.nbytes_of(old)),
       )
 
   async def _refer(self, items):
@@ -173,15 +176,20 @@ class Move:
     await self._bring(
         items, [(file, file) for file in sorted(tree_files)], None if origin is self.source else origin.directory
     )
-    await by_reference.rename(origin, items, chunk_keys.ranges(renamed, origin.index.values), documents)
+    values, arrays = origin.index.values, {old for old, _ in renamed if old.endswith("/")}
+    names = (f"{name}/" for name in values.arrays)
+    keys = sorted(key for name in names for key in ((name,) if name in arrays else values.keys_of(name)))
+    for some in streaming.batches(renamed, lambda pair: values.count_of(pair[0]), _KEYS_AT_ONCE):
+      await by_reference.rename(origin, items, chunk_keys.ranges(some, keys), documents)
+      documents = {}
     for file in tree_files - await ocdbt_index.read_tree_files(items, origin.context) - self._value_files():
       (items / file).unlink()
 
   def _value_files(self) -> set[str]:
     """The data files that hold values which the target refers to."""
     stores = [(leftover, paths) for leftover, paths in self.taken if leftover.use_ocdbt]
-    taken = {leftover.index.values[key].file for leftover, paths in stores for key, _ in self._kept(paths)}
-    return leaf_routes.data_files(self.routes, self.source.index) | taken
+    taken = [leftover.index.values.files_of(key) for leftover, paths in stores for key, _ in self._kept(paths)]
+    return leaf_routes.data_files(self.routes, self.source.index).union(*taken)
 
   def _kept(self, paths) -> list[tuple[str, str]]:
     return [pair for path in paths for pair in self.routes[path].renamed]
@@ -195,15 +203,14 @@ class Move:
       if not leftover.use_ocdbt:
         await self._bring(items, keys, leftover.directory)
         continue
-      values = [leftover.index.values[key] for key, _ in keys]
-      files = {value.file for value in values if value.inline is None} - leftover.index.tree_files
+      files = set().union(*(leftover.index.values.files_of(key) for key, _ in keys)) - leftover.index.tree_files
       await self._bring(items, [(file, file) for file in sorted(files)], leftover.directory)
       await self._refer_to(leftover, items, keys, {})
 
   async def _bring_chunks(self, items):
     """Brings the files of chunks under their new names."""
     for way in (leaf_routes.Way.REFERENCE, leaf_routes.Way.RAW):
-      await self._bring(items, self._share(self._renamed(way), lambda pair: self.lengths[pair[0]]))
+      await self._bring(items, self._share(self._keys(way), lambda pair: self.lengths[pair[0]]))
       if self.process == 0:
         for key, text in self._documents(way).items():
           (items / key).write_bytes(text)
@@ -229,6 +236,11 @@ class Move:
       loads[owner] += nbytes_of(piece)
       if owner == self.process:
         yield piece
+
+  def _keys(self, way) -> list[tuple[str, str]]:
+    """All keys, old and new, that go one by one."""
+    keys_of = self.source.index.values.keys_of
+    return [(key, new + key[len(old) :]) for old, new in self._renamed(way) for key in keys_of(old)]
 
   def _renamed(self, way) -> list[tuple[str, str]]:
     return [pair for route in self.routes.values() if route.way == way for pair in route.renamed]

@@ -44,6 +44,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_inde
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_form
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import stored_values
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import target_leaf
 
 Path = abstract_state.Path
@@ -243,12 +244,11 @@ def _keys(path, leaf: target_leaf.TargetLeaf, text: bytes, compression: str | No
 
 def _lengths(leftover) -> dict[str, int]:
   """The lengths of the data files that exist."""
-  files = {value.file for value in leftover.index.values.values() if value.inline is None}
-  paths = {file: leftover.directory / file for file in files}
+  paths = {file: leftover.directory / file for file in leftover.index.values.files if file}
   return {file: path.stat().length for file, path in paths.items() if path.exists()}
 
 
-def _is_there(value: ocdbt_index.Value | None, lengths: Mapping[str, int]) -> bool:
+def _is_there(value: stored_values.Value | None, lengths: Mapping[str, int]) -> bool:
   if value is None:
     return False
   return value.inline is not None or value.offset + value.nbytes <= lengths.get(value.file, 0)

@@ -127,7 +127,7 @@ async def in_batches[T](
   """Runs over batches of work, three at a time if the budget allows it; a large piece is a batch of its own."""
   gate = _ByteGate(memory_budget // _COST_OF_A_BYTE)
   tasks = []
-  for batch in _batches(work, nbytes_of, min(_BATCH_BYTES, batch_bytes(memory_budget))):
+  for batch in batches(work, nbytes_of, min(_BATCH_BYTES, batch_bytes(memory_budget))):
     nbytes = await gate.enter(sum(map(nbytes_of, batch)))
     if any(task.done() and task.exception() for task in tasks):
       break
@@ -173,7 +173,7 @@ async def _write_batch(batch, open_source, targets, new_transaction, on_written)
   read = await coroutines.settle(reader.read_region(block.source, sources[block.source], block.region) for block in batch)
   pieces = [(block, part, data) for block, data in zip(batch, read) for part in block.parts]
   piece_bytes = lambda piece: piece[1].piece(piece[0].region, piece[2])[1].nbytes
-  for some in _batches(pieces, piece_bytes, _BATCH_BYTES):
+  for some in batches(pieces, piece_bytes, _BATCH_BYTES):
     transaction = new_transaction()
     await coroutines.settle(_write_piece(block, part, data, targets, transaction) for block, part, data in some)
     await transaction.commit_async()
@@ -196,14 +196,14 @@ def _regions(shape, block_shape) -> Iterator[Region]:
     yield tuple(slice(a, min(a + step, size)) for a, step, size in zip(start, block_shape, shape))
 
 
-def _batches(work, nbytes_of, limit) -> Iterator[list[Any]]:
-  """Groups pieces of work up to `limit` bytes; a larger piece is a batch of its own."""
+def batches[T](work: Iterable[T], size_of: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+  """Groups pieces of work up to a limit of their sizes; a larger piece is a batch of its own."""
   batch, size = [], 0
   for piece in work:
-    if batch and size + nbytes_of(piece) > limit:
+    if batch and size + size_of(piece) > limit:
       yield batch
       batch, size = [], 0
     batch.append(piece)
-    size += nbytes_of(piece)
+    size += size_of(piece)
   if batch:
     yield batch

@@ -151,8 +151,8 @@ def ranges(pairs: Iterable[tuple[str, str]], keys: Iterable[str]) -> list[tuple[
   A store renames a whole prefix as fast as a single key. 76,800 keys took 21 s one by one and 1.6 s by 4,800 prefixes.
 
   Args:
-    pairs: keys with their new names; none of the old or new ones twice.
-    keys: all keys that there are.
+    pairs: keys with their new names; none of the old or new ones twice. One that ends in a slash stands for all below it.
+    keys: all keys that there are, or what stands for them.
 
   Returns:
     (old, new, whether these are prefixes rather than single keys).
@@ -181,7 +181,7 @@ def _ranges(pairs, keys, shared: int) -> Iterator[tuple[str, str, bool]]:
     group = list(members)
     new = group[0][1][: len(group[0][1]) - len(group[0][0]) + len(old)]
     if old == group[0][0]:
-      yield *group[0], False
+      yield *group[0], old.endswith("/")
     elif new[-1:] in ("", "/", ".") and _is_range(old, new, group, keys):
       yield old, new, True
     else:

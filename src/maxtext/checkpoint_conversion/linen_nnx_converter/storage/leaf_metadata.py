@@ -114,10 +114,8 @@ def check_all_named(names: Iterable[str], paths: Iterable[abstract_state.Path], 
 
 def array_names(index: ocdbt_index.Index) -> Iterator[str]:
   """The names of all arrays in a store."""
-  for key in index.values:
-    name, _, rest = key.rpartition("/")
-    if rest in chunk_keys.DOCUMENT_NAMES.values():
-      yield name
+  ends = tuple(f"/{document}" for document in chunk_keys.DOCUMENT_NAMES.values())
+  return (key.rpartition("/")[0] for key in index.values if key.endswith(ends))
 
 
 def parse_document(text: bytes, use_zarr3: bool) -> tuple[chunk_keys.Document, np.dtype]:

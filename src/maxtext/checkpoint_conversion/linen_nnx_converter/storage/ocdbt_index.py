@@ -20,6 +20,7 @@ https://google.github.io/tensorstore/kvstore/ocdbt/index.html#storage-format
 """
 
 import asyncio
+from collections.abc import Iterator
 import dataclasses
 import functools
 import itertools
@@ -31,34 +32,17 @@ from etils import epath
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import btree_leaves
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import stored_values
 
 _NODES_AT_ONCE = 64
-_LARGE_NODES_AT_ONCE = 4
 # As Orbax reads remote storage: values that lie near each other are read together.
 _READ_COALESCING = {
     "experimental_read_coalescing_threshold_bytes": 1_000_000,
     "experimental_read_coalescing_merged_bytes": 500_000_000_000,
     "experimental_read_coalescing_interval": "1ms",
 }
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Value:
-  """Where the value of a key lies.
-
-  Attributes:
-    file: the data file, relative to the pytree's folder; empty for a value that stands in the tree itself.
-    offset: where it begins in the file, in bytes.
-    nbytes: its length.
-    inline: the value, if it stands in the tree itself.
-  """
-
-  file: str
-  offset: int
-  nbytes: int
-  inline: bytes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +54,7 @@ class Index:
     tree_files: the data files that hold nodes of the B-tree; none without OCDBT.
   """
 
-  values: dict[str, Value]
+  values: stored_values.Values
   tree_files: frozenset[str] = frozenset()
 
 
@@ -139,8 +123,10 @@ async def read_index(directory: epath.Path, *, use_ocdbt: bool, context: ts.Cont
     ForeignFileError: a node or a value would lie outside the folder.
   """
   if not use_ocdbt:
-    return Index(await asyncio.to_thread(_files, directory))
-  return await _read_tree(directory, await ts.KvStore.open(_place_spec(directory), context=context))
+    return Index(stored_values.Values(await asyncio.to_thread(_files, directory)))
+  base = await ts.KvStore.open(_place_spec(directory), context=context)
+  nodes, files = await _leaf_nodes(directory, base)
+  return Index(await asyncio.to_thread(stored_values.Values, _entries(directory, nodes)), files)
 
 
 async def read_tree_files(directory: epath.Path, context: ts.Context) -> frozenset[str]:
@@ -148,53 +134,48 @@ async def read_tree_files(directory: epath.Path, context: ts.Context) -> frozens
   return (await _leaf_nodes(directory, await ts.KvStore.open(_place_spec(directory), context=context)))[1]
 
 
-async def _read_tree(directory, base) -> Index:
+def _entries(directory, nodes) -> Iterator[tuple[str, stored_values.Value]]:
   """What the leaves of the B-tree say."""
-  nodes, files = await _leaf_nodes(directory, base)
-  values, gate = {}, asyncio.Semaphore(_LARGE_NODES_AT_ONCE)
-
-  async def read(location, prefix):
-    async with gate:  # Decoded, a node may have hundreds of MiB.
-      for entry in (await ts.ocdbt.dump(base, location))["entries"]:
-        values[(prefix + entry["key"]).decode()] = _value(directory, entry)
-
-  await coroutines.settle(read(*node) for node in nodes)
-  return Index(values, files)
+  for prefix, node in nodes:
+    place = _place(directory, node["location"])
+    encoded = remote_files.read_range(directory / place.file, place.offset, place.nbytes)
+    base = parse.unquote(node["location"].split(":")[1])
+    for key, value in btree_leaves.entries(encoded, base, prefix, node["statistics"]):
+      _check_inside(directory, value.file)
+      yield key, value
 
 
-async def _leaf_nodes(directory, base) -> tuple[list[tuple[str, bytes]], frozenset[str]]:
+async def _leaf_nodes(directory, base) -> tuple[list[tuple[bytes, Any]], frozenset[str]]:
   """Walks the B-tree of the newest version, level by level, to its leaves.
 
   Returns:
-    Where each of them lies, with what its keys begin with; and the data files that hold nodes.
+    What their keys begin with, and what the nodes above say of them; and the data files that hold nodes.
   """
   versions = (await ts.ocdbt.dump(base))["versions"]
   if not versions:
     raise ValueError("the manifest has no version")
   root = versions[-1]
   files = set()
-  level = [(root["root"]["location"], b"")] if "location" in root["root"] else []
+  level = [(b"", root["root"])] if "location" in root["root"] else []
   for height in reversed(range(root["root_height"] + 1)):  # A damaged tree cannot lead round in a circle.
-    files.update(_place(directory, location).file for location, _ in level)
+    files.update(_place(directory, node["location"]).file for _, node in level)
     below = []
     for some in itertools.batched(level if height else (), _NODES_AT_ONCE):
-      nodes = await asyncio.gather(*(ts.ocdbt.dump(base, location) for location, _ in some))
-      for (_, prefix), node in zip(some, nodes):
-        below += [(entry["location"], prefix + entry["subtree_common_prefix"]) for entry in node["entries"]]
+      nodes = await asyncio.gather(*(ts.ocdbt.dump(base, node["location"]) for _, node in some))
+      for (prefix, _), node in zip(some, nodes):
+        below += [(prefix + entry["subtree_common_prefix"], entry) for entry in node["entries"]]
     level = below or level
   return level, frozenset(files)
 
 
 def read_range(file: epath.Path, offset: int, nbytes: int) -> bytes:
-  """Reads a value out of a local file.
+  """Reads a value out of a data file.
 
   Raises:
     DamagedSourceError: the file is missing or too short.
   """
   try:
-    with open(file, "rb") as data:
-      data.seek(offset)
-      found = data.read(nbytes)
+    found = remote_files.read_range(file, offset, nbytes)
   except FileNotFoundError:
     found = b""
   if len(found) != nbytes:
@@ -208,12 +189,8 @@ def file_lengths(directory: epath.Path, index: Index) -> dict[str, int]:
   Raises:
     DamagedSourceError: a file is missing or too short, naming a key whose value is not there.
   """
-  ends: dict[str, tuple[int, str]] = {}
-  for key, value in index.values.items():
-    if value.inline is None:
-      ends[value.file] = max(ends.get(value.file, (0, key)), (value.offset + value.nbytes, key))
   lengths = {}
-  for file, (end, key) in ends.items():
+  for file, (end, key) in index.values.ends().items():
     path = directory / file
     length = path.stat().length if path.exists() else None
     if length is None or length < end:
@@ -226,34 +203,27 @@ def file_lengths(directory: epath.Path, index: Index) -> dict[str, int]:
   return lengths
 
 
-def _value(directory, entry) -> Value:
-  if "inline_value" in entry:
-    return Value("", 0, len(entry["inline_value"]), entry["inline_value"])
-  return _place(directory, entry["indirect_value"])
-
-
-def _place(directory, location: str) -> Value:
+def _place(directory, location: str) -> stored_values.Value:
   """What TensorStore writes as `<type>:<base>:<file>:<offset>:<length>`, the base relative to the store's folder."""
-  file, offset, nbytes = location.rsplit(":", 2)
-  return Value(_file(directory, file), int(offset), int(nbytes))
+  _, base, file, offset, nbytes = map(parse.unquote, location.split(":"))
+  _check_inside(directory, base + file)
+  return stored_values.Value(base + file, int(offset), int(nbytes))
 
 
 @functools.lru_cache(maxsize=2**12)  # Many values lie in a file.
-def _file(directory, location: str) -> str:
-  _, base, file = map(parse.unquote, location.split(":"))
-  if (base + file).startswith("/") or ".." in (base + file).split("/"):
+def _check_inside(directory, file: str):
+  if file.startswith("/") or ".." in file.split("/"):
     raise errors.ForeignFileError(
         directory,
         "data files inside the checkpoint",
-        f"one at {base + file}",
+        f"one at {file}",
         "This is no checkpoint that a trainer wrote: do not use it.",
     )
-  return base + file
 
 
-def _files(directory) -> dict[str, Value]:
+def _files(directory) -> list[tuple[str, stored_values.Value]]:
   """Every file below a folder, as a value."""
-  values, folders = {}, [""]
+  values, folders = [], [""]
   while folders:
     folder = folders.pop()
     for child in remote_files.children(directory / folder):
@@ -261,5 +231,5 @@ def _files(directory) -> dict[str, Value]:
       if child.is_dir():
         folders.append(name + "/")
       else:
-        values[name] = Value(name, 0, child.stat().length)
+        values.append((name, stored_values.Value(name, 0, child.stat().length)))
   return values

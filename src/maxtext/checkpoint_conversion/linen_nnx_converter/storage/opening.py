@@ -14,7 +14,7 @@
 
 """Opens the checkpoint at a location, be it one pytree or several; restores and saves whole trees."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 import dataclasses
 from typing import Any
 
@@ -30,6 +30,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import stored_values
 
 Path = abstract_state.Path
 
@@ -72,13 +73,13 @@ class SplitCheckpoint(reader.Checkpoint):
     self.use_zarr3 = all(item.use_zarr3 for _, item in items)
     self.context = ocdbt_index.new_context()
     self.has_all_chunks = all(item.has_all_chunks for _, item in items)
-    values = {
-        f"{name}/{key}": dataclasses.replace(value, file=value.file and f"{name}/{value.file}")
+    values = (
+        (f"{name}/{key}", value._replace(file=value.file and f"{name}/{value.file}"))
         for name, item in items
         for key, value in item.index.values.items()
-    }
+    )
     tree_files = frozenset(f"{name}/{file}" for name, item in items for file in item.index.tree_files)
-    self.index = ocdbt_index.Index(values, tree_files)
+    self.index = ocdbt_index.Index(stored_values.Values(values, slashes=1), tree_files)
     self.stored = {
         (name, *path): dataclasses.replace(leaf, name=f"{name}/{leaf.name}")
         for name, item in items
@@ -99,23 +100,17 @@ class SplitCheckpoint(reader.Checkpoint):
     return await self._items[name].read_value(inner)
 
 
-def chunks(checkpoint: reader.Checkpoint, paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-  """The keys of all chunks that the arrays at `paths` may have, each with its leaf. Those held in memory have none."""
-  for path in paths:
-    leaf = checkpoint.stored.get(path)
-    if leaf and f"{leaf.name}/{chunk_keys.DOCUMENT_NAMES[leaf.document['zarr_format']]}" in checkpoint.index.values:
-      yield from ((path, key) for key in chunk_keys.keys(leaf.name, leaf.document))
-
-
 def check_chunks(checkpoint: reader.Checkpoint, paths: Iterable[Path]):
-  """Checks that no chunk of the arrays at `paths` is absent, unless it may be.
+  """Checks that no chunk of the arrays at `paths` is absent, unless it may be. Those held in memory have none.
 
   Raises:
     DamagedSourceError: one is.
   """
-  if checkpoint.has_all_chunks:
-    for path, key in chunks(checkpoint, paths):
-      if key not in checkpoint.index.values:
+  for path in paths if checkpoint.has_all_chunks else ():
+    leaf = checkpoint.stored.get(path)
+    if leaf and (below := checkpoint.index.values.arrays.get(leaf.name)):
+      if missing := next((rest for rest in chunk_keys.keys("", leaf.document) if rest not in below.rows_of), None):
+        key = leaf.name + missing
         raise errors.DamagedSourceError(path, f"its chunk at {key}", "no such key")
 
 

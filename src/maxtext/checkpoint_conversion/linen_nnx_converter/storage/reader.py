@@ -43,6 +43,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import leaf_metad
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import stored_values
 
 Path = abstract_state.Path
 
@@ -110,7 +111,7 @@ class Checkpoint:
   is_uniform = True
 
   @abstract_state.uncollected()
-  def __init__(self, directory: epath.Path, values: Mapping[str, Any] | None = None):
+  def __init__(self, directory: epath.Path, values: stored_values.Values | None = None):
     """Reads the metadata of every leaf, and no array.
 
     Orbax's own `metadata` opens every array, which takes 8 s where this takes one (20,000 leaves).
@@ -135,7 +136,7 @@ class Checkpoint:
         nested = metadata.as_nested_tree()
       tree = abstract_state.flatten(nested)
       self._strings = source_files.read_json(directory / "_strings.json", {})
-      self.index = ocdbt_index.Index(dict(values or {}))
+      self.index = ocdbt_index.Index(values or stored_values.Values())
       if values is None:
         self.index = coroutines.run(ocdbt_index.read_index(directory, use_ocdbt=self.use_ocdbt, context=self.context))
       array_metadatas = leaf_metadata.read_array_metadatas(directory)

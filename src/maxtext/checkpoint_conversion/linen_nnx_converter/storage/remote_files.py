@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Files in remote storage: which are, and what their store can do by itself."""
+"""Files that may be in remote storage: which are, and what their store can do by itself."""
 
 from concurrent import futures
 import errno
@@ -76,6 +76,16 @@ def _connect(host: str, port: int) -> None:
     connected.result(_SECONDS_TO_CONNECT)
   except futures.TimeoutError as e:
     raise TimeoutError(errno.ETIMEDOUT, f"none within {_SECONDS_TO_CONNECT:.0f} s") from e
+
+
+def read_range(file: epath.Path, offset: int, nbytes: int) -> bytes:
+  """Reads a range of a local file, or of one in remote storage; less, if the file is shorter."""
+  if is_remote(file):
+    system, name = _located(file)
+    return system.cat_file(name, offset, offset + nbytes)
+  with open(file, "rb") as data:
+    data.seek(offset)
+    return data.read(nbytes)
 
 
 def copy(source: epath.Path, target: epath.Path):

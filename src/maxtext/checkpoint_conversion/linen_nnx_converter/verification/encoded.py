@@ -36,6 +36,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_fil
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reopen
 
 Path = abstract_state.Path
+Pairs = Callable[[], Iterator[tuple[str, str]]]  # Keys, in the source and in the target.
 
 _PAIRS_AT_ONCE = 2  # Chunks, each in the source and in the target.
 _REMOTE_PAIRS_AT_ONCE, _REMOTE_SHARE = 8, 1 / 8  # Those that are held whole; their share of the budget.
@@ -57,29 +58,43 @@ async def prove(
     memory_budget: bytes, for the encoded chunks that are compared in remote storage, but for two pairs of large ones.
   """
   candidates = await _candidates(plan, source, written)
-  largest = max((place.nbytes for place in (*source.places.values(), *written.places.values())), default=1)
-  at_once = min(_REMOTE_PAIRS_AT_ONCE, int(memory_budget * _REMOTE_SHARE) // (2 * max(1, largest)))
+  largest = max(source.places.largest(), written.places.largest(), 1)
+  at_once = min(_REMOTE_PAIRS_AT_ONCE, int(memory_budget * _REMOTE_SHARE) // (2 * largest))
   gate = asyncio.Semaphore(max(_PAIRS_AT_ONCE, at_once))
   is_one_file = _OneFile(source.directory, written.directory)
 
-  async def is_equal(pairs) -> bool:
-    for keys in pairs:
+  async def is_equal(path, document, pairs) -> bool:
+    if plan.moves[path].kind == "copy" and await _lies_where_it_lay(path, plan, source, written, document, is_one_file):
+      return True
+    for keys in pairs():
       old, new = source.places.get(keys[0]), written.places.get(keys[1])
       if old is None or new is None or old.nbytes != new.nbytes:
         return False
-      is_referenced = (
-          old.inline is new.inline is None and old.offset == new.offset and await is_one_file(old.file, new.file)
-      )
+      is_referenced = old.file and new.file and old.offset == new.offset and await is_one_file(old.file, new.file)
       if not is_referenced and not await _have_equal_bytes(keys, source, written, gate):
         return False
     return True
 
-  equal = await asyncio.gather(*(is_equal(pairs()) for pairs in candidates.values()))
+  equal = await asyncio.gather(*(is_equal(path, *each) for path, each in candidates.items()))
   return frozenset(path for path, is_the_same in zip(candidates, equal) if is_the_same)
 
 
-async def _candidates(plan, source, written) -> dict[Path, Callable[[], Iterator[tuple[str, str]]]]:
-  """What tells the pairs of keys, in the source and in the target, of the leaves whose chunks may be the same bytes."""
+async def _lies_where_it_lay(path, plan, source, written, document, is_one_file) -> bool:
+  """Whether a leaf that is copied has all its values in the very same ranges of the same files, as links have it."""
+  (origin,) = plan.moves[path].sources
+  ours, theirs = source.places.arrays[source.name(origin)], written.places.arrays[written.name(path)]
+  if ours.rows_of != theirs.rows_of or ours.inline != theirs.inline:
+    return False
+  if not np.array_equal(ours.rows[:, 1:], theirs.rows[:, 1:]):
+    return False
+  for old, new in set(zip(ours.rows[:, 0].tolist(), theirs.rows[:, 0].tolist())) - {(0, 0)}:
+    if not (old and new and await is_one_file(source.places.files[old], written.places.files[new])):
+      return False
+  return all(key in ours.rows_of for key in chunk_keys.keys("", document))
+
+
+async def _candidates(plan, source, written) -> dict[Path, tuple[chunk_keys.Document, Pairs]]:
+  """The leaves whose chunks may be the same bytes: the target's document, and what tells the pairs of keys."""
   ours, theirs = await _documents(source, plan.source), await _documents(written, plan.target)
   candidates = {}
   for path, move in plan.moves.items():
@@ -89,7 +104,7 @@ async def _candidates(plan, source, written) -> dict[Path, Callable[[], Iterator
     if not _is_the_same_encoding(move, documents, target) or chunk_keys.count(target) > len(source.places):
       continue  # Some chunks were left out, if they are more than keys.
     names = {origin: source.name(origin) for origin in move.sources}
-    candidates[path] = functools.partial(_chunk_pairs, move, names, documents, written.name(path), target)
+    candidates[path] = target, functools.partial(_chunk_pairs, move, names, documents, written.name(path), target)
   return candidates
 
 

@@ -14,13 +14,13 @@
 
 """Opens a checkpoint's arrays for the verifier, by the names of its folder and leaves alone.
 
-Shares nothing with what the converter reads and writes by (`storage.reader`, `storage.ocdbt_index`): what these take for
-a wrong folder, file or key must not be verified by the same mistake.
+Shares nothing with what the converter reads and writes by (`storage.reader`, `storage.ocdbt_index`), but what decodes a
+leaf of a B-tree, which has a checksum, and counts above it: what these take for a wrong folder, file or key must not be
+verified by the same mistake.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
-import functools
+from collections.abc import Iterable, Iterator, Mapping
 import json
 import os
 from typing import Any, NamedTuple
@@ -30,18 +30,12 @@ from etils import epath
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import btree_leaves
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import stored_values
 
 Path = abstract_state.Path
-
-
-class Place(NamedTuple):
-  """Where a value lies: in a file below the checkpoint's folder, or `inline` in the tree of keys itself."""
-
-  file: str
-  offset: int
-  nbytes: int
-  inline: bytes | None = None
 
 
 class Pytree(NamedTuple):
@@ -70,7 +64,7 @@ class Arrays:
       metadata: what stands in for the `_METADATA` of a pytree that is not complete.
     """
     self.directory = directory
-    self.places: dict[str, Place] = {}
+    self.places = stored_values.Values()
     self._pytrees = {f"{name}/": _pytree(directory / name) for name in split} or {"": _pytree(directory, metadata)}
     self._context = ts.Context({"file_io_concurrency": {"limit": 64}, "cache_pool#ocdbt": {"total_bytes_limit": 10**8}})
 
@@ -80,8 +74,8 @@ class Arrays:
 
   def names(self) -> set[str]:
     """The names of all arrays."""
-    keys = [key.rpartition("/") for key in self.places]
-    return {name for name, _, last in keys if last in chunk_keys.DOCUMENT_NAMES.values()}
+    ends = tuple(f"/{document}" for document in chunk_keys.DOCUMENT_NAMES.values())
+    return {key.rpartition("/")[0] for key in self.places if key.endswith(ends)}
 
   async def open(self, path: Path) -> ts.TensorStore:
     """Opens the array of a leaf."""
@@ -109,10 +103,14 @@ class Arrays:
 
   async def read_places(self):
     """Finds where the values lie. Reads the tree of keys, or lists the files; no value."""
+    self.places = await asyncio.to_thread(
+        stored_values.Values, self._all_places(), slashes=0 if "" in self._pytrees else 1
+    )
+
+  def _all_places(self) -> Iterator[tuple[str, stored_values.Value]]:
     for prefix, pytree in self._pytrees.items():
-      places = await (_in_tree if "base" in pytree.store else _in_files)(pytree, self._context)
-      for key, place in places:
-        self.places[prefix + key] = place._replace(file=place.file and prefix + place.file) if prefix else place
+      for key, place in (_in_tree if "base" in pytree.store else _in_files)(pytree, self._context):
+        yield prefix + key, place._replace(file=place.file and prefix + place.file) if prefix else place
 
   def _found(self, key: str) -> tuple[Pytree, str]:
     """A key's pytree, and what it is called there."""
@@ -133,36 +131,23 @@ def _pytree(folder, metadata=None) -> Pytree:
   return Pytree(folder, store, bool(metadata.get("use_zarr3")), has_all_chunks)
 
 
-async def _in_files(pytree, context) -> list[tuple[str, Place]]:
-  keys = [key.decode() for key in await (await ts.KvStore.open(pytree.store, context=context)).list()]
-  sizes = await asyncio.to_thread(lambda: [(pytree.folder / key).stat().length for key in keys])
-  return [(key, Place(key, 0, size)) for key, size in zip(keys, sizes)]
+def _in_files(pytree, context) -> Iterator[tuple[str, stored_values.Value]]:
+  for key in map(bytes.decode, ts.KvStore.open(pytree.store, context=context).result().list().result()):
+    yield key, stored_values.Value(key, 0, (pytree.folder / key).stat().length)
 
 
-async def _in_tree(pytree, context) -> list[tuple[str, Place]]:
+def _in_tree(pytree, context) -> Iterator[tuple[str, stored_values.Value]]:
   """The keys of an OCDBT store's newest version: https://google.github.io/tensorstore/kvstore/ocdbt/index.html."""
-  base = await ts.KvStore.open(pytree.store["base"], context=context)
+  base = ts.KvStore.open(pytree.store["base"], context=context).result()
 
-  async def below(node, height, prefix):
-    entries = (await ts.ocdbt.dump(base, node))["entries"]
-    if not height:
-      return [((prefix + entry["key"]).decode(), _place(entry)) for entry in entries]
-    children = [(entry["location"], height - 1, prefix + entry["subtree_common_prefix"]) for entry in entries]
-    return [leaf for leaves in await asyncio.gather(*(below(*child) for child in children)) for leaf in leaves]
+  def below(node, height, prefix):
+    if height:
+      for entry in ts.ocdbt.dump(base, node["location"]).result()["entries"]:
+        yield from below(entry, height - 1, prefix + entry["subtree_common_prefix"])
+    else:  # Each part of a location is escaped as in a URL.
+      _, folder, file, offset, nbytes = map(parse.unquote, node["location"].split(":"))
+      encoded = remote_files.read_range(pytree.folder / (folder + file), int(offset), int(nbytes))
+      yield from btree_leaves.entries(encoded, folder, prefix, node["statistics"])
 
-  newest = (await ts.ocdbt.dump(base))["versions"][-1]
-  return await below(newest["root"]["location"], newest["root_height"], b"") if "location" in newest["root"] else []
-
-
-def _place(entry) -> Place:
-  """What TensorStore writes as `value:<folder>:<file>:<offset>:<length>`, each part escaped as in a URL."""
-  if "inline_value" in entry:
-    return Place("", 0, len(entry["inline_value"]), entry["inline_value"])
-  file, offset, nbytes = entry["indirect_value"].rsplit(":", 2)
-  return Place(_file(file), int(offset), int(nbytes))
-
-
-@functools.lru_cache(maxsize=2**12)
-def _file(location: str) -> str:
-  _, folder, file = map(parse.unquote, location.split(":"))
-  return folder + file
+  newest = ts.ocdbt.dump(base).result()["versions"][-1]
+  return below(newest["root"], newest["root_height"], b"") if "location" in newest["root"] else iter(())
