@@ -132,8 +132,9 @@ different: 45 leaves (43 equal, 2 different), 2 of 306 elements differ, in 0.0 s
       self.assertNotIn("\033", call(self.a, self.b, flag)[1])
 
   def test_json_to_standard_output(self):
-    code, out, _ = call(self.a, self.b, "--json")
+    code, out, _ = call(self.a.rename(self.tmp / "ä"), self.b, "--json")
     document = json.loads(out)
+    self.assertTrue(out.isascii())  # What a terminal cannot take would be escaped, and no JSON any more.
     self.assertEqual(code, 1)
     self.assertEqual((document["accepted"], document["leaves"], document["differing"]), (False, 45, 2))
     self.assertEqual([leaf["status"] for leaf in document["worst_first"]], ["different"] * 2)

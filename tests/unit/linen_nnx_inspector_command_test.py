@@ -75,6 +75,27 @@ class CommandTest(util.CheckpointTestCase):
     self.assertNotIn("read by", out)
     self.assertEqual("layout      Linen TrainState" in out, name in ("data", "step"))
 
+  def test_json_is_json_whatever_a_record_holds_and_a_terminal_takes(self):
+    run = shutil.copytree(LINEN_SCAN, self.tmp / "ünï")
+    file = run / "2" / "_CHECKPOINT_METADATA"
+    record = {"linen_nnx_converter": {"seconds": float("inf"), "source": "\u00fc"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"custom_metadata": record}))
+    code, out, err = call("--json", run)
+    self.assertEqual((code, err), (0, ""))
+    self.assertTrue(out.isascii())
+    (found,) = json.loads(out, parse_constant=self.fail)["found"]
+    self.assertEqual(found["record"], {"seconds": "Infinity", "source": "ü"})
+    self.assertEqual(found["path"], f"{run}/2/items")
+
+  @parameterized.parameters(10**30, -(10**30), 1e300)
+  def test_numbers_that_nothing_has(self, number):
+    source = self.save("source", {"params": {"params": {"w": np.zeros(2)}}}, use_ocdbt=False)
+    file = source / "params.params.w" / ".zarray"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"shape": [number]}))
+    code, out, err = call(source)
+    self.assertEqual((code, err), (2, ""))
+    self.assertRegex(out, "problem     params/params/w: expected an array whose metadata is at params.params.w/.zarray")
+
   def test_what_is_no_checkpoint(self):
     (self.tmp / "hf").mkdir()
     (self.tmp / "hf" / "model.safetensors").write_bytes(b"")

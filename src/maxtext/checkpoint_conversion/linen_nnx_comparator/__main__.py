@@ -124,7 +124,7 @@ def _compare(values, paths, axes) -> int:
     with open(values.html, "w", encoding="utf-8") as file:
       file.write(page.page(comparison))
   if values.json:
-    document = json.dumps(report.as_json(comparison), indent=2, allow_nan=False, ensure_ascii=False)
+    document = json.dumps(report.as_json(comparison), indent=2, allow_nan=False)
     if values.json == "-":
       streams.show(document, must_be_read=False)
       return code

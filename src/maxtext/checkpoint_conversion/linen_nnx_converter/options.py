@@ -16,7 +16,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import math
 import types
 import typing
 from typing import Any, Literal, Self
@@ -25,6 +24,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 _TUNIX_ONLY = {"direction": "auto", "nnx_values": None, "nnx_aux": "keep", "params_only": False}
 _LEAST = {"param_scan_axis": 0, "memory_budget_gib": 1 / 16, "chunk_byte_size": 2**10, "target_data_file_size": 2**10}
+_MOST = 2**50  # Of any number: with more, TensorStore's integers overflow.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,14 +163,14 @@ def check(name: str, value: Any, hint: Any):
   """Checks the value of one option, of which `hint` is the type.
 
   Raises:
-    OptionError: it is none that the type has, or too small.
+    OptionError: it is none that the type has, or too small or large.
   """
   kinds = [kind for kind in _members(hint) if typing.get_origin(kind) is not Literal]
   is_one = type(value) in kinds or (type(value) is int and float in kinds)
   if not is_one and not (isinstance(value, str) and value in _literals(hint)):
     raise _error(name, value, " or ".join([*_literals(hint), *map(_named, kinds)]))
-  if isinstance(value, int | float) and not _LEAST.get(name, value) <= value < math.inf:
-    raise _error(name, value, f"at least {_LEAST[name]}")
+  if isinstance(value, int | float) and not _LEAST.get(name, value) <= value <= _MOST:
+    raise _error(name, value, f"at most {_MOST}" if value > _MOST else f"at least {_LEAST[name]}")
 
 
 def _error(name, value, expected) -> errors.OptionError:

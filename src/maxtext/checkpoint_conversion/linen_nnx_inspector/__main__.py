@@ -111,15 +111,16 @@ def _answer(values, paths) -> int:
         found.append(look(path))
     except errors.ConversionError as e:
       code = _refuse(str(e).replace("--source_path", "PATH"))
-    except OSError as e:
-      code = _refuse(f"{path}: {errors.one_line(e)}")
+    except Exception as e:  # Whatever is wrong with one, the others are told.  pylint: disable=broad-except
+      code = _refuse(f"{path}: {'' if isinstance(e, OSError) else f'{type(e).__name__}: '}{errors.one_line(e)}")
   if any(each.problems for each in found) or (values.html and not _write_page(values.html, found)):
     code = REFUSED
   elif code == DONE and not values.steps and any(each.model and each.model.differing for each in found):
     code = DIFFERENT
   if values.json:
     documents = [each.as_json() if values.steps else text.as_json(each) for each in found]
-    _print([json.dumps({"schema": text.SCHEMA, "found": documents}, indent=2, ensure_ascii=False, default=str)])
+    said = json.loads(json.dumps(documents, default=str), parse_constant=str)  # A record may hold Infinity: no JSON.
+    _print([json.dumps({"schema": text.SCHEMA, "found": said}, indent=2)])
     return code
   for number, each in enumerate(found):
     of_each = each.lines() if values.steps else text.lines(each, tree=values.tree)
