@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion import linen_nnx_inspector as inspector
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan
 
@@ -142,6 +143,17 @@ class PathsTest(util.CheckpointTestCase):
     (self.tmp / "file").write_text("")
     with self.assertRaisesRegex(errors.TargetError, "expected a place that can be written, found .*/file"):
       converter.convert_checkpoint(self.checkpoints, self.tmp / "file" / "out")
+
+  @parameterized.parameters("", "~", "~/target")
+  def test_a_path_that_a_shell_was_to_make(self, path):
+    """An unset variable would be the working directory, and `--target_path=~/x` a folder named `~` in it."""
+    for look in (inspector.inspect_checkpoint, lambda path: converter.convert_checkpoint(self.checkpoints, path)):
+      with self.assertRaisesRegex(errors.ConversionError, "expected a path"):
+        look(path)
+
+  def test_the_root_is_a_path(self):
+    with self.assertRaisesRegex(errors.NotACheckpointError, "^/: expected an Orbax checkpoint"):
+      inspector.inspect_checkpoint("/")
 
   def test_no_source(self):
     with self.assertRaisesRegex(errors.SourceNotFoundError, "nowhere: expected a checkpoint, found nothing"):

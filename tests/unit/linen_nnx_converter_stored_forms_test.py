@@ -31,6 +31,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.path import async_path
 import pytest
+import tensorstore as ts
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -132,6 +133,20 @@ class OrbaxVariantsTest(util.CheckpointTestCase):
     (source / "_METADATA").write_text(json.dumps(document))
     converter.convert_checkpoint(source, self.tmp / "target")
     np.testing.assert_array_equal(converter.load_checkpoint(self.tmp / "target")["model"]["w"]["value"], np.zeros((3, 3)))
+
+  def test_chunks_that_are_named_by_slashes(self):
+    """Orbax reads them, and misses them when it merges stores."""
+    tree = {"params": {"params": {"w": np.zeros((3, 3), np.float32)}}, "step": np.array(1, np.int32)}
+    source = self.save("source", tree)
+    spec = {
+        "driver": "zarr",
+        "kvstore": {"driver": "ocdbt", "base": f"file://{source}/", "path": "params.params.w/"},
+        "metadata": {"shape": [3, 3], "chunks": [3, 2], "dtype": "<f4", "dimension_separator": "/"},
+    }
+    ts.open(spec, create=True, delete_existing=True).result().write(util.array(3, 3)).result()
+    converter.convert_checkpoint(source, self.tmp / "target")
+    found = ocp.PyTreeCheckpointer().restore(self.tmp / "target")["model"]["w"]["value"]
+    np.testing.assert_array_equal(found, util.array(3, 3))
 
   def test_in_memory_save_and_load(self):
     tree = util.linen(util.unscanned_params(2))

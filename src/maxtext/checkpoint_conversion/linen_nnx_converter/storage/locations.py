@@ -136,9 +136,13 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 
   Raises:
     TargetError: a URL of storage that Orbax does not know. Up to 0.12.4 it takes any but `gs://` for a relative path.
-    PathNameError: it has a name that TensorStore would not take as it stands.
+    PathNameError: it has a name that TensorStore would not take as it stands, or begins with `~`, or is empty.
   """
   text = os.fspath(path)
+  if text.partition("/")[0] == "~" or not text:
+    raise errors.PathNameError(
+        text, "a path, which is taken literally", repr(text), "A shell expands no ~ after =: write $HOME, or ./~ for a ~."
+    )
   if remote_files.is_remote(text) and not text.startswith("gs://"):
     raise errors.TargetError(
         text,

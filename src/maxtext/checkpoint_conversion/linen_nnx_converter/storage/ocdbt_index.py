@@ -109,7 +109,7 @@ def check_place(directory: epath.Path):
 
 def _place_spec(directory) -> dict[str, Any]:
   """A folder's spec. No URL: in one, `%20`, `#` and `?` would not be what they are in a name."""
-  path = f"{os.fspath(directory)}/"
+  path = os.path.join(os.fspath(directory), "")
   if not remote_files.is_remote(directory):
     return {"driver": "file", "path": path}
   bucket, _, name = path.removeprefix("gs://").partition("/")
