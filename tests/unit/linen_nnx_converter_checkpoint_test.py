@@ -157,7 +157,7 @@ class RecordTest(util.CheckpointTestCase):
     adam = {"count": one, "mu": {"params": params}, "nu": {"params": params}}
     tree = {
         "params": {"params": params},
-        "opt_state": [None, {"inner_state": None}, adam, {"inner_state": [None, {}, {"x": one}]}, None, None],
+        "opt_state": [None, {"inner_state": None}, adam, {"inner_state": [None, {}, {"x": one}]}, None, (), []],
         "step": one,
     }
     converter.convert_checkpoint(self.save("source", tree), self.tmp / "nnx")

@@ -31,6 +31,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 
 Path = abstract_state.Path
 
+_TUPLE = "()"  # An empty one on record: in JSON it would be a list.
+
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
@@ -86,7 +88,7 @@ class Conversion:
         "bytes_by_way": {way.name.lower(): nbytes for way, nbytes in self.nbytes.items()},
         "dropped": {"/".join(path): reason for path, reason in plan.dropped.items()},
         "notes": list(self.notes),
-        "empty_nodes": [[list(path), leaf] for path, leaf in plan.empty_nodes.items()],
+        "empty_nodes": [[list(path), _TUPLE if leaf == () else leaf] for path, leaf in plan.empty_nodes.items()],
         "seconds": round(self.seconds, 3),
         "verified": self.verified,
         "digests": self.digests,
@@ -139,8 +141,9 @@ def recorded_empty_nodes(custom_metadata: Mapping[str, Any]) -> dict[Path, Any]:
   """
   try:
     nodes = (custom_metadata.get(locations.RECORD) or {}).get("empty_nodes") or []
-    if all(abstract_state.is_empty(leaf) and all(isinstance(key, str) for key in path) for path, leaf in nodes):
-      return {tuple(path): leaf for path, leaf in nodes}
+    nodes = {tuple(path): () if leaf == _TUPLE else leaf for path, leaf in nodes}
+    if all(abstract_state.is_empty(leaf) and all(isinstance(key, str) for key in path) for path, leaf in nodes.items()):
+      return nodes
     found = "other ones"
   except (AttributeError, TypeError, ValueError) as e:
     found = str(e)
