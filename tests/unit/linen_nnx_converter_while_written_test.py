@@ -104,6 +104,14 @@ class WhileWrittenTest(util.CheckpointTestCase):
     self.assertGreater(done.digests, 20)
     self.assertEmpty([path for path in self.decoded_again if path[-1] != "step"])
 
+  def test_nothing_is_opened_for_a_verification_that_is_not_wanted(self):
+    opened, real = [], reopen.Arrays
+    self.plant(reopen, "Arrays", lambda folder, *args, **kwargs: opened.append(folder) or real(folder, *args, **kwargs))
+    self.convert(verify=False, scan_layers=False)
+    self.assertEmpty(opened)
+    converter.convert_checkpoint(self.tmp / "source", self.tmp / "verified", scan_layers=False)
+    self.assertIn(epath.Path(self.tmp / "source"), opened)
+
   @parameterized.product(use_zarr3=(True, False), other=("0", "1"))
   @pytest.mark.integration
   def test_a_chunk_that_is_written_again(self, use_zarr3, other):

@@ -36,7 +36,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import rng_
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import planner
-from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix
@@ -57,7 +56,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reope
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import verify
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import while_written
 
-Path = abstract_state.Path
 PathLike = str | os.PathLike[str]
 
 
@@ -241,15 +239,15 @@ def _write(job, parts, done, stamps, begin) -> record.Conversion:
   """Writes the target, verifies and commits it; returns what was done, as the first process knows it."""
   moves = {part.place.items.name if job.target.step_folder else "": part.move for part in parts}
   arrays = lambda: reopen.Arrays(job.source.items, job.source.split)
-  compared = {name: while_written.Comparison(move, arrays()) for name, move in moves.items()}
+  compared = {name: while_written.Comparison(move, arrays()) for name, move in moves.items() if job.options.verify}
   if job.options.verify is True:
     moves = {name: dataclasses.replace(move, comparison=compared[name]) for name, move in moves.items()}
 
   def before_commit(folder: epath.Path) -> record.Conversion:
     job.progress.finish()
     verified = done
-    for name, move in moves.items():
-      verified = _verified(job, compared[name], move.source, folder / name, verified)
+    for name, comparison in compared.items():
+      verified = _verified(job, comparison, moves[name].source, folder / name, verified)
     source_files.check_unchanged(job.source.final, stamps)
     verified = dataclasses.replace(verified, seconds=time.monotonic() - begin)
     record.finish_step(folder, job.source, verified)
@@ -271,9 +269,7 @@ def _write(job, parts, done, stamps, begin) -> record.Conversion:
 
 
 def _verified(job, compared, source, items, done) -> record.Conversion:
-  """Compares a written pytree with the source, and keeps the digests, unless that is not wanted."""
-  if not job.options.verify:
-    return done
+  """Compares a written pytree with the source, and keeps the digests."""
   budget, is_full = job.options.memory_budget, job.options.verify == "full"
   found = verify.verify_written(compared, source, items, budget, job.progress, is_full=is_full)
   digests.write(items, found)
