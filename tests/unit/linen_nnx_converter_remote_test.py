@@ -71,7 +71,13 @@ class GoogleCloudStorageTest(util.CheckpointTestCase):
     )
     self.assertTrue(done.verified)
     self.assertLess(self.downloaded - before, sum(done.nbytes.values()) / 2)  # The server copies; what is read is names.
-    sliced = converter.convert_checkpoint("gs://bucket/plain", "gs://bucket/linen", scan_layers=False)
+    flags = ("gs://bucket/plain", "gs://bucket/linen")
+    plan = converter.convert_checkpoint(*flags, scan_layers=False, dry_run=True)
+    self.assertRegex(
+        plan.cost, "; [1-9][0-9]* data files to copy, [1-9][0-9]* pieces to read and write, time not measured"
+    )
+    self.assertFalse(epath.Path("gs://bucket/linen").exists())
+    sliced = converter.convert_checkpoint(*flags, scan_layers=False)
     self.assertTrue(sliced.verified)
     converter.convert_checkpoint("gs://bucket/linen", self.tmp / "linen", direction="linen_to_linen", scan_layers=True)
     self.assertEqual(

@@ -210,7 +210,7 @@ def _converted(values, config_arguments, told) -> list[str]:
   options = {name: values[name].value for name in values if name not in (*_OTHER_FLAGS, *_CLUSTER_FLAGS)}
   config = run_config.load(config_arguments) if config_arguments else None
   done = conversion.convert_checkpoint(**options, config=config, progress=told)
-  return [*(folding.fold(done.lines()) if done.dry_run else ()), done.summary()]
+  return [*folding.fold(done.lines()), done.summary(), done.cost] if done.dry_run else [done.summary()]
 
 
 def _failed(e: Exception, values, place) -> int:

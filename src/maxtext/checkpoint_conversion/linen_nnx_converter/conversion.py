@@ -27,6 +27,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import record
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import cost
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import moving
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import resume as resume_lib
@@ -98,7 +99,10 @@ def convert_checkpoint(
   done = record.Conversion(
       plan, job.source.items, job.target.items, ways, resumed=resumed, notes=notes, dry_run=job.options.dry_run
   )
-  if not done.dry_run:
+  if done.dry_run:
+    moves = [part.move for part in parts]
+    done = dataclasses.replace(done, cost=cost.estimate(moves, job.target.final, job.options.verify))
+  else:
     done = _write(job, parts, done, stamps, begin)
   return dataclasses.replace(done, seconds=time.monotonic() - begin)
 
@@ -254,7 +258,7 @@ def _write(job, parts, done, stamps, begin) -> record.Conversion:
     return verified
 
   is_primary = jax.process_index() == 0
-  job.progress.start("writing", sum(part.move.nbytes() // part.move.processes for part in parts))
+  job.progress.start("writing", sum(sum(part.move.nbytes().values()) // part.move.processes for part in parts))
   try:
     with atomic_target.staged(
         job.target.final, check_free=job.check_free, is_primary=is_primary, announce=job.progress.make_at

@@ -49,6 +49,7 @@ class Conversion:
     resumed: what was taken from an interrupted run, where that was asked for.
     notes: clauses for a person: on the step, its other items, and what the model has otherwise.
     dry_run: whether nothing was written.
+    cost: what it would take, for a person, where nothing was written.
   """
 
   plan: plan_lib.Plan
@@ -61,6 +62,7 @@ class Conversion:
   resumed: str = ""
   notes: tuple[str, ...] = ()
   dry_run: bool = False
+  cost: str = ""
 
   @property
   def nbytes(self) -> dict[leaf_routes.Way, int]:

@@ -98,13 +98,23 @@ class Move:
   processes: int = 1
   comparison: Comparison | None = None
 
-  def nbytes(self) -> int:
-    """The bytes that the processes' `progress` will have been told of in the end."""
-    streamed = leaf_routes.nbytes(self.plan, {path: route.way for path, route in self.routes.items()})[
-        leaf_routes.Way.STREAMED
-    ]
-    raw = sum(self.source.index.values.nbytes_of(old) for old, _ in self._renamed(leaf_routes.Way.RAW))
-    return streamed + raw + sum(self.lengths[file] for file in leaf_routes.data_files(self.routes, self.source.index))
+  def nbytes(self) -> dict[leaf_routes.Way, int]:
+    """The bytes that the processes' `progress` will have been told of in the end: those of arrays, values and files."""
+    way = leaf_routes.Way
+    ways = {path: route.way for path, route in self.routes.items()}
+    return {
+        way.STREAMED: leaf_routes.nbytes(self.plan, ways)[way.STREAMED],
+        way.RAW: sum(self.raw()),
+        way.REFERENCE: sum(self.lengths[file] for file in leaf_routes.data_files(self.routes, self.source.index)),
+    }
+
+  def raw(self) -> list[int]:
+    """The sizes of the encoded values that are copied."""
+    return [self.source.index.values.nbytes_of(old) for old, _ in self._keys(leaf_routes.Way.RAW)]
+
+  def blocks(self, chunk_shapes: Mapping[Path, tuple[int, ...]]) -> Iterator[streaming.Block]:
+    """The blocks that fill target leaves of these chunk shapes."""
+    return streaming.blocks(self.plan, chunk_shapes, lambda path: self.source.stored[path].chunk_shape)
 
   def leaves(self) -> abstract_state.AbstractState:
     """The leaves that Orbax is given to save, and their lists."""
@@ -124,9 +134,8 @@ class Move:
       self.progress.advance(block.nbytes)
 
     chunk_shapes = {path: store.chunk_layout.write_chunk.shape or () for path, store in stores.items()}
-    blocks = streaming.blocks(self.plan, chunk_shapes, lambda path: self.source.stored[path].chunk_shape)
     await streaming.stream(
-        self._share(blocks, lambda block: block.nbytes),
+        self._share(self.blocks(chunk_shapes), lambda block: block.nbytes),
         open_source=self.source.open,
         targets=stores,
         new_transaction=orbax_writer.new_transaction,

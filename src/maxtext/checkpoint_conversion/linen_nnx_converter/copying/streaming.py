@@ -143,6 +143,12 @@ def batch_bytes(memory_budget: int) -> int:
   return memory_budget // (_COST_OF_A_BYTE * _BATCHES_IN_FLIGHT)
 
 
+def held_bytes(sizes: Iterable[int], memory_budget: int) -> int:
+  """The bytes, about, that all copies of pieces of work of these sizes take at most at one time."""
+  sizes = list(sizes)
+  return _COST_OF_A_BYTE * max(min(sum(sizes), memory_budget // _COST_OF_A_BYTE), *sizes, 0)
+
+
 class _ByteGate:
   """Lets three batches in while the bytes under way stay below a limit; one that is larger goes alone."""
 

@@ -187,16 +187,16 @@ def can_link(source: epath.Path, target: epath.Path) -> bool:
   """Whether files can be linked from a folder to a place: both are local, and on one file system."""
   if remote_files.is_remote(source) or remote_files.is_remote(target):
     return False
-  return os.stat(source).st_dev == os.stat(_nearest(target)).st_dev
+  return os.stat(source).st_dev == os.stat(nearest(target)).st_dev
 
 
-def _nearest(final) -> epath.Path:
-  """The nearest folder above that exists."""
+def nearest(final: epath.Path) -> epath.Path:
+  """The nearest folder above a place that exists."""
   return next(parent for parent in final.parents if parent.exists())
 
 
 def _check_writable(final):
-  ancestor = _nearest(final)
+  ancestor = nearest(final)
   if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
     raise errors.TargetError(final, "a place that can be written", f"{ancestor}, which is no writable folder")
 
