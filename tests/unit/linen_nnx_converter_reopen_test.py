@@ -139,9 +139,10 @@ class ReopenTest(util.CheckpointTestCase):
         {key: tuple(place) for key, place in ours.places.items()},
         {key: (v.file, v.offset, v.nbytes, v.inline) for key, v in theirs.index.values.items()},
     )
-    for path, leaf in theirs.stored.items():
-      self.assertEqual(ours.name(path), leaf.name)
-      self.assertEqual(asyncio.run(ours.document(path)), leaf.document)
+    documents = [asyncio.run(ours.document(path)) for path in theirs.stored]
+    self.assertEqual(documents, [leaf.document for leaf in theirs.stored.values()])
+    self.assertLen(set(map(id, documents)), len(set(map(str, documents))))  # Equal ones are parsed once.
+    self.assertEqual(list(map(ours.name, theirs.stored)), [leaf.name for leaf in theirs.stored.values()])
 
   def test_the_verifier_imports_nothing_of_the_reader(self):
     allowed = {"abstract_state", "chunk_keys", "coroutines", "decoded", "digests", "errors"}

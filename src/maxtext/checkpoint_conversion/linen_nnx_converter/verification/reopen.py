@@ -91,7 +91,7 @@ class Arrays:
     """The zarr metadata of a leaf, if there are any."""
     name = self.name(path)
     key = f"{name}/{chunk_keys.DOCUMENT_NAMES[3 if self._found(name)[0].is_zarr3 else 2]}"
-    return json.loads(await self.read(key)) if key in self.places else None
+    return _parsed(await self.read(key)) if key in self.places else None
 
   async def read(self, key: str) -> bytes:
     """Reads the value of a key: an encoded chunk, or zarr metadata."""
@@ -116,6 +116,10 @@ class Arrays:
     """A key's pytree, and what it is called there."""
     prefix = "" if "" in self._pytrees else key[: key.index("/") + 1]
     return self._pytrees[prefix], key.removeprefix(prefix)
+
+
+# Layers that are alike have equal documents, and share one.
+_parsed = functools.lru_cache(maxsize=2**12)(json.loads)
 
 
 def _pytree(folder, metadata=None) -> Pytree:

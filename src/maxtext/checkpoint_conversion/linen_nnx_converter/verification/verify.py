@@ -161,7 +161,8 @@ def verify_written(
     decoded.verify_names(state, arrays.name, arrays.names())
   taken = {} if is_full else coroutines.run(compared.digests(theirs))
   proven = frozenset() if is_full else coroutines.run(encoded.prove(plan, ours, theirs, memory_budget=budget))
-  unproven = [path for path in plan.moves if path not in proven | taken.keys() and path in written.stored]
+  known = proven | taken.keys()
+  unproven = [path for path in plan.moves if path not in known and path in written.stored]
   parts, chunk_shape_of = plan.parts(), lambda path: written.stored[path].chunk_shape
   collector = digests.Collector(plan.target.leaves, {path: chunk_shape_of(path) for path in unproven})
   progress.start("verifying", sum(written.stored[path].nbytes for path in unproven))
