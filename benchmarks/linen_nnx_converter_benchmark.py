@@ -140,7 +140,7 @@ def _params_only(scratch, source, size) -> Iterator[Row]:
   streamed = scratch.convert(source, "--params_only", _UNSCANNED)
   yield f"{job}, scanned -> unscanned", "streamed, verified", streamed, ""
   raw = scratch.convert(source, "--params_only")
-  way = "raw" if " MiB raw" in raw.said else "link"  # Which data files hold what is not the same in each run.
+  way = "raw" if "iB raw" in raw.said else "link"  # Which data files hold what is not the same in each run.
   yield job, f"{way}, verified", raw, f"{streamed.work / 2:.2f} s, half of streamed" if streamed.work else ""
 
 

@@ -100,7 +100,7 @@ class ProcessesTest(parameterized.TestCase):
     processes = start(2, *arguments, f"--target_path={self.tmp}/together")
     outputs = [process.communicate(timeout=300) for process in processes]
     self.assertEqual([process.returncode for process in processes], [0, 0], outputs)
-    self.assertIn("MiB by reference, 4 bytes streamed", outputs[0][0])
+    self.assertIn("iB by reference, 4 bytes streamed", outputs[0][0])
     self.assertEqual(*(values(self.tmp / name / "3" / "items") for name in ("together", "alone")))
 
   @parameterized.parameters(0, 1)

@@ -14,9 +14,12 @@
 
 """The plan's invariants, and the algebra of plans as properties."""
 
+import dataclasses
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import jax
+import jax.numpy as jnp
 import linen_nnx_converter_util as util
 import numpy as np
 
@@ -119,6 +122,15 @@ class PlanTest(parameterized.TestCase):
   def test_no_inverse_where_something_is_dropped(self):
     with self.assertRaisesRegex(errors.UnaccountedLeafError, "^b: expected a plan that drops nothing"):
       plan_of({"a": struct(), "b": struct()}, {"x": struct()}, {("x",): copied("a")}, [("b",)]).inverse()
+
+  def test_no_inverse_where_something_is_cast(self):
+    half, moves = jax.ShapeDtypeStruct((2,), jnp.bfloat16), {("x",): copied("a")}
+    plan = dataclasses.replace(plan_of({"a": struct(2)}, {"x": half}, moves), cast_to=frozenset({"bfloat16"}))
+    plan.validate()
+    with self.assertRaisesRegex(
+        errors.UnaccountedLeafError, "^x: expected .* that casts nothing, found bfloat16 made of float32"
+    ):
+      plan.inverse()
 
   def test_a_leaf_that_was_made_is_told_apart_and_has_no_way_back(self):
     made = (plan_lib.MADE, "b")

@@ -154,6 +154,8 @@ class StepError(ConversionError):
 class VerificationError(ConversionError):
   """The target that was written differs from what the plan says."""
 
+  REMEDY = "Nothing was committed. Check the disk and convert again."
+
 
 def check_access(path, e: Exception):
   """Tells what keeps a process from reading from what is wrong with the data.

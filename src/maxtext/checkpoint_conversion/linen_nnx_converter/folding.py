@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Long lists for a person: lines that differ in their numbers alone become one, as `layers_0…31`."""
+"""Long lists and large numbers for a person: lines that differ in their numbers alone become one, as `layers_0…31`."""
 
 from collections.abc import Iterable, Iterator
 import re
@@ -53,3 +53,16 @@ def _ranges(rows: list[tuple[int, ...]]) -> Iterator[list[str]]:
       yield from ([str(number) for number in row] for row in group)
     else:
       yield [f"{a}…{b}" if moves else str(a) for a, b, moves in zip(first, last, together)]
+
+
+def size(nbytes: float) -> str:
+  """A number of bytes."""
+  for unit, power in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+    if nbytes >= 2**power:
+      return f"{nbytes / 2**power:,.1f} {unit}"
+  return count(int(nbytes), "byte")
+
+
+def count(number: int, one: str, more: str = "") -> str:
+  """A number of things."""
+  return f"{number:,} {one if number == 1 else more or one + 's'}"

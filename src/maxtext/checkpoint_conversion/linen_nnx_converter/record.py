@@ -23,6 +23,7 @@ from etils import epath
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import __version__
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import folding
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
@@ -105,7 +106,7 @@ class Conversion:
     dropped = (
         f"; left out {counts['dropped']} leaves ({', '.join(sorted(set(plan.dropped.values())))})" if plan.dropped else ""
     )
-    sizes = ", ".join(f"{_size(nbytes)} {way}" for way, nbytes in self.nbytes.items() if nbytes)
+    sizes = ", ".join(f"{folding.size(nbytes)} {way}" for way, nbytes in self.nbytes.items() if nbytes)
     done = f" in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}" if not self.dry_run else ""
     casts = (f"cast {number} leaves from {dtypes}" for dtypes, number in plan.casts().items())
     more = "".join(f"; {clause}" for clause in (self.resumed, *casts, *self.notes) if clause)
@@ -152,10 +153,6 @@ def recorded_empty_nodes(custom_metadata: Mapping[str, Any]) -> dict[Path, Any]:
   raise errors.DamagedSourceError(
       f"custom_metadata/{locations.RECORD}", "empty_nodes as an earlier conversion recorded them", found
   )
-
-
-def _size(nbytes: int) -> str:
-  return f"{nbytes} bytes" if nbytes < 2**16 else f"{nbytes / 2**20:,.1f} MiB"
 
 
 _MOVE_NAMES = {

@@ -20,6 +20,7 @@ import html
 import re
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import folding
 from maxtext.checkpoint_conversion.linen_nnx_inspector import inspection
 from maxtext.checkpoint_conversion.linen_nnx_inspector import text
 
@@ -184,7 +185,7 @@ def _branch(node: Node, depth: int) -> Iterator[str]:
 
 
 def _counted(node) -> str:
-  return f"{text.count(node.leaves, 'leaf', 'leaves')}, {text.size(node.nbytes)}"
+  return f"{folding.count(node.leaves, 'leaf', 'leaves')}, {folding.size(node.nbytes)}"
 
 
 def _text(value: object) -> str:

@@ -20,10 +20,10 @@ import os
 from typing import Any
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import folding
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
-from maxtext.checkpoint_conversion.linen_nnx_inspector import text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Steps:
 
   def lines(self) -> Iterator[str]:
     """The list for a person."""
-    yield errors.escaped(f"{self.path}  ({text.count(len(self.steps), 'step')})")
+    yield errors.escaped(f"{self.path}  ({folding.count(len(self.steps), 'step')})")
     width = max(len(step.name) for step in self.steps)
     for step in self.steps:
       said = step.problem or "whole, as far as its metadata tell"
-      yield errors.escaped(f"  {step.name:>{width}}  {text.size(step.nbytes):>11}  {said}")
+      yield errors.escaped(f"  {step.name:>{width}}  {folding.size(step.nbytes):>11}  {said}")
 
   def as_json(self) -> dict[str, Any]:
     return dataclasses.asdict(self)

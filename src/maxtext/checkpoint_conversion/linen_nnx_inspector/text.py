@@ -41,19 +41,6 @@ def as_json(found: inspection.Inspection) -> dict[str, Any]:
   return dataclasses.asdict(dataclasses.replace(found, amounts={})) | {"amounts": amounts}
 
 
-def size(nbytes: int) -> str:
-  """A number of bytes for a person."""
-  for unit, power in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
-    if nbytes >= 2**power:
-      return f"{nbytes / 2**power:,.1f} {unit}"
-  return count(nbytes, "byte")
-
-
-def count(number: int, one: str, more: str = "") -> str:
-  """A number of things."""
-  return f"{number:,} {one if number == 1 else more or one + 's'}"
-
-
 def facts(found: inspection.Inspection) -> Iterator[tuple[str, str]]:
   """The titles, each with what is said."""
   yield from _told(found)
@@ -80,13 +67,13 @@ def _told(found) -> Iterator[tuple[str, str]]:
   if found.optimizer_states:
     yield "optimizer", _optimizer(found)
   if found.rng_leaves:
-    yield "rngs", f"{count(found.rng_leaves, 'leaf', 'leaves')}: {', '.join(found.rng_streams)}"
+    yield "rngs", f"{folding.count(found.rng_leaves, 'leaf', 'leaves')}: {', '.join(found.rng_streams)}"
   yield from (("layers", layers) for layers in found.layers)
   if found.families:
     yield "family", " or ".join(found.families)
   if stored := found.storage:
-    chunks, files = count(stored.chunks, "chunk"), count(stored.files, "file")
-    yield "storage", f"{stored.kind}: {chunks} in {files}; {size(stored.nbytes)}"
+    chunks, files = folding.count(stored.chunks, "chunk"), folding.count(stored.files, "file")
+    yield "storage", f"{stored.kind}: {chunks} in {files}; {folding.size(stored.nbytes)}"
   is_state = any(part == "step" for part, _ in found.amounts)
   yield from _readers(found.readers, "as far as the tree tells" if is_state else "by load_parameters_path")
   if found.record:
@@ -97,7 +84,7 @@ def _amount(by_dtype) -> str:
   """The leaves of a part, and its elements of each dtype."""
   leaves, nbytes = (sum(getattr(amount, name) for amount in by_dtype.values()) for name in ("leaves", "nbytes"))
   elements = ", ".join(f"{amount.elements:,} {dtype}" for dtype, amount in by_dtype.items())
-  return f"{count(leaves, 'leaf', 'leaves')}: {elements}; {size(nbytes)}"
+  return f"{folding.count(leaves, 'leaf', 'leaves')}: {elements}; {folding.size(nbytes)}"
 
 
 def _optimizer(found) -> str:

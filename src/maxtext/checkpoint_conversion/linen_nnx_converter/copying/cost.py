@@ -29,6 +29,7 @@ import numpy as np
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import folding
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import moving
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
@@ -51,7 +52,7 @@ def estimate(moves: Sequence[moving.Move], target: epath.Path, verify: bool | st
   """
   held = max(streaming.held_bytes(_pieces(move), move.memory_budget) for move in moves)
   so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
-  memory = f"about {_size(so_far)} of memory as now, and at most {_size(held)} for data under way"
+  memory = f"about {folding.size(so_far)} of memory as now, and at most {folding.size(held)} for data under way"
   return f"cost: {memory}; {_work(moves, target, bool(verify))}"
 
 
@@ -86,7 +87,7 @@ def _work(moves, target, is_verified) -> str:
     name = "decoded, encoded and read back" if is_verified else "decoded and encoded"
     rates[name] = (streamed, _rate(_stream(moves, is_verified)))
   seconds = sum(nbytes / rate for nbytes, rate in rates.values())
-  each = ", ".join(f"{_size(nbytes)} {name} at {_size(rate)}/s" for name, (nbytes, rate) in rates.items())
+  each = ", ".join(f"{folding.size(nbytes)} {name} at {folding.size(rate)}/s" for name, (nbytes, rate) in rates.items())
   return f"about {max(1, round(seconds)):,} s beyond what the plan took ({each}, measured for a moment)"
 
 
@@ -164,7 +165,3 @@ class _InMemory(dict):
     layout = ts.ChunkLayout(write_chunk_shape=self._move.routes[path].chunk_shape)
     self[path] = ts.open(spec, create=True, dtype=leaf.dtype, shape=leaf.shape, chunk_layout=layout).result()
     return self[path]
-
-
-def _size(nbytes: float) -> str:
-  return f"{nbytes / 2**30:,.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.1f} MiB"

@@ -122,13 +122,22 @@ class Plan:
     """The plan that leads back. It exists when nothing is dropped, and nothing is cast.
 
     Raises:
-      UnaccountedLeafError: a source leaf is dropped.
+      UnaccountedLeafError: a source leaf is dropped, or a target leaf is cast.
     """
     if self.dropped:
       path, reason = next(iter(self.dropped.items()))
       raise errors.UnaccountedLeafError(
           path, "a plan that drops nothing", f"a leaf dropped: {reason}", "Keep it to invert the plan."
       )
+    for path, leaf in self.target.leaves.items() if self.cast_to else ():
+      origin = self.source.leaves[self.moves[path].sources[0]] if path in self.moves else leaf
+      if abstract_state.is_array(leaf) and is_float_cast(origin, leaf):
+        raise errors.UnaccountedLeafError(
+            path,
+            "a plan that casts nothing",
+            f"{leaf.dtype} made of {origin.dtype}",
+            "Keep its dtype to invert the plan.",
+        )
     moves = {source: _inverted(parts) for source, parts in self.parts().items() if not is_held(source)}
     made = {part.target: source[0] for source, parts in self.parts().items() if is_held(source) for part in parts}
     stored = {path: leaf for path, leaf in self.source.leaves.items() if not is_held(path)}

@@ -62,9 +62,9 @@ def verify_state(expected: abstract_state.AbstractState, found: abstract_state.A
   for path in dict.fromkeys([*expected.leaves, *found.leaves]):
     wanted, got = (plan_lib.described(state.leaves.get(path, "no leaf")) for state in (expected, found))
     if wanted != got:
-      raise _failure(path, wanted, got)
+      raise errors.VerificationError(path, wanted, got)
   for path in sorted(expected.lists ^ found.lists):
-    raise _failure(path, "a list" if path in expected.lists else "a dict", "the other")
+    raise errors.VerificationError(path, "a list" if path in expected.lists else "a dict", "the other")
 
 
 def verify_names(expected: abstract_state.AbstractState, name_of: Callable[[Path], str], found: set[str]):
@@ -78,7 +78,7 @@ def verify_names(expected: abstract_state.AbstractState, name_of: Callable[[Path
   ]
   wanted = {name_of(path) for path in arrays}
   for name in sorted(wanted ^ found):
-    raise _failure(name, *(("an array", "none") if name in wanted else ("no array", "one")))
+    raise errors.VerificationError(name, *(("an array", "none") if name in wanted else ("no array", "one")))
 
 
 async def verify_arrays(
@@ -160,10 +160,10 @@ async def opened(path: Path, leaf: Any, open_array: Open) -> Any:
   try:
     array = await open_array(path)
   except (ValueError, KeyError) as e:  # What TensorStore raises where there is none, or one that it cannot read.
-    raise _failure(path, "an array that can be opened", errors.one_line(e)) from e
+    raise errors.VerificationError(path, "an array that can be opened", errors.one_line(e)) from e
   found = array.shape, array.dtype.numpy_dtype
   if found != (leaf.shape, leaf.dtype):
-    raise _failure(path, plan_lib.described(leaf), f"{found[1]}{list(found[0])}")
+    raise errors.VerificationError(path, plan_lib.described(leaf), f"{found[1]}{list(found[0])}")
   return array
 
 
@@ -203,7 +203,7 @@ async def verify_box(path: Path, target: Any, place: Box, expected: np.ndarray, 
     found = await target[as_slices(place)].read()
   except ValueError as e:  # What TensorStore raises for a chunk that cannot be read.
     errors.check_access(path, e)
-    raise _failure(path, "chunks that can be read", errors.one_line(e)) from e
+    raise errors.VerificationError(path, "chunks that can be read", errors.one_line(e)) from e
   if plan_lib.is_float_cast(expected, found):
     _compare_rounded(path, found, expected, place)
   else:
@@ -231,7 +231,7 @@ def boxes(shape, chunk_shape, elements: int) -> Iterator[Box]:
 def _compare(path, found, expected, place):
   """Compares bytes, so that NaNs, signed zeros and every dtype count as they are stored."""
   if found.dtype != expected.dtype:
-    raise _failure(path, str(expected.dtype), str(found.dtype))
+    raise errors.VerificationError(path, str(expected.dtype), str(found.dtype))
   bits = _BITS.get(found.dtype.itemsize)
   if bits and np.array_equal(found.view(bits), expected.view(bits)):  # Copies neither, and goes any stride.
     return
@@ -241,7 +241,7 @@ def _compare(path, found, expected, place):
   as_bytes = lambda array: array.reshape(array.size, 1).view(np.uint8)
   different = int(np.argmax((as_bytes(found) != as_bytes(expected)).any(axis=1)))
   inside = np.unravel_index(different, found.shape)
-  raise _failure(path, f"{expected[inside]} at index {_index(place, inside)}", f"{found[inside]}")
+  raise errors.VerificationError(path, f"{expected[inside]} at index {_index(place, inside)}", f"{found[inside]}")
 
 
 def _compare_rounded(path, found, source, place):
@@ -250,12 +250,10 @@ def _compare_rounded(path, found, source, place):
   if different is not None:
     inside = np.unravel_index(different, found.shape)
     number = rounding.rounded(rounding.exact(source[inside].reshape(1)), str(found.dtype))[0]
-    raise _failure(path, f"{number:.9g} at index {_index(place, inside)}, for {source[inside]}", f"{found[inside]}")
+    raise errors.VerificationError(
+        path, f"{number:.9g} at index {_index(place, inside)}, for {source[inside]}", f"{found[inside]}"
+    )
 
 
 def _index(place, inside) -> tuple[int, ...]:
   return tuple(int(start + offset) for (start, _), offset in zip(place, inside))
-
-
-def _failure(path, expected, found) -> errors.VerificationError:
-  return errors.VerificationError(path, expected, found, "Nothing was committed. Check the disk and convert again.")

@@ -43,7 +43,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reope
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import while_written
 
 _REMEDY = "The checkpoint is damaged: convert again, or take another copy of it."
-_AGAIN = "Nothing was committed. Check the disk and convert again."
 _NAMED = 10  # Leaves that differ, in a message.
 
 
@@ -194,7 +193,7 @@ def _reopened(items) -> reopen.Arrays:
     return arrays
   except (OSError, ValueError) as e:  # What the system, json and TensorStore raise of a damaged file.
     errors.check_access(items, e)
-    raise errors.VerificationError(items, "a pytree that can be read", errors.one_line(e), _AGAIN) from e
+    raise errors.VerificationError(items, "a pytree that can be read", errors.one_line(e)) from e
 
 
 async def _take_anew(written, arrays, paths, budget) -> dict[abstract_state.Path, digests.Digest]:
