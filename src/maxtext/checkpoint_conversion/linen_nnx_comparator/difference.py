@@ -118,7 +118,8 @@ def measure(a: np.ndarray, b: np.ndarray, origin: Index, tolerance: Tolerance | 
     return Element(index, str(a[i]), str(b[i]), _hexadecimal(a[i]), _hexadecimal(b[i]))
 
   total = Difference(elements=a.size)
-  for start, x, y in _pieces(a, b):
+  for start in range(0, a.size, _PIECE):
+    x, y = a[start : start + _PIECE], b[start : start + _PIECE]
     where = np.flatnonzero(_differs(x, y))
     if where.size:
       total = total.merged(_measured(x[where], y[where], lambda i, at=start + where: element(at[i]), tolerance))
@@ -153,12 +154,6 @@ def ordered(array: np.ndarray) -> np.ndarray:
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """How far apart two arrays of `ordered` places are, as uint64."""
   return np.maximum(a, b) - np.minimum(a, b)
-
-
-def _pieces(a, b):
-  """Both arrays piece by piece, each with where it starts."""
-  for start in range(0, a.size, _PIECE):
-    yield start, a[start : start + _PIECE], b[start : start + _PIECE]
 
 
 def _differs(a, b) -> np.ndarray:

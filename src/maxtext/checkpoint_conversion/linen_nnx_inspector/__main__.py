@@ -14,8 +14,9 @@
 
 """The command: flags, printing and exit codes, nothing else."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import contextlib
+import dataclasses
 import functools
 import json
 import sys
@@ -118,13 +119,13 @@ def _answer(values, paths) -> int:
   elif code == DONE and not values.steps and any(each.model and each.model.differing for each in found):
     code = DIFFERENT
   if values.json:
-    documents = [each.as_json() if values.steps else text.as_json(each) for each in found]
+    documents = [dataclasses.asdict(each) if values.steps else text.as_json(each) for each in found]
     said = json.loads(json.dumps(documents, default=str), parse_constant=str)  # A record may hold Infinity: no JSON.
-    _print([json.dumps({"schema": text.SCHEMA, "found": said}, indent=2)])
+    streams.show(json.dumps({"schema": text.SCHEMA, "found": said}, indent=2), must_be_read=False)
     return code
   for number, each in enumerate(found):
     of_each = each.lines() if values.steps else text.lines(each, tree=values.tree)
-    _print([*([""] if number else ()), *of_each])
+    streams.show("\n".join([*([""] if number else ()), *of_each]), must_be_read=False)
   return code
 
 
@@ -145,10 +146,6 @@ def _apart(arguments) -> tuple[list[str], list[str]]:
   """The paths, and the config with its settings."""
   begin = next((i for i, argument in enumerate(arguments) if i and argument.endswith((".yml", ".yaml"))), len(arguments))
   return arguments[:begin], arguments[begin:]
-
-
-def _print(lines: Iterable[str]):
-  streams.show("\n".join(lines), must_be_read=False)
 
 
 def _refuse(message: object) -> int:

@@ -123,12 +123,6 @@ def _changes_nothing(plan: plan_lib.Plan) -> bool:
   return (
       source.keys() == target.keys()
       and plan.source.lists == plan.target.lists
-      and all(_alike(leaf, source[path]) for path, leaf in target.items())
+      and all(plan_lib.described(leaf) == plan_lib.described(source[path]) for path, leaf in target.items())
       and all(move.kind == "copy" and move.sources == [path] for path, move in plan.moves.items())
   )
-
-
-def _alike(leaf, other) -> bool:
-  if abstract_state.is_array(leaf) and abstract_state.is_array(other):
-    return leaf.dtype == other.dtype and tuple(leaf.shape) == tuple(other.shape)
-  return type(leaf) is type(other) and leaf == other

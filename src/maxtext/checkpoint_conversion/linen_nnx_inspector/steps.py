@@ -17,7 +17,6 @@
 from collections.abc import Iterator
 import dataclasses
 import os
-from typing import Any
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import folding
@@ -53,9 +52,6 @@ class Steps:
     for step in self.steps:
       said = step.problem or "whole, as far as its metadata tell"
       yield errors.escaped(f"  {step.name:>{width}}  {folding.size(step.nbytes):>11}  {said}")
-
-  def as_json(self) -> dict[str, Any]:
-    return dataclasses.asdict(self)
 
 
 def listed(path: str | os.PathLike[str]) -> Steps:
