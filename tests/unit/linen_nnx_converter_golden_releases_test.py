@@ -15,6 +15,7 @@
 """MaxText's own abstract states of one release, turned into those of another."""
 
 import itertools
+import types
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -27,6 +28,7 @@ import linen_nnx_converter_util as util
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
+from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 
 
@@ -102,6 +104,13 @@ class ReleaseTest(GoldenTestCase):
     with self.assertRaisesRegex(errors.LayerStackError, "expected layers whose order is known, found those of engram's"):
       util.plan_conversion(source, scan_layers=False, **options)
     self.assert_state(util.plan_conversion(source, scan_layers=True, **options), source)
+
+  def test_each_of_engrams_unscanned_layers_stands_for_itself(self):
+    """They have the names that any DeepSeek's have in the release."""
+    source, wanted = (read(golden("0.2.3") / f"engram.{form}.unscanned.txt") for form in ("nnx", "ondisk"))
+    decoder = run_config.decoder(types.SimpleNamespace(**config("0.2.3", "engram"), scan_layers=False))
+    run = {"decoder": decoder, "release": (0, 2, 3), "trainer": "nnx"}
+    self.assert_state(util.plan_conversion(source, scan_layers=False, nnx_aux="drop", **run), wanted)
 
   def test_a_routing_bias_in_layers_of_unknown_order_is_refused(self):
     source = read(golden("0.2.4") / "deepseek3.ondisk.scanned.txt", only_params=True)

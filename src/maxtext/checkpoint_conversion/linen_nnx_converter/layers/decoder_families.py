@@ -50,7 +50,7 @@ class Decoder:
     num_hash_layers: `first_num_hash_layers`, of DeepSeek 4.
     cycle: `inhomogeneous_layer_cycle_interval`, the length of a block where the family does not fix it.
     model_name: `model_name`; MaxText decides by it which variables are Params.
-    known_order: whether the config tells which leaf holds which layers; not so with engram.
+    known_order: whether the config tells which leaf holds which layers; not so of engram's chunks.
     pipeline: the pipeline that they go through, or None.
   """
 

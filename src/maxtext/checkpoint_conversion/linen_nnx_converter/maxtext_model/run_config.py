@@ -83,7 +83,7 @@ def decoder(config: Any) -> decoder_families.Decoder:
       getattr(config, "first_num_hash_layers", 0),
       getattr(config, "inhomogeneous_layer_cycle_interval", 1),
       config.model_name,
-      known_order=not getattr(config, "engram_layers", None),
+      known_order=not (getattr(config, "engram_layers", None) and config.scan_layers),
       pipeline=_pipeline(config),
   )
 
@@ -166,7 +166,7 @@ def saved_state(config: Any, trainer_name: str) -> abstract_state.AbstractState:
     ConfigError: MaxText cannot trace the model.
   """
   try:
-    tree = _linen_tree(config) if trainer_name == "linen" else _nnx_tree(config)
+    tree = _linen_tree(config) if trainer_name == "linen" else saved_by_nnx(nnx_state(config))
   except Exception as e:  # Whatever a model raises while it is traced.  pylint: disable=broad-except
     raise _untraceable(config, e, "Check the config, or pass --nocheck_model.") from e
   return abstract_state.abstract(abstract_state.flatten(tree))
@@ -246,10 +246,13 @@ def _linen_tree(config) -> dict[str, Any]:
   return {"params": state.params, "opt_state": state.opt_state, "step": state.step}
 
 
-def _nnx_tree(config) -> dict[str, Any]:
+def saved_by_nnx(state: Any) -> dict[str, Any]:
+  """What the installed MaxText's NNX trainer saves of its state; 0.2.3's saves no RNG streams, nor the like."""
   from maxtext.common import train_state_nnx
 
-  return train_state_nnx.to_checkpoint_dict(nnx_state(config))
+  if hasattr(train_state_nnx, "to_checkpoint_dict"):
+    return train_state_nnx.to_checkpoint_dict(state)
+  return train_state_nnx.to_linen_checkpoint_dict(state.to_pure_dict())
 
 
 def nnx_state(config: Any) -> Any:
