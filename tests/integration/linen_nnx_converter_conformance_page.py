@@ -12,19 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What is said of every model: a row for those of one decoder that fare alike, and the reasons below."""
+"""What is said of every model: a row for those that fare alike, and the reasons below."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
 import textwrap
 
 FACTS = ("Model", "Decoder", "Layers", "Params", "Leaves, scanned", "Unscanned")
-CHECKS = (
-    "Linen: scanned ↔ unscanned",
-    "NNX: scanned ↔ unscanned",
-    "Scanned: Linen ↔ NNX",
-    "Unscanned: Linen ↔ NNX",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Checked:
 
   Attributes:
     facts: what it is, a cell for each of `FACTS`.
-    verdicts: a cell for each of `CHECKS`.
+    verdicts: a cell for each check.
     notes: of each reason, which states or checks it is the reason of.
   """
 
@@ -43,16 +37,17 @@ class Checked:
 
 
 def page(results: Sequence[Checked]) -> Iterator[str]:
-  """The lines of the table, a row for the models of one decoder that fare alike, and of the notes."""
-  families, notes = {}, {}
+  """The lines of the table, a row for the models that fare alike, and of the notes."""
+  alike, notes = {("ok",): []}, {}
   for each in results:
-    families.setdefault((each.facts[FACTS.index("Decoder")], each.verdicts), []).append(each.facts[0])
+    verdicts = each.verdicts if len(set(each.verdicts)) > 1 else each.verdicts[:1]
+    alike.setdefault(verdicts, []).append(each.facts[0])
     for reason, which in each.notes.items():
       notes.setdefault((which, reason), []).append(each.facts[0])
-  yield line(("Decoder", "Models", "Results"))
-  yield "|---|---|---|"
-  for (decoder, verdicts), models in families.items():
-    yield line((decoder, ", ".join(models), ", ".join(verdicts) if len(set(verdicts)) > 1 else verdicts[0]))
+  yield line(("Results", "Models"))
+  yield "|---|---|"
+  for verdicts, models in alike.items():
+    yield line((", ".join(verdicts), ", ".join(models)))
   yield ""
   for (which, reason), models in notes.items():
     note = f"- {', '.join(models)} ({', '.join(which)}): {reason}"

@@ -12,17 +12,20 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Models of MaxText 0.2.4 at their real size, abstractly: each state planned into the others lands on MaxText's own.
+"""Models of MaxText at their real size, abstractly: each state planned into the others lands on MaxText's own.
 
-Nothing is shrunk or cached: MaxText traces every layer, for both trainers, scanned and unscanned, optimizer included, in
-the script beside this file, which goes through all models for `docs/conformance.md`. A sample is traced here.
+Nothing is shrunk or cached: MaxText traces every layer, scanned and unscanned, optimizer included, in the script beside
+this file, which goes through all models for `docs/conformance.md`. A sample is traced here, of MaxText 0.2.4 by both
+trainers; its Linen states are then planned into those of 0.2.5, and back.
 
-Needs a Python with MaxText 0.2.4, its trainer's dependencies and this package in MAXTEXT_PYTHON.
+Needs a Python with MaxText 0.2.4, its trainer's dependencies and this package in MAXTEXT_PYTHON, and one with 0.2.5 in
+MAXTEXT_0_2_5_PYTHON.
 """
 
 import os
 import pathlib
 import subprocess
+import tempfile
 import unittest
 
 from absl.testing import absltest
@@ -35,6 +38,7 @@ MODELS = frozenset(
     (
         "deepseek-custom",
         "deepseek2-16b",
+        "deepseek3-tiny",
         "deepseek4-tiny",
         "envy-test",
         "gemma2-2b",
@@ -44,24 +48,36 @@ MODELS = frozenset(
         "llama2-7b",
         "llama4-17b-16e",
         "olmo3-7b",
+        "qwen3-next-80b-a3b",
         "qwen3-vl-2b",
         "qwen3.5-35b-a3b",
+    )
+)
+# What 0.2.5 has anew, and what it has otherwise.
+OF_0_2_5 = frozenset(
+    (
+        "deepseek3-tiny",
+        "gemma4-e2b",
+        "qwen3-next-80b-a3b",
+        "qwen3.5-35b-a3b",
+        "qwen3.5-35b-a3b-fp8",
+        "weaver-mini",
     )
 )
 
 
 def cells(text: str) -> list[list[str]]:
-  """The rows of the first table in a text, below its heading."""
-  rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-  return rows[1:]
+  """The rows of the tables in a text, below their headings."""
+  return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
 
 
-def documented() -> dict[str, list[str]]:
-  """Of each model on the page, its decoder and its four results."""
+def documented(release: str) -> dict[str, list[str]]:
+  """The results of each model in the release's part of the page."""
   found = {}
-  for decoder, models, results in (row for row in cells(PAGE.read_text()) if len(row) == 3):
-    four = results.split(", ") if ", " in results else [results] * 4
-    found |= {model: [decoder, *four] for model in models.split(", ")}
+  part = PAGE.read_text().partition(f"## MaxText {release}\n")[2].partition("\n## ")[0]
+  for results, models in cells(part):
+    seven = results.split(", ") if ", " in results else [results] * 7
+    found |= dict.fromkeys(models.split(", "), seven)
   return found
 
 
@@ -69,16 +85,25 @@ def documented() -> dict[str, list[str]]:
 class ConformanceTest(unittest.TestCase):
   maxDiff = None
 
-  def test_a_sample(self):
-    page = documented()
-    command = [os.environ["MAXTEXT_PYTHON"], SCRIPT, f"--models={','.join(sorted(MODELS))}"]
+  def sampled(self, python: str, models: frozenset[str], *arguments: str) -> tuple[dict[str, list[str]], str]:
+    """What the script says of the models, and what it prints."""
+    command = [os.environ[python], SCRIPT, f"--models={','.join(sorted(models))}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     self.assertEqual(done.returncode, 0, done.stderr[-5000:])
-    found = {row[0]: [row[1], *row[-4:]] for row in cells(done.stderr) if row[0] in MODELS}
-    self.assertEqual(found, {model: page[model] for model in MODELS})
-    reasons = done.stdout.partition("\n\n")[2]
-    for reason in ("engram modules", "routed bias", "deepstack features"):
-      self.assertIn(reason, " ".join(reasons.split()))
+    found = {row[0]: row[-7:] for row in cells(done.stderr) if row[0] in models}
+    return found, " ".join(done.stdout.split())
+
+  def test_a_sample(self):
+    with tempfile.TemporaryDirectory() as folder:
+      found, text = self.sampled("MAXTEXT_PYTHON", MODELS, f"--write_linen={folder}")
+      page = documented("0.2.4")
+      self.assertEqual(found, {model: page[model] for model in MODELS})
+      for reason in ("engram modules", "routed bias", "deepstack features"):
+        self.assertIn(reason, text)
+      found, text = self.sampled("MAXTEXT_0_2_5_PYTHON", OF_0_2_5, f"--read_linen={folder}")
+      page = documented("0.2.5")
+      self.assertEqual(found, {model: page[model] for model in OF_0_2_5})
+      self.assertIn("reduced: MaxText 0.2.5 trains no gate/bias", text)
 
 
 if __name__ == "__main__":
