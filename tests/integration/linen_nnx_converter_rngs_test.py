@@ -45,7 +45,7 @@ from maxtext.utils import model_creation_utils
 jax.config.update("jax_default_prng_impl", "unsafe_rbg")
 path, *arguments = sys.argv[1:]
 config = run_config.load(arguments)
-mesh = run_config._mesh(config)
+mesh = run_config.device_mesh(config)
 create_model, model = model_creation_utils.create_nnx_abstract_model(config, mesh)
 tx = run_config._optimizer(config, model, mesh)
 

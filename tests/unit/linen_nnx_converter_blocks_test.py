@@ -23,6 +23,11 @@ import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+
+PARAMS = ("params", "params", "decoder", "layers")
 
 
 class BlocksTest(LayersTestCase):
@@ -80,6 +85,19 @@ class BlocksTest(LayersTestCase):
       self.assert_tree(model, {"decoder": decoder})
       with self.assertRaisesRegex(errors.LayerStackError, f"{name}/layers/w: expected layers whose order is known"):
         converter.convert_linen_to_nnx(state(decoder), scan_layers=False)
+
+  def test_a_proven_order_is_that_of_the_proven_arrangements_alone(self):
+    """Layers in a plain stack are not those that MaxText's models, which prove an order, have in blocks."""
+    unscanned = layer_stacks.unscanned(("decoder", "layers"), 4, layer_stacks.FLAT)
+    blocks = decoder_families.Decoder("olmo3", 4, cycle=2)
+    scanned = decoder_families.schedule(blocks, True, "nnx", (0, 2, 5))
+    decoder = decoder_families.Decoder("new_block", 4, proven=(unscanned, scanned))
+    options = {"decoder": decoder, "release": (0, 2, 5), "trainer": "nnx", "scan_layers": False}
+    in_blocks = {"layers": {f"layers_{j}": {"w": util.array(3, 2, 5)} for j in range(2)}}
+    plan = util.plan_conversion(abstract_state.flatten(state(in_blocks)), **options)
+    self.assertEqual(plan.moves["params", "params", "decoder", "layers_3", "w"].sources, [(*PARAMS, "layers_1", "w")])
+    with self.assertRaisesRegex(errors.ConfigError, "MaxText's models have them in neither arrangement"):
+      util.plan_conversion(abstract_state.flatten(state({"layers": {"w": util.array(3, 4, 5)}})), **options)
 
   @parameterized.parameters(
       ({"local_layers": {"w": util.array(3, 2, 3, 5)}, "global_layer": {"w": util.array(3, 3, 5)}},),

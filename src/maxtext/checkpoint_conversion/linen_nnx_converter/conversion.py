@@ -33,6 +33,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.copying import moving
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import resume as resume_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import model_check
+from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import model_order
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import rng_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
@@ -282,10 +283,9 @@ def _verified(job, compared, source, items, done) -> record.Conversion:
 
 def _plan(job) -> tuple[plan_lib.Plan, reader.Checkpoint, tuple[str, ...]]:
   """The plan, checked as far as metadata and small leaves allow; the source; and clauses for a person."""
-  checkpoint, config, notes = opening.open_source(job.source), job.config, job.notes
-  custom_metadata = job.source.custom_metadata()
+  checkpoint, config, custom_metadata = opening.open_source(job.source), job.config, job.source.custom_metadata()
   nodes = record.recorded_empty_nodes(custom_metadata)
-  plan = planner.plan_conversion(checkpoint.state, job.options, job.run, nodes)
+  plan, notes = model_order.plan_conversion(checkpoint.state, job.options, job.run, nodes, config)
   if config is not None:
     model_check.check_scan_flag(plan, job.source.final, custom_metadata)
   if job.options.init_rngs:
@@ -297,4 +297,4 @@ def _plan(job) -> tuple[plan_lib.Plan, reader.Checkpoint, tuple[str, ...]]:
     tunix_target.check_resumes(plan.target, int(step), job.target.step)
   streaming.check_casts(plan, checkpoint.read)
   tunix.check_accumulation(plan.dropped, checkpoint.read)
-  return plan, checkpoint, notes
+  return plan, checkpoint, job.notes + notes

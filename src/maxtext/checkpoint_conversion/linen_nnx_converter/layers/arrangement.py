@@ -224,6 +224,17 @@ def refuse_blocks(arranged: Iterable[Arranged], paths: Mapping[leaf_roles.Role, 
         raise decoder_families.unknown_blocks(paths[item.move.sources[0]], mark)
 
 
+def refuse_unproven(source: Schedule, decoder: decoder_families.Decoder):
+  """Refuses a source whose layers are arranged as in neither of the models that prove the order of the decoder's.
+
+  Raises:
+    ConfigError: they are.
+  """
+  if decoder.proven and {stack for stack in source if stack.group[0] == "decoder"} not in map(set, decoder.proven):
+    found = "layers as the installed MaxText's models have them in neither arrangement"
+    raise decoder_families.unknown_order(("decoder",), found, decoder)
+
+
 def refuse_new_arrangement(
     arranged: Iterable[Arranged], paths: Mapping[leaf_roles.Role, Path], decoder: decoder_families.Decoder
 ):

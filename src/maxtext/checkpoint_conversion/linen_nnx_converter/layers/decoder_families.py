@@ -52,6 +52,7 @@ class Decoder:
     model_name: `model_name`; MaxText decides by it which variables are Params.
     known_order: whether the config tells which leaf holds which layers; not so of engram's chunks.
     pipeline: the pipeline that they go through, or None.
+    proven: the schedules, unscanned and scanned, that MaxText's own models prove of a block that this table has not.
   """
 
   block: str
@@ -62,6 +63,7 @@ class Decoder:
   model_name: str = ""
   known_order: bool = True
   pipeline: pipelines.Pipeline | None = None
+  proven: tuple[layer_stacks.Schedule, layer_stacks.Schedule] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +75,7 @@ class Blocks:
     position: the name of a layer's place in the block, with `{}` for its number; None where all but the last are in
       `local_layers`, with an axis of their own, and the last is `global_layer`.
     period: the number of layers in a block; None takes the config's cycle.
-    remainder: the path of a layer that is left over, with `{}` for its number; without `{}`, they are stacked there;
-      None where MaxText does not build them.
+    remainder: the path of a layer left over, with `{}` for its number, or of their stack; None where there are none.
   """
 
   module: str
@@ -180,7 +181,7 @@ def is_former_param(path: tuple[str, ...], decoder: Decoder | None, release: Rel
 
 def for_release(decoder: Decoder, release: Release) -> Decoder:
   """The decoder, whose order is unknown if the release has no such block or this table has not."""
-  is_known = DECODER_BLOCKS.get(decoder.block, release + (1,)) <= release
+  is_known = decoder.proven is not None or DECODER_BLOCKS.get(decoder.block, release + (1,)) <= release
   if decoder.pipeline:  # MaxText pipelines whole blocks, or layers of one kind where the model's are of several.
     is_known &= release >= FLAT_NNX_SINCE and not any(decoder.block in row.decoder_blocks for row in ROWS)
   return dataclasses.replace(decoder, known_order=decoder.known_order and is_known)

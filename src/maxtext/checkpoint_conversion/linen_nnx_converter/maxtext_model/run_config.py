@@ -198,7 +198,7 @@ def _rng_state(config, prng_impl) -> dict[abstract_state.Path, Any]:
 
   from maxtext.utils import model_creation_utils
 
-  mesh = _mesh(config)
+  mesh = device_mesh(config)
   create_model = model_creation_utils.get_nnx_create_model_fn(config, mesh)
   with jax.default_prng_impl(prng_impl), mesh, nnx.logical_axis_rules(config.logical_axis_rules):
     state = jax.jit(lambda: nnx.state(create_model(), nnx.RngState))()
@@ -222,7 +222,8 @@ def _optimizer(config, model, mesh):
   return make(config, model, **({"mesh": mesh} if "mesh" in inspect.signature(make).parameters else {}))[1]
 
 
-def _mesh(config):
+def device_mesh(config: Any) -> Any:
+  """The mesh of the devices that are here, as the config lays them out."""
   import jax
 
   from maxtext.utils import maxtext_utils
@@ -237,7 +238,7 @@ def _linen_tree(config) -> dict[str, Any]:
   from maxtext.utils import maxtext_utils
   from maxtext.utils import model_creation_utils
 
-  mesh = _mesh(config)
+  mesh = device_mesh(config)
   model = model_creation_utils.from_config(config, mesh=mesh)
   tx = _optimizer(config, model, mesh)
   init = functools.partial(maxtext_utils.init_initial_state, model, tx, config, True, jax.random.PRNGKey(0))
@@ -262,7 +263,7 @@ def nnx_state(config: Any) -> Any:
   from maxtext.common import train_state_nnx
   from maxtext.utils import model_creation_utils
 
-  mesh = _mesh(config)
+  mesh = device_mesh(config)
   _, model = model_creation_utils.create_nnx_abstract_model(config, mesh)
   tx = _optimizer(config, model, mesh)
   train_state = lambda model: train_state_nnx.TrainStateNNX(model, nnx.Optimizer(model, tx, wrt=nnx.Param))

@@ -164,6 +164,8 @@ def _schedule(decoder, scan_layers, release, reads) -> layer_stacks.Schedule | N
   """The schedule of the config's decoder, if there is one and it is asked for."""
   if decoder is None or not decoder.known_order or scan_layers is None or release is None or reads is None:
     return None
+  if decoder.proven is not None:
+    return decoder.proven[scan_layers]
   return decoder_families.schedule(decoder, scan_layers, reads.trainer, release)
 
 

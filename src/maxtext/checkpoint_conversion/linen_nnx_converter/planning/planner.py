@@ -166,6 +166,8 @@ def arrange(
     arrangement.refuse_blocks(arranged, paths)
   elif not goal.decoder.known_order:
     arrangement.refuse_new_arrangement(arranged, paths, goal.decoder)
+  else:
+    arrangement.refuse_unproven(before, goal.decoder)
   return arranged, before, after
 
 
