@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Steps on disk for Tunix: two items, in one commit."""
+"""Steps on disk for Tunix, and for MaxText's training engine: two items, in one commit."""
 
 import os
 import shutil
@@ -31,28 +31,32 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_tar
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 
 TUNIX = util.FIXTURES / "tunix" / "sft"
+ENGINE = util.FIXTURES / "training_engine" / "complete"
 ITEMS = ["model_params", "optimizer_state"]
 
 
 class ToTunixTest(util.CheckpointTestCase):
 
   def setUp(self):
-    """What MaxText has of Tunix's own checkpoint, with its RNG state, which MaxText itself would have drawn anew."""
     super().setUp()
-    converter.convert_checkpoint(TUNIX, self.tmp / "maxtext")
-    tree = converter.load_checkpoint(self.tmp / "maxtext" / "3")
+    self.tree = self.tree_of(TUNIX, 3)
+    self.source = self.save_steps("source", self.tree)
+
+  def tree_of(self, saved, step):
+    """What MaxText has of a trainer's own checkpoint, with its RNG state, which MaxText itself would have drawn anew."""
+    converter.convert_checkpoint(saved, self.tmp / "maxtext")
+    tree = converter.load_checkpoint(self.tmp / "maxtext" / str(step))
     shutil.rmtree(self.tmp / "maxtext")
-    decoder = converter.load_checkpoint(TUNIX)["model_params"]["decoder"]
+    decoder = converter.load_checkpoint(saved)["model_params"]["decoder"]
     plain = lambda boxed: jax.tree.map(lambda box: box["value"], boxed, is_leaf=lambda node: "value" in node)
     aux = {"rngs": plain(decoder["rngs"])}
     aux["layers"] = {"self_attention": {"rngs": plain(decoder["layers"]["self_attention"]["rngs"])}}
-    self.tree = tree | {"nnx_aux": {"model": {"decoder": aux}}}
-    self.source = self.save_steps("source", self.tree)
+    return tree | {"nnx_aux": {"model": {"decoder": aux}}}
 
-  def save_steps(self, name, tree):
+  def save_steps(self, name, tree, step=3):
     with ocp.CheckpointManager(self.tmp / name, item_names=("items", "iter")) as manager:
       items = ocp.args.Composite(items=ocp.args.PyTreeSave(tree), iter=ocp.args.JsonSave({"at": 3}))
-      manager.save(3, args=items, custom_metadata={"scan_layers": True})
+      manager.save(step, args=items, custom_metadata={"scan_layers": True})
     return self.tmp / name
 
   def convert(self, source=None, target="out", **options):
@@ -76,6 +80,23 @@ class ToTunixTest(util.CheckpointTestCase):
     with ocp.CheckpointManager(self.tmp / "out") as manager:
       self.assertEqual(manager.latest_step(), 4)
       self.assertEqual(manager.metadata(4).custom_metadata["scan_layers"], True)
+
+  def test_the_target_is_what_the_training_engine_had_saved(self):
+    """`optimizer_state/step` is 2 in both, for the engine counts updates there, and Tunix micro-batches."""
+    source = self.save_steps("engine", self.tree_of(ENGINE, 1), 1)
+    done = converter.convert_checkpoint(source, self.tmp / "out", target_layout="training_engine", verify="full")
+    self.assertTrue(done.verified)
+    self.assertEqual(str(done.plan.target_layout), "MaxText's training engine, boxed everywhere")
+    self.assertEqual(self.load(self.tmp / "out"), self.load(ENGINE))
+    self.assertCountEqual(
+        os.listdir(self.tmp / "out" / "2"), [*ITEMS, "iter", "_CHECKPOINT_METADATA", "commit_success.txt"]
+    )
+    with ocp.CheckpointManager(self.tmp / "out") as manager:
+      metadata = manager.metadata(2).custom_metadata
+    self.assertEqual((metadata["micro_step_count"], metadata["scan_layers"]), (0, True))
+    converter.convert_checkpoint(self.tmp / "out", self.tmp / "back")  # It is read as the engine's own are.
+    kept = {path: leaf for path, leaf in self.load(source).items() if not path.startswith("nnx_aux")}
+    self.assertEqual(self.load(self.tmp / "back" / "1"), kept)
 
   def test_and_back(self):
     self.convert()

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Plans of what Tunix's SFT trainer resumes."""
+"""Plans of what Tunix's SFT trainer resumes, and MaxText's training engine."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -36,18 +36,23 @@ PARAMS = {"decoder": {"norm": {"scale": util.array(4)}, **{f"layers_{i}": {"kern
 RNGS = {"rngs": {"params": {"count": util.array(dtype=np.uint32), "key": util.array(2, dtype=np.uint32)}}}
 
 
-def plan_of(tree, **keywords):
+def plan_of(tree, target_layout="tunix", **keywords):
   """The plan of a tree for Tunix."""
   state = abstract_state.abstract(abstract_state.flatten(tree))
-  return util.plan_conversion(state, target_layout="tunix", **keywords)
+  return util.plan_conversion(state, target_layout=target_layout, **keywords)
 
 
 class PlanTest(parameterized.TestCase):
 
-  @parameterized.parameters((True, "opt_state/1"), (False, "opt_state"))
-  def test_where_each_leaf_goes(self, clips_gradients, root):
+  @parameterized.parameters(
+      ("tunix", True, "opt_state/1"),
+      ("tunix", False, "opt_state"),
+      ("training_engine", True, "opt_state"),
+      ("training_engine", False, "opt_state"),
+  )
+  def test_where_each_leaf_goes(self, target_layout, clips_gradients, root):
     tree = util.linen(PARAMS, nnx_aux={"model": {"decoder": RNGS}})
-    plan = plan_of(tree, clips_gradients=clips_gradients)
+    plan = plan_of(tree, target_layout, clips_gradients=clips_gradients)
     expected = {"optimizer_state/step/value": "step"}
     for i in (0, 2):
       expected[f"optimizer_state/{root}/{i}/count/value"] = f"opt_state/{i}/count"
@@ -95,7 +100,7 @@ class PlanTest(parameterized.TestCase):
   def test_rng_state_of_maxtexts_keys_is_left_out(self):
     rngs = {"rngs": {"params": {"count": util.array(dtype=np.uint32), "key": util.array(4, dtype=np.uint32)}}}
     plan = plan_of(util.linen(PARAMS, nnx_aux={"model": {"decoder": rngs}}))
-    reason = "RNG keys of four words where Tunix's have two"
+    reason = "RNG keys of four words where the trainer's have two"
     root = ("nnx_aux", "model", "decoder", "rngs", "params")
     self.assertEqual(plan.dropped, {(*root, "count"): reason, (*root, "key"): reason})
     with self.assertRaisesRegex(errors.LayoutError, "^model_params: expected RNG state .* found none .* --init_rngs"):
@@ -130,12 +135,18 @@ class RefusedTest(parameterized.TestCase):
       plan_of(tree)
 
   def test_what_is_tunixs_already(self):
-    with self.assertRaisesRegex(errors.LayoutError, "^model_params: expected a state of MaxText's, .* found Tunix's own"):
+    with self.assertRaisesRegex(
+        errors.LayoutError, "^model_params: expected a state of MaxText's trainers, .* one in Tunix's"
+    ):
       plan_of(tunix_tree(MAXTEXTS["adamw"]))
 
-  def test_a_release_that_hands_linen_models_to_tunix(self):
-    with self.assertRaisesRegex(errors.DirectionError, "^--maxtext_release: expected 0.2.4 or later, .* found 0.2.3"):
-      plan_of(util.linen(PARAMS), release=(0, 2, 3))
+  @parameterized.parameters(("tunix", (0, 2, 3), "0.2.4"), ("training_engine", (0, 2, 4), "0.2.5"))
+  def test_a_release_that_does_not_resume_from_it(self, target_layout, release, since):
+    message = (
+        f"^--maxtext_release: expected {since} or later, for --target_layout={target_layout}, found 0.2.{release[2]}"
+    )
+    with self.assertRaisesRegex(errors.DirectionError, message):
+      plan_of(util.linen(PARAMS), target_layout, release=release)
 
   @parameterized.parameters(
       ({"direction": "linen_to_nnx"}, "--direction=linen_to_nnx"),
@@ -144,13 +155,17 @@ class RefusedTest(parameterized.TestCase):
       ({"params_only": True}, "--params_only=True"),
   )
   def test_options_that_contradict(self, values, name):
-    with self.assertRaisesRegex(errors.OptionError, f"^{name}: expected a target of MaxText's, found --target_layout"):
-      converter.convert_checkpoint("/nowhere", "/nowhere/out", target_layout="tunix", **values)
+    for layout in ("tunix", "training_engine"):
+      message = f"^{name}: expected a target of MaxText's, found --target_layout={layout}, whose trainer"
+      with self.assertRaisesRegex(errors.OptionError, message):
+        converter.convert_checkpoint("/nowhere", "/nowhere/out", target_layout=layout, **values)
 
   def test_a_config_with_micro_batches(self):
-    config, chosen = Module(gradient_accumulation_steps=2), options.Options(target_layout="tunix")
+    config = Module(gradient_accumulation_steps=2, scan_layers=True, param_scan_axis=1)
+    chosen = options.Options(target_layout="tunix")
     with self.assertRaisesRegex(errors.ConfigError, "^gradient_accumulation_steps: expected 1, .* found 2, with which"):
       run_config.with_config(chosen, config)
+    run_config.with_config(options.Options(target_layout="training_engine"), config)  # It accumulates on its own.
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def _job(source_path, target_path, config, options, progress) -> _Job:
       raise errors.TargetError(name, "a path", "none", f"Give {name}.")
   source = locations.find_source(source_path)
   notes = training_engine.check(source, options.params_only)
-  split = layouts.TUNIX_ITEMS if options.target_layout == "tunix" else ()
+  split = layouts.TUNIX_ITEMS if options.target_layout != "maxtext" else ()
   target = targets.find_target(target_path, source, for_release=run.release is not None, split=split)
   targets.check_apart(source_path, source, target_path, target)
   return _Job(source, target, options, run, config, progress, notes + targets.notes(target_path, source, target))
@@ -292,7 +292,7 @@ def _plan(job) -> tuple[plan_lib.Plan, reader.Checkpoint, tuple[str, ...]]:
     plan, checkpoint = rng_state.add(plan, checkpoint, config, job.options, job.run)
   if config is not None and job.options.check_model:
     notes += model_check.check_plan(plan, config, job.run.release)
-  if job.options.target_layout == "tunix":
+  if job.options.target_layout != "maxtext":
     step = checkpoint.read(plan.moves[tunix_target.STEP].sources[0])
     tunix_target.check_resumes(plan.target, int(step), job.target.step)
   streaming.check_casts(plan, checkpoint.read)

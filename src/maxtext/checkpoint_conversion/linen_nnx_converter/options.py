@@ -49,7 +49,7 @@ class PlanOptions:
     weight_dtype: what to cast the Params to, rounding to nearest even; None keeps their dtypes.
     optimizer_dtype: the same, of what the optimizer keeps of each Param, such as Adam's mu and nu.
     target_layout: whose layout the target has: `maxtext`, one of those that `direction` and the rest choose among, or
-      `tunix`, that of Tunix's SFT trainer of MaxText's models.
+      `tunix`, that of Tunix's SFT trainer of MaxText's models, or `training_engine`, that of MaxText's own.
   """
 
   direction: Literal["auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx"] = "auto"
@@ -62,7 +62,7 @@ class PlanOptions:
   params_only: bool = False
   weight_dtype: Literal["bfloat16", "float16", "float32"] | None = None
   optimizer_dtype: Literal["bfloat16", "float16", "float32"] | None = None
-  target_layout: Literal["maxtext", "tunix"] = "maxtext"
+  target_layout: Literal["maxtext", "tunix", "training_engine"] = "maxtext"
 
   def __post_init__(self):
     """Checks every value.
@@ -72,17 +72,17 @@ class PlanOptions:
     """
     for name, hint in typing.get_type_hints(type(self)).items():
       check(name, getattr(self, name), hint)
-    if self.target_layout == "tunix":
+    if self.target_layout != "maxtext":
       self._check_tunix()
 
   def _check_tunix(self):
-    """Refuses what would make another layout of Tunix's, or leave out what its trainer restores."""
+    """Refuses what would make another layout, or leave out what the trainer restores."""
     for name, only in _TUNIX_ONLY.items():
       if (value := getattr(self, name)) != only:
         raise errors.OptionError(
             f"--{name}={value}",
             "a target of MaxText's",
-            "--target_layout=tunix, whose trainer restores a whole state in one layout",
+            f"--target_layout={self.target_layout}, whose trainer restores a whole state in one layout",
             "Leave out one of the two.",
         )
 

@@ -27,8 +27,10 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import folding
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import training_engine
 
 Path = abstract_state.Path
 
@@ -132,7 +134,8 @@ def finish_step(folder: epath.Path, location: locations.Location, conversion: Co
       {name: handler for name, handler in handlers.items() if name in siblings} if isinstance(handlers, dict) else {}
   )
   scan_layers = {} if conversion.plan.scan_layers is None else {"scan_layers": conversion.plan.scan_layers}
-  metadata = location.custom_metadata() | scan_layers | {locations.RECORD: conversion.record()}
+  complete = training_engine.COMPLETE if conversion.plan.target_layout.name == layouts.TRAINING_ENGINE else {}
+  metadata = location.custom_metadata() | scan_layers | complete | {locations.RECORD: conversion.record()}
   locations.update_step_metadata(folder, carried, metadata)
 
 

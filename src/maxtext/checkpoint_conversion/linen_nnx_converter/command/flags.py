@@ -110,7 +110,7 @@ def _define_layout(common):
       "maxtext",
       options.choices("target_layout"),
       "Whose layout the target has. tunix is what Tunix's SFT trainer resumes of MaxText's models: the items "
-      "model_params and optimizer_state.",
+      "model_params and optimizer_state; training_engine is what MaxText 0.2.5's training engine resumes.",
       **common,
   )
   flags.DEFINE_enum(

@@ -41,7 +41,11 @@ def check_plan(plan: plan_lib.Plan, config: Any, release: releases.Version) -> t
     What `check` notes.
   """
   if layouts.is_tunix(plan.target_layout):
-    return check(plan.target, _tunix_state(config, release)) if release == run_config.version() else ()
+    return (
+        check(plan.target, _tunix_state(config, release, plan.target_layout.name))
+        if release == run_config.version()
+        else ()
+    )
   trainer = run_config.trainer(config, release)
   is_whole = any(path[0] == "opt_state" for path in plan.target.leaves)
   reads = releases.find(release, trainer).layout
@@ -94,13 +98,14 @@ def check(target: abstract_state.AbstractState, model: abstract_state.AbstractSt
   return (f"MaxText will cast {len(differing)} leaves when it loads them, as the config says: {first}",)
 
 
-def _tunix_state(config, release) -> abstract_state.AbstractState:
-  """The abstract state of what Tunix saves of the config's model, RNG keys as their raw data."""
+def _tunix_state(config, release, name) -> abstract_state.AbstractState:
+  """The abstract state of what Tunix, or the training engine, saves of the config's model, RNG keys as their raw data."""
   state = abstract_state.flatten(run_config.nnx_state(config))
   raw = {path: jax.eval_shape(_key_data, leaf) for path, leaf in state.leaves.items() if abstract_state.is_array(leaf)}
   source = abstract_state.abstract(dataclasses.replace(state, leaves={**state.leaves, **raw}))
   run = dataclasses.replace(run_config.run(config, None), release=release)
-  return planner.plan_conversion(source, options_lib.PlanOptions(target_layout="tunix"), run).target
+  target_layout = "training_engine" if name == layouts.TRAINING_ENGINE else "tunix"
+  return planner.plan_conversion(source, options_lib.PlanOptions(target_layout=target_layout), run).target
 
 
 def _key_data(leaf):

@@ -24,7 +24,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix_target
 
-_TUNIX_SINCE = (0, 2, 4)  # Before, MaxText hands Linen models in a wrapper to Tunix.
+# Before, MaxText hands Linen models in a wrapper to Tunix, and has no training engine.
+_SINCE = {"tunix": (0, 2, 4), "training_engine": (0, 2, 5)}
 _BOXES = {"plain": (False, False), "boxed": (True, False), "all_boxed": (True, True)}  # The model's, the optimizer's.
 
 
@@ -68,7 +69,7 @@ class Goal:
     weight_dtype: what the Params are cast to, or None.
     optimizer_dtype: what the optimizer's moments are cast to, or None.
     adamw_mask: as a `Run` has it.
-    is_tunix: whether it is for Tunix's trainer.
+    is_tunix: whether it is for Tunix's trainer, or for MaxText's training engine, which keeps a state as Tunix does.
   """
 
   layout: layouts.StateLayout
@@ -98,13 +99,13 @@ def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run:
     LayerStackError: MaxText itself could not scan so many layers.
   """
   _refuse_apart(source, options.params_only)
-  is_tunix = options.target_layout == "tunix"
+  is_tunix = options.target_layout != "maxtext"
   if is_tunix:
-    _check_tunix(source, run)
+    _check_tunix(source, options.target_layout, run)
   reads = releases.find(run.release, "nnx" if is_tunix else run.trainer) if run.release else None
   takes_release_form = reads is not None and options.direction == "auto"
   if is_tunix:
-    layout = tunix_target.layout(run.clips_gradients)
+    layout = tunix_target.layout(options.target_layout, run.clips_gradients)
   else:
     layout = reads.layout if reads is not None and takes_release_form else _layout(source, options)
   scan_layers = options.scan_layers
@@ -131,21 +132,21 @@ def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run:
   )
 
 
-def _check_tunix(source, run):
-  """Refuses what is Tunix's already, and releases whose models Tunix has under other names."""
+def _check_tunix(source, target_layout, run):
+  """Refuses what is in this layout already, and releases that do not resume from it."""
   if layouts.is_tunix(source):
     raise errors.LayoutError(
         (source.variables[0],),
-        "a state of MaxText's, for --target_layout=tunix",
-        "Tunix's own",
+        f"a state of MaxText's trainers, for --target_layout={target_layout}",
+        "one in Tunix's layout",
         "Convert it to MaxText's first: leave out --target_layout.",
     )
-  if run.release is not None and run.release < _TUNIX_SINCE:
+  if run.release is not None and run.release < _SINCE[target_layout]:
     raise errors.DirectionError(
         "--maxtext_release",
-        "0.2.4 or later, for --target_layout=tunix",
+        f"{'.'.join(map(str, _SINCE[target_layout]))} or later, for --target_layout={target_layout}",
         ".".join(map(str, run.release)),
-        "Give the release that Tunix runs with.",
+        "Give the release that resumes from it.",
     )
 
 

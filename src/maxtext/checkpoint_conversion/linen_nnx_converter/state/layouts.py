@@ -92,6 +92,7 @@ OLD_NNX = StateLayout("old NNX", "nnx", ("params",), ("opt_state",), ("step",), 
 # What Tunix's trainers write of MaxText's models, its items as the topmost keys. Beside the optimizer's state stands a
 # step that counts micro-batches. What is written for them: `tunix_target.layout`.
 TUNIX = StateLayout("Tunix", "nnx", ("model_params",), ("optimizer_state",), FOLDER_STEP, "uint32")
+TRAINING_ENGINE = "MaxText's training engine"  # The name of the layout that is written for it, in the same items.
 
 
 _MODEL_PARTS = frozenset({"decoder", "encoder", "token_embedder"})  # Every MaxText model has one of these.
@@ -105,8 +106,8 @@ def with_boxes(layout: StateLayout, variables: bool, optimizer: bool) -> StateLa
 
 
 def is_tunix(layout: StateLayout) -> bool:
-  """Whether this is Tunix's layout, of SFT or of RL."""
-  return layout.name == TUNIX.name
+  """Whether this is Tunix's layout, of SFT, of RL or of MaxText's training engine."""
+  return layout.variables[:1] == TUNIX.variables
 
 
 def detect(state: abstract_state.AbstractState) -> StateLayout:

@@ -14,7 +14,8 @@
 
 """What Tunix's SFT trainer resumes of MaxText's models, which is less than it writes: see `tunix`.
 
-It restores all of the model's state and of the optimizer's into trees of the same leaves, RNG state included.
+It restores all of the model's state and of the optimizer's into trees of the same leaves, RNG state included. So does
+MaxText 0.2.5's training engine, which clips gradients outside of the optimizer, and needs none of its other items.
 """
 
 from collections.abc import Mapping
@@ -29,19 +30,21 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import variable_kin
 
 Path = abstract_state.Path
 
-KEY_WORDS = 2  # Of RNG keys by JAX's default, from which Tunix's trainer draws.
-RNG_REASON = "RNG keys of four words where Tunix's have two"
+KEY_WORDS = 2  # Of RNG keys by JAX's default, from which these trainers draw.
+RNG_REASON = "RNG keys of four words where the trainer's have two"
 _MODEL, _OPTIMIZER = layouts.TUNIX_ITEMS
-_STEP = (_OPTIMIZER, "step")  # It counts micro-batches, of which each step has one.
+_STEP = (_OPTIMIZER, "step")  # In Tunix, it counts micro-batches, of which each step has one.
 STEP = (*_STEP, layouts.VALUE)
 
 
-def layout(has_clip: bool) -> layouts.StateLayout:
-  """The layout, in which the optimizer stands behind a clip of the gradients, or does not."""
+def layout(target_layout: str, has_clip: bool) -> layouts.StateLayout:
+  """The layout of a trainer; in Tunix's, the optimizer stands behind a clip of the gradients, or does not."""
   root: Path = (_OPTIMIZER, "opt_state")
+  is_engine = target_layout == "training_engine"
   return dataclasses.replace(
       layouts.TUNIX,
-      opt_state=(*root, "1") if has_clip else root,
+      name=layouts.TRAINING_ENGINE if is_engine else layouts.TUNIX.name,
+      opt_state=(*root, "1") if has_clip and not is_engine else root,
       step=_STEP,
       boxed_variables=True,
       boxed_optimizer=True,
@@ -53,7 +56,7 @@ def check(
     collections: Mapping[roles_lib.Variable, str],
     leaves: Mapping[Path, abstract_state.Leaf],
 ):
-  """Checks that Tunix has a place for all that goes along, and that it is a state of an optimizer that it resumes.
+  """Checks that there is a place for all that goes along, and that it is a state of an optimizer that is resumed.
 
   Args:
     kept: the roles of the leaves that go along, each with its place in the source.
@@ -77,19 +80,19 @@ def check(
         ("opt_state",),
         "the state of an optimizer of MaxText's with a schedule of the learning rate: adamw, adam_pax, sgd, muon",
         ", ".join("/".join(node) for node in sorted(nodes)[:8]) or "no state",
-        "Tunix starts from weights alone by load_parameters_path: leave out --target_layout, and pass --params_only.",
+        "To start from weights alone (load_parameters_path), leave out --target_layout, and pass --params_only.",
     )
   if roles_lib.Step() not in kept:
     raise errors.StepError(("step",), "the step", "none", "The checkpoint is damaged: use another step.")
 
 
 def check_resumes(target: abstract_state.AbstractState, step: int, folder: int | None):
-  """Checks that Tunix resumes from the target, at its step.
+  """Checks that the trainer resumes from the target, at its step.
 
   Args:
     target: the target, with RNG state, which every NNX model of MaxText's has.
     step: the steps that are done, as the optimizer has counted them.
-    folder: the steps that are done by the name of the target's folder, from which Tunix takes them.
+    folder: the steps that are done by the name of the target's folder, from which the trainer takes them.
 
   Raises:
     LayoutError: there is no RNG state.
@@ -98,14 +101,14 @@ def check_resumes(target: abstract_state.AbstractState, step: int, folder: int |
   if step != folder:
     raise errors.StepError(
         ("step",),
-        f"{folder}, as the target's folder, from whose name Tunix takes the steps that are done",
+        f"{folder}, as the target's folder, from whose name the trainer takes the steps that are done",
         str(step),
         f"Name the folder: --target_path=…/checkpoints/{step}.",
     )
   if not any(path[0] == _MODEL and variable_kinds.is_rng_state(path[1:-1], leaf) for path, leaf in target.leaves.items()):
     raise errors.LayoutError(
         (_MODEL,),
-        f"RNG state with keys of {KEY_WORDS} words, which Tunix restores with the weights",
+        f"RNG state with keys of {KEY_WORDS} words, which the trainer restores with the weights",
         "none in the source",
         "Pass --init_rngs, and the config of the run.",
     )

@@ -93,7 +93,10 @@ def _find_split(path, source, split) -> Location:
 def _refuse_unnumbered(step_folder):
   if not locations.is_step(step_folder.name):
     raise errors.StepError(
-        step_folder, "a step's folder, named by its number, as Tunix's are", step_folder.name, "Give it under its number."
+        step_folder,
+        "a step's folder, named by its number, as these trainers' are",
+        step_folder.name,
+        "Give it under its number.",
     )
 
 

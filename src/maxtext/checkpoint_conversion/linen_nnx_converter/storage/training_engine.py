@@ -27,6 +27,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 
 GRADIENTS = "accumulated_grads"  # The item that holds the gradients of a step that is under way.
 _COUNT = "micro_step_count"
+COMPLETE = {_COUNT: 0}  # What the custom metadata of a complete step have.
 
 
 def is_engine(custom_metadata: Mapping[str, Any]) -> bool:
