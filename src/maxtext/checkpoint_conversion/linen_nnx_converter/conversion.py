@@ -42,6 +42,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix_target
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import adapters
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
@@ -258,11 +259,10 @@ def _write(job, parts, done, stamps, begin) -> record.Conversion:
     record.finish_step(folder, job.source, verified)
     return verified
 
-  is_primary = jax.process_index() == 0
   job.progress.start("writing", sum(sum(part.move.nbytes().values()) // part.move.processes for part in parts))
   try:
     with atomic_target.staged(
-        job.target.final, check_free=job.check_free, is_primary=is_primary, announce=job.progress.make_at
+        job.target.final, check_free=job.check_free, is_primary=jax.process_index() == 0, announce=job.progress.make_at
     ) as path:
       pytrees = {name: orbax_writer.Pytree(move.leaves(), move) for name, move in moves.items()}
       seen = orbax_writer.save(path, pytrees, form=parts[0].move.form, before_commit=before_commit)
@@ -275,8 +275,8 @@ def _write(job, parts, done, stamps, begin) -> record.Conversion:
 
 def _verified(job, compared, source, items, done) -> record.Conversion:
   """Compares a written pytree with the source, and keeps the digests."""
-  budget, is_full = job.options.memory_budget, job.options.verify == "full"
-  found = verify.verify_written(compared, source, items, budget, job.progress, is_full=is_full)
+  is_full = job.options.verify == "full"
+  found = verify.verify_written(compared, source, items, job.options.memory_budget, job.progress, is_full=is_full)
   digests.write(items, found)
   return dataclasses.replace(done, verified=True, digests=done.digests + len(found))
 
@@ -293,8 +293,9 @@ def _plan(job) -> tuple[plan_lib.Plan, reader.Checkpoint, tuple[str, ...]]:
   if config is not None and job.options.check_model:
     notes += model_check.check_plan(plan, config, job.run.release)
   if job.options.target_layout != "maxtext":
-    step = checkpoint.read(plan.moves[tunix_target.STEP].sources[0])
-    tunix_target.check_resumes(plan.target, int(step), job.target.step)
+    step = int(checkpoint.read(plan.moves[tunix_target.STEP].sources[0]))
+    tunix_target.check_resumes(plan.target, step, job.target.step)
   streaming.check_casts(plan, checkpoint.read)
   tunix.check_accumulation(plan.dropped, checkpoint.read)
-  return plan, checkpoint, job.notes + notes
+  plan, merged = adapters.merge(plan, job.options)
+  return plan, checkpoint, job.notes + notes + merged

@@ -23,7 +23,13 @@ from typing import Any, Literal, Self
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 _TUNIX_ONLY = {"direction": "auto", "nnx_values": None, "nnx_aux": "keep", "params_only": False}
-_LEAST = {"param_scan_axis": 0, "memory_budget_gib": 1 / 16, "chunk_byte_size": 2**10, "target_data_file_size": 2**10}
+_LEAST = {
+    "param_scan_axis": 0,
+    "memory_budget_gib": 1 / 16,
+    "lora_alpha": 2.0**-20,
+    "chunk_byte_size": 2**10,
+    "target_data_file_size": 2**10,
+}
 _MOST = 2**50  # Of any number: with more, TensorStore's integers overflow.
 
 
@@ -103,6 +109,8 @@ class Options(PlanOptions):
   Attributes:
     check_model: whether to compare the target with the installed MaxText's own state, where a config is given and the
       target is for the installed release.
+    lora_restore_path: a checkpoint of LoRA adapters to merge into the weights, which no config asks for.
+    lora_alpha: the alpha that they are scaled by, over their rank; None is the config's, or what their metadata say.
     init_rngs: whether to make NNX RNG state that the source does not have, with the model of the config and its seed.
     memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
     chunk_byte_size: how many bytes a chunk should have, and never more: larger ones are split into equal pieces, smaller
@@ -123,6 +131,8 @@ class Options(PlanOptions):
   """
 
   check_model: bool = True
+  lora_restore_path: str | None = None
+  lora_alpha: float | None = None
   init_rngs: bool = False
   memory_budget_gib: float = 2.0
   chunk_byte_size: int | None = None

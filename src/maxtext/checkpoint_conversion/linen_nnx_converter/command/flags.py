@@ -46,6 +46,7 @@ def define_flags() -> flags.FlagValues:
   common = {"flag_values": values, "module_name": MODULE}
   _define_form(common)
   _define_layout(common)
+  _define_lora(common)
   _define_storage(common)
   _define_bytes(common)
   _define_running(common)
@@ -152,6 +153,14 @@ def _define_layout(common):
       "With a config, make the NNX RNG state that the source lacks, by MaxText's own model and the config's seed.",
       **common,
   )
+
+
+def _define_lora(common):
+  """Adapters, by the names that MaxText's config has for them."""
+  path = "A checkpoint of LoRA adapters to merge into the weights, in float32, which changes them. No config asks for it."
+  alpha = "The alpha that the adapters are scaled by, over their rank. Unset: the config's, or what their metadata say."
+  flags.DEFINE_string("lora_restore_path", None, path, **common)
+  flags.DEFINE_float("lora_alpha", None, alpha, lower_bound=2.0**-20, **common)
 
 
 def _define_storage(common):

@@ -121,7 +121,9 @@ def data_files(routes: Mapping[Path, Route], index: ocdbt_index.Index) -> set[st
 def _route(path, move, plan, source, form, room) -> Route:
   leaf, origin = plan.target.leaves[path], source.stored[move.sources[0]]
   kept = target_chunks.kept(move, origin)
-  is_kept = _is_kept(source, form) and target_chunks.wanted(move, origin, leaf, form, room) == kept
+  is_kept = (
+      not plan.is_merged(path) and _is_kept(source, form) and target_chunks.wanted(move, origin, leaf, form, room) == kept
+  )
   if is_kept and (route := _encoded_route(path, move, plan, source, form.compression)):
     return dataclasses.replace(route, chunk_shape=kept)
   return Route(Way.STREAMED, chunk_shape=target_chunks.streamed(move, origin, leaf, form, room))

@@ -17,6 +17,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any
@@ -53,12 +54,18 @@ class Block:
     region: the region of it.
     nbytes: the size of the region.
     parts: the target leaves that get some of it.
+    merge: makes what is written of what is read, where adapters are merged.
   """
 
   source: Path
   region: Region
   nbytes: int
   parts: tuple[plan_lib.Part, ...]
+  merge: Callable[[Region, np.ndarray], np.ndarray] | None = None
+
+  async def made(self, data: np.ndarray) -> np.ndarray:
+    """What is written of the data."""
+    return await asyncio.to_thread(self.merge, self.region, data) if self.merge else data
 
 
 def check_casts(plan: plan_lib.Plan, read: Callable[[Path], Any]):
@@ -85,10 +92,12 @@ def blocks(
     itemsize = np.dtype(leaf.dtype).itemsize
     whole = plan_lib.whole_chunks(source, chunk_shape_of(source), wanted, targets.__getitem__)
     shape = target_chunks.grown(leaf.shape, whole, _BLOCK_BYTES // itemsize)
+    merge, dtype = plan.merges.get(source), np.dtype(plan.target.leaves[wanted[0].target].dtype)
+    made = merge and functools.partial(merge.merged, dtype=dtype, path=source)
     for region in _regions(leaf.shape, shape):
       size = math.prod(part.stop - part.start for part in region) * itemsize
       inside = tuple(part for part in wanted if part.move.region(part.number, region) is not None)
-      yield Block(source, region, size, inside)
+      yield Block(source, region, size, inside, made)
 
 
 async def stream(
@@ -177,7 +186,8 @@ async def _write_batch(batch, open_source, targets, new_transaction, on_written)
   """Reads blocks and writes what is made of them: at once, but for a large block's pieces, which take turns."""
   sources = {source: await open_source(source) for source in dict.fromkeys(block.source for block in batch)}
   read = await coroutines.settle(reader.read_region(block.source, sources[block.source], block.region) for block in batch)
-  pieces = [(block, part, data) for block, data in zip(batch, read) for part in block.parts]
+  made = await coroutines.settle(block.made(data) for block, data in zip(batch, read))
+  pieces = [(block, part, data) for block, data in zip(batch, made) for part in block.parts]
   piece_bytes = lambda piece: piece[1].piece(piece[0].region, piece[2])[1].nbytes
   for some in batches(pieces, piece_bytes, _BATCH_BYTES):
     transaction = new_transaction()

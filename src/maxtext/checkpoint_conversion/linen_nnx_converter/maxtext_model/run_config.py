@@ -130,6 +130,8 @@ def with_config(options: options_lib.Options, config: Any) -> options_lib.Option
         "Resume with gradient_accumulation_steps=1.",
     )
   wanted = {name: getattr(config, name) for name in ("scan_layers", "param_scan_axis")}
+  if alpha := getattr(getattr(config, "lora", None), "lora_alpha", None):
+    wanted["lora_alpha"] = alpha
   for name, value in wanted.items():
     if getattr(options, name) not in (None, value):
       raise errors.ConfigError(

@@ -78,6 +78,7 @@ class Plan:
     scan_layers: what MaxText's `scan_layers` says of the target; None if it has no layer stack.
     source_scan_layers: what it says of the source.
     cast_to: the dtypes to which leaves are cast on request.
+    merges: the `lora.Adapter` of each source leaf that one is merged into.
   """
 
   source: abstract_state.AbstractState
@@ -90,6 +91,7 @@ class Plan:
   scan_layers: bool | None = None
   source_scan_layers: bool | None = None
   cast_to: frozenset[str] = frozenset()
+  merges: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
 
   def parts(self) -> dict[Path, list[Part]]:
     """For every source leaf that the target gets, the parts that it gives."""
@@ -98,6 +100,10 @@ class Plan:
       for number, (source, _) in enumerate(move.pieces):
         by_source.setdefault(source, []).append(Part(target, move, number))
     return by_source
+
+  def is_merged(self, target: Path) -> bool:
+    """Whether a target leaf is made of weights that adapters are merged into."""
+    return bool(self.merges) and not self.merges.keys().isdisjoint(self.moves[target].sources)
 
   def below(self, key: str) -> "Plan":
     """The plan of the part of the target that stands below a key, as a tree of its own; the source is the whole one."""
@@ -153,7 +159,8 @@ class Plan:
   def lines(self) -> Iterator[str]:
     """The plan for a person: a line for each target leaf, then one for each source leaf that is dropped."""
     for path, move in self.moves.items():
-      yield f"{'/'.join(path)}  {described(self.target.leaves[path])}  {_how(move)}"
+      merged = ", LoRA adapter merged" if self.is_merged(path) else ""
+      yield f"{'/'.join(path)}  {described(self.target.leaves[path])}  {_how(move)}{merged}"
     for path, reason in self.dropped.items():
       yield f"{'/'.join(path)}  left out: {reason}"
 

@@ -138,7 +138,7 @@ def detect(state: abstract_state.AbstractState) -> StateLayout:
   raise _layout_error(top, "model (NNX) or params (Linen) at the top", remedy)
 
 
-_ADAPTERS_REMEDY = "convert the base checkpoint; adapters exist in NNX alone, and go with it as they are."
+_ADAPTERS_REMEDY = "convert the base checkpoint, into which --lora_restore_path merges adapters."
 
 
 def _refuse_partial(leaves):

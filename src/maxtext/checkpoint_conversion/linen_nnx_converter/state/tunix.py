@@ -110,7 +110,7 @@ def _refuse_adapters(roles):
           path,
           "whole weights",
           "a LoRA adapter, which is all that Tunix saves of such a run",
-          "Merge the adapters into the model they were trained on, save that, and convert it.",
+          "Convert the model that they were trained on, into which --lora_restore_path merges them.",
       )
 
 

@@ -157,8 +157,8 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
   return path
 
 
-def find_source(path: str | os.PathLike[str]) -> Location:
-  """The checkpoint at `path`.
+def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Location:
+  """The checkpoint at `path`, which `flag` gives.
 
   Raises:
     SourceNotFoundError: there is no such path.
@@ -169,7 +169,7 @@ def find_source(path: str | os.PathLike[str]) -> Location:
   path = absolute(path)
   source_files.check_readable(path)  # What cannot be read does not exist, for epath.
   if not path.exists():
-    raise errors.SourceNotFoundError(path, "a checkpoint", "nothing", "Check --source_path.")
+    raise errors.SourceNotFoundError(path, "a checkpoint", "nothing", f"Check {flag}.")
   if is_temporary(os.fspath(path)):
     raise _unfinished(path, "one of Orbax's temporary folders")
   for folder in (path, path.parent):
@@ -185,7 +185,7 @@ def find_source(path: str | os.PathLike[str]) -> Location:
   if items:
     return Location(_the_item(path, items), path)
   if steps := [child for child in children if is_step(child.name) and child.is_dir()]:
-    return find_source(max(steps, key=lambda step: int(step.name)))
+    return find_source(max(steps, key=lambda step: int(step.name)), flag)
   for child in children:
     source_files.check_readable(child)
   if unfinished := next((p for p in children if is_temporary(p.name) or p.name in (ITEMS, "manifest.ocdbt", "d")), None):
@@ -194,7 +194,7 @@ def find_source(path: str | os.PathLike[str]) -> Location:
       path,
       f"an Orbax checkpoint of a pytree (a folder with {METADATA})",
       ", ".join(child.name for child in children[:5]) or ("an empty folder" if path.is_dir() else "a file"),
-      "Give --source_path=…/checkpoints, …/checkpoints/<step> or …/checkpoints/<step>/items.",
+      f"Give {flag}=…/checkpoints, …/checkpoints/<step> or …/checkpoints/<step>/items.",
   )
 
 

@@ -27,11 +27,13 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import merged
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import rounding
 
 Path = abstract_state.Path
 Open = Callable[[Path], Awaitable[Any]]
 Box = tuple[tuple[int, int], ...]  # (start, stop) for each axis.
+Sums = Iterator[tuple[Box, np.ndarray]]
 OnEqual = Callable[[Path, Box, np.ndarray], None]
 
 PARTS_AT_ONCE = 4  # Of what is made of a box: more would hold as much of the target as of the source.
@@ -121,7 +123,7 @@ async def verify_arrays(
     if (there := placed(part, box, data)) is None:
       return
     try:
-      await verify_box(part.target, target, *there, on_equal)
+      await verify_box(part.target, target, *there, on_equal, sums_of(plan, part, box, data))
     except errors.VerificationError as e:  # A value that differs, or a chunk that cannot be read.
       if on_failure is None:
         raise
@@ -193,8 +195,18 @@ def placed(part: plan_lib.Part, box: Box, data: np.ndarray) -> tuple[Box, np.nda
   return tuple(place), np.expand_dims(expected, move.stacked)
 
 
-async def verify_box(path: Path, target: Any, place: Box, expected: np.ndarray, on_equal: OnEqual | None):
-  """Compares a box of a target leaf with what should stand there.
+def sums_of(plan: plan_lib.Plan, part: plan_lib.Part, box: Box, data: np.ndarray) -> Sums | None:
+  """What a part puts into the target of a weight that adapters are merged into; None of all others."""
+  if (adapter := plan.merges.get(part.move.pieces[part.number][0])) is None:
+    return None
+  placed_sums = (placed(part, strip, sums) for strip, sums in merged.sums(adapter, box, data))
+  return (there for there in placed_sums if there)
+
+
+async def verify_box(
+    path: Path, target: Any, place: Box, expected: np.ndarray, on_equal: OnEqual | None, sums: Sums | None = None
+):
+  """Compares a box of a target leaf with what should stand there, which is `sums` if there are any.
 
   Raises:
     VerificationError: it is something else.
@@ -204,7 +216,9 @@ async def verify_box(path: Path, target: Any, place: Box, expected: np.ndarray, 
   except ValueError as e:  # What TensorStore raises for a chunk that cannot be read.
     errors.check_access(path, e)
     raise errors.VerificationError(path, "chunks that can be read", errors.one_line(e)) from e
-  if plan_lib.is_float_cast(expected, found):
+  if sums is not None:
+    await asyncio.to_thread(_compare_sums, path, found, sums, place)
+  elif plan_lib.is_float_cast(expected, found):
     _compare_rounded(path, found, expected, place)
   else:
     # Of all others only the step's dtype may differ; its value may not.
@@ -253,6 +267,18 @@ def _compare_rounded(path, found, source, place):
     raise errors.VerificationError(
         path, f"{number:.9g} at index {_index(place, inside)}, for {source[inside]}", f"{found[inside]}"
     )
+
+
+def _compare_sums(path, found, sums, place):
+  """Compares weights that adapters were merged into with the sums that they should be, strip by strip."""
+  for strip, expected in sums:
+    inside = tuple(slice(start - begin, stop - begin) for (start, stop), (begin, _) in zip(strip, place))
+    different = merged.first_difference(found[inside], expected)
+    if different is not None:
+      at = np.unravel_index(different, found[inside].shape)
+      raise errors.VerificationError(
+          path, f"{expected['value'][at]:.9g} at index {_index(strip, at)}", f"{found[inside][at]}"
+      )
 
 
 def _index(place, inside) -> tuple[int, ...]:

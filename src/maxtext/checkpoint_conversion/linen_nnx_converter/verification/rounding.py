@@ -17,7 +17,7 @@
 import numpy as np
 
 # Of each dtype: the bits of its significand, the hidden one too, and the exponent of its least normal number.
-_FORMATS = {"bfloat16": (8, -126), "float16": (11, -14), "float32": (24, -126)}
+FORMATS = {"bfloat16": (8, -126), "float16": (11, -14), "float32": (24, -126)}
 _ELEMENTS = 2**18  # At a time: each takes some 50 bytes.
 
 
@@ -27,7 +27,7 @@ def first_difference(found: np.ndarray, source: np.ndarray) -> int | None:
   Signs of zeros count; any NaN is one.
 
   Args:
-    found: the numbers of a dtype of `_FORMATS`.
+    found: the numbers of a dtype of `FORMATS`.
     source: those that they were cast from, of another.
   """
   found, source = np.ascontiguousarray(found).reshape(-1), np.ascontiguousarray(source).reshape(-1)
@@ -54,7 +54,7 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
 
   A number that is too large for `dtype` stays finite: infinity is not what it may become.
   """
-  bits, least_exponent = _FORMATS[dtype]
+  bits, least_exponent = FORMATS[dtype]
   with np.errstate(invalid="ignore"):
     _, exponents = np.frexp(values)  # values = m * 2**exponents, 0.5 <= |m| < 1
     unit = np.maximum(exponents, least_exponent + 1) - bits  # The exponent of the last bit.

@@ -160,7 +160,7 @@ def verify_written(
     decoded.verify_names(state, arrays.name, arrays.names())
   taken = {} if is_full else coroutines.run(compared.digests(theirs))
   proven = frozenset() if is_full else coroutines.run(encoded.prove(plan, ours, theirs, memory_budget=budget))
-  known = proven | taken.keys()
+  known = {path for path in proven if not plan.is_merged(path)} | taken.keys()
   unproven = [path for path in plan.moves if path not in known and path in written.stored]
   parts, chunk_shape_of = plan.parts(), lambda path: written.stored[path].chunk_shape
   collector = digests.Collector(plan.target.leaves, {path: chunk_shape_of(path) for path in unproven})

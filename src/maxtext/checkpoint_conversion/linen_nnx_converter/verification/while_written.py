@@ -80,9 +80,10 @@ class Comparison:
       self._unsure.update(part.target for part in parts)
       return
     box = tuple((part.start, part.stop) for part in region)
-    there = [(part.target, place) for part in parts if (place := decoded.placed(part, box, data))]
+    there = [(part, place) for part in parts if (place := decoded.placed(part, box, data))]
+    sums_of = lambda part: decoded.sums_of(self.plan, part, box, data)
     for some in itertools.batched(there, decoded.PARTS_AT_ONCE):
-      await coroutines.settle(self._compare_box(items, target, *place) for target, place in some)
+      await coroutines.settle(self._compare_box(items, part.target, *place, sums_of(part)) for part, place in some)
 
   def hand_over(self, items: epath.Path):
     """Lets the first process know what this one has compared."""
@@ -125,12 +126,12 @@ class Comparison:
     own = items / f"ocdbt.process_{process}"
     return own if own.exists() else items
 
-  async def _compare_box(self, items, path, place, expected):
+  async def _compare_box(self, items, path, place, expected, sums):
     self._written = self._written or reopen.Arrays(self._store(items, self._process), metadata=self._metadata)
     target = await decoded.opened(path, self.plan.target.leaves[path], self._written.open)
     if target.chunk_layout.write_chunk.shape != self._chunk_shapes[path]:
       self._unsure.add(path)
-    await decoded.verify_box(path, target, place, expected, self._collector.add)
+    await decoded.verify_box(path, target, place, expected, self._collector.add, sums)
 
   async def _is_the_source(self, path, array) -> bool:
     """Whether an array is the source leaf's, as it is found by the names of its folder and of the leaf alone."""
