@@ -261,7 +261,7 @@ class LoraTest(util.CheckpointTestCase):
       (
           "no_weight",
           lambda t: {"gate": t["wi"]},
-          "layers/gate/kernel_lora_a: expected its kernel in the source, found none",
+          "layers/gate/kernel_lora_a: expected its kernel .* found none",
       ),
       ("one_alone", lambda t: {"wi": {"kernel_lora_a": t["wi"]["kernel_lora_a"]}}, "kernel_lora_a: .* found one alone"),
       (
@@ -296,6 +296,12 @@ class LoraTest(util.CheckpointTestCase):
     self.save_adapters(self.adapters, "of_metadata", lora={"lora_rank": 16, "lora_alpha": ALPHA})
     with self.assertRaisesRegex(errors.LayoutError, "of_metadata/2: expected adapters of one rank, .* found 16, 2"):
       self.convert(adapters="of_metadata")
+
+  def test_a_base_with_adapters_of_its_own(self):
+    self.base["wi"] |= self.adapters["wi"]
+    self.source = self.save("both", {"params": {"params": model(self.base)}})
+    with self.assertRaisesRegex(errors.LayoutError, "wi/kernel_lora_a: expected its kernel .* found one with them"):
+      self.convert()
 
   def test_no_such_checkpoint(self):
     with self.assertRaisesRegex(errors.SourceNotFoundError, "nowhere: .* Check --lora_restore_path"):

@@ -128,11 +128,12 @@ def merge(plan: plan_lib.Plan, adapters: Mapping[Path, np.ndarray], alpha: float
 
 def _merges(pairs, weights, leaves, alpha, scan_axis):
   for module, (a, b) in pairs.items():
-    if (path := weights.get((*module, "kernel"))) is None:
+    path = weights.get((*module, "kernel"))
+    if path is None or (*module, _A) in weights:
       raise errors.LayoutError(
           (*module, _A),
-          "its kernel in the source",
-          "none",
+          "its kernel in the source, without adapters",
+          "none" if path is None else "one with them",
           "Give the base that the adapters were trained on, arranged alike.",
       )
     yield path, _fitted((*module, _A), a, b, leaves[path], alpha, scan_axis)
