@@ -128,7 +128,7 @@ class PlanTest(parameterized.TestCase):
     plan = dataclasses.replace(plan_of({"a": struct(2)}, {"x": half}, moves), cast_to=frozenset({"bfloat16"}))
     plan.validate()
     with self.assertRaisesRegex(
-        errors.UnaccountedLeafError, "^x: expected .* that casts nothing, found bfloat16 made of float32"
+        errors.UnaccountedLeafError, "^x: expected .* that casts nothing, found float32 cast to bfloat16"
     ):
       plan.inverse()
 

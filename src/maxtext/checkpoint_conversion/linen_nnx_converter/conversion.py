@@ -97,13 +97,11 @@ def convert_checkpoint(
   plan, checkpoint, notes = _plan(job)
   parts = _parts(job, plan, checkpoint)
   ways = {(*part.key, *path): route.way for part in parts for path, route in part.move.routes.items()}
-  resumed = "; ".join(dict.fromkeys(part.resumed for part in parts if part.resumed))
-  done = record.Conversion(
-      plan, job.source.items, job.target.items, ways, resumed=resumed, notes=notes, dry_run=job.options.dry_run
-  )
+  done = record.Conversion(plan, job.source.items, job.target.items, ways, notes=notes, dry_run=job.options.dry_run)
+  done = dataclasses.replace(done, resumed="; ".join(dict.fromkeys(part.resumed for part in parts if part.resumed)))
   if done.dry_run:
-    moves = [part.move for part in parts]
-    done = dataclasses.replace(done, cost=cost.estimate(moves, job.target.final, job.options.verify))
+    estimate = cost.estimate([part.move for part in parts], job.target.final, job.options.verify)
+    done = dataclasses.replace(done, cost=estimate)
   else:
     done = _write(job, parts, done, stamps, begin)
   return dataclasses.replace(done, seconds=time.monotonic() - begin)
@@ -275,8 +273,8 @@ def _write(job, parts, done, stamps, begin) -> record.Conversion:
 
 def _verified(job, compared, source, items, done) -> record.Conversion:
   """Compares a written pytree with the source, and keeps the digests."""
-  is_full = job.options.verify == "full"
-  found = verify.verify_written(compared, source, items, job.options.memory_budget, job.progress, is_full=is_full)
+  budget, is_full = job.options.memory_budget, job.options.verify == "full"
+  found = verify.verify_written(compared, source, items, budget, job.progress, is_full=is_full)
   digests.write(items, found)
   return dataclasses.replace(done, verified=True, digests=done.digests + len(found))
 
@@ -293,8 +291,8 @@ def _plan(job) -> tuple[plan_lib.Plan, reader.Checkpoint, tuple[str, ...]]:
   if config is not None and job.options.check_model:
     notes += model_check.check_plan(plan, config, job.run.release)
   if job.options.target_layout != "maxtext":
-    step = int(checkpoint.read(plan.moves[tunix_target.STEP].sources[0]))
-    tunix_target.check_resumes(plan.target, step, job.target.step)
+    (step,) = plan.moves[tunix_target.STEP].sources
+    tunix_target.check_resumes(plan.target, int(checkpoint.read(step)), job.target.step)
   streaming.check_casts(plan, checkpoint.read)
   tunix.check_accumulation(plan.dropped, checkpoint.read)
   plan, merged = adapters.merge(plan, job.options)

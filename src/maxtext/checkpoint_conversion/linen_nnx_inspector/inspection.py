@@ -142,8 +142,7 @@ def _with_all(found, looks, *seen) -> Inspection:
   return found
 
 
-def _with_problem(found, problem) -> Inspection:
-  return dataclasses.replace(found, problems=(*found.problems, str(problem)))
+_with_problem = lambda found, problem: dataclasses.replace(found, problems=(*found.problems, str(problem)))
 
 
 def _with_record(found, location, _) -> Inspection:
@@ -293,14 +292,12 @@ def _layers(schedule, axis) -> Iterator[str]:
 
 def _storage(checkpoint: reader.Checkpoint) -> Storage:
   """How the arrays are stored."""
-  values = checkpoint.index.values
-  chunks = [np.empty((0, 3), np.int64)]
+  values, chunks = checkpoint.index.values, [np.empty((0, 3), np.int64)]
   for leaf in checkpoint.stored.values():
-    if leaf.name not in values.arrays:  # It is held in memory.
-      continue
-    rows_of, rows, _ = values.arrays[leaf.name]
-    chunks.append(np.delete(rows, rows_of[f"/{chunk_keys.DOCUMENT_NAMES[leaf.document['zarr_format']]}"], axis=0))
-  rows = np.concatenate(chunks)
-  kind = f"{'OCDBT' if checkpoint.use_ocdbt else 'files'}, zarr {3 if checkpoint.use_zarr3 else 2}"
+    if below := values.arrays.get(leaf.name):  # Else it is held in memory.
+      document = below.rows_of[f"/{chunk_keys.DOCUMENT_NAMES[leaf.document['zarr_format']]}"]
+      chunks.append(np.delete(below.rows, document, axis=0))
+  rows, kind = np.concatenate(chunks), "OCDBT" if checkpoint.use_ocdbt else "files"
   files = {values.files[number] for number in np.unique(rows[:, 0])} - {""}  # A small value stands in the tree itself.
+  kind += f", zarr {3 if checkpoint.use_zarr3 else 2}"
   return Storage(kind, len(rows), int(rows[:, 2].sum()), len(files | checkpoint.index.tree_files))

@@ -73,8 +73,7 @@ class Plan:
       framework does not write are not among them: they hold nothing.
     source_layout: the layout of the source.
     target_layout: the layout of the target.
-    empty_nodes: the optimizer's empty nodes, by their Linen path below `opt_state`, that an NNX target does not write.
-      They are kept on record, for the way back.
+    empty_nodes: by their Linen path below `opt_state`, those that an NNX target does not write, on record for later.
     scan_layers: what MaxText's `scan_layers` says of the target; None if it has no layer stack.
     source_scan_layers: what it says of the source.
     cast_to: the dtypes to which leaves are cast on request.
@@ -135,15 +134,11 @@ class Plan:
       raise errors.UnaccountedLeafError(
           path, "a plan that drops nothing", f"a leaf dropped: {reason}", "Keep it to invert the plan."
       )
-    for path, leaf in self.target.leaves.items() if self.cast_to else ():
-      origin = self.source.leaves[self.moves[path].sources[0]] if path in self.moves else leaf
+    for path, move in self.moves.items():
+      leaf, origin = self.target.leaves[path], self.source.leaves[move.sources[0]]
       if abstract_state.is_array(leaf) and is_float_cast(origin, leaf):
-        raise errors.UnaccountedLeafError(
-            path,
-            "a plan that casts nothing",
-            f"{leaf.dtype} made of {origin.dtype}",
-            "Keep its dtype to invert the plan.",
-        )
+        cast = f"{origin.dtype} cast to {leaf.dtype}"
+        raise errors.UnaccountedLeafError(path, "a plan that casts nothing", cast, "Keep its dtype to invert the plan.")
     moves = {source: _inverted(parts) for source, parts in self.parts().items() if not is_held(source)}
     made = {part.target: source[0] for source, parts in self.parts().items() if is_held(source) for part in parts}
     stored = {path: leaf for path, leaf in self.source.leaves.items() if not is_held(path)}

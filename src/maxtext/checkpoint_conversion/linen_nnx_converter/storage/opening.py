@@ -108,9 +108,9 @@ def check_chunks(checkpoint: reader.Checkpoint, paths: Iterable[Path]):
   """
   for path in paths if checkpoint.has_all_chunks else ():
     leaf = checkpoint.stored.get(path)
-    if leaf and (below := checkpoint.index.values.arrays.get(leaf.name)):
-      if missing := next((rest for rest in chunk_keys.keys("", leaf.document) if rest not in below.rows_of), None):
-        key = leaf.name + missing
+    below = checkpoint.index.values.arrays.get(leaf.name) if leaf else None
+    if leaf and below:
+      for key in (leaf.name + rest for rest in chunk_keys.keys("", leaf.document) if rest not in below.rows_of):
         raise errors.DamagedSourceError(path, f"its chunk at {key}", "no such key")
 
 

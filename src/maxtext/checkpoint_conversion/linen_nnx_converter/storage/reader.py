@@ -125,7 +125,7 @@ class Checkpoint:
       DamagedSourceError: an array has no metadata, or none that makes sense.
     """
     ocdbt_index.check_place(directory)
-    self.directory = directory
+    self.directory, self._arrays = directory, {}
     self._store: ts.KvStore | None = None
     self.use_ocdbt = (directory / "manifest.ocdbt").exists()
     self.context = ocdbt_index.new_context()
@@ -150,7 +150,6 @@ class Checkpoint:
       raise errors.UnfinishedCheckpointError(directory, "an OCDBT store, as its metadata says", "no manifest.ocdbt")
     self.use_zarr3 = bool(metadata.use_zarr3)
     self.has_all_chunks = bool(metadata.store_array_data_equal_to_fill_value)
-    self._arrays = {}
     leaf_metadata.check_names(tree.leaves, use_ocdbt=self.use_ocdbt)
     leaf_metadata.check_all_named({*array_metadatas, *shardings}, tree.leaves, "in Orbax's array metadata and shardings")
     # Layers that are alike have equal documents, and share one here.

@@ -21,6 +21,7 @@ verified by the same mistake.
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
+import functools
 import json
 import os
 from typing import Any, NamedTuple
