@@ -181,7 +181,8 @@ class CommandTest(CommandTestCase):
     self.assertIn("optimizer/step  () uint32  copy of step, streamed", lines)
     self.assertRegex(lines[-2], "^would convert Linen TrainState -> NNX TrainStateNNX, boxed: 120 leaves ")
     self.assertRegex(
-        lines[-1], "^cost: about .* of memory as now, and at most .* for data under way; .* bytes to read and write$"
+        lines[-1],
+        "^cost: about .* of memory for all but data, at most .* for data under way; .* bytes to read and write$",
     )
     self.assertLen(lines, 12 + 108 // 4 + 2)  # Copied, sliced, four at a time, the summary and the cost.
     self.assertEqual(os.listdir(self.tmp), [])
