@@ -39,14 +39,19 @@ TUNIX = pathlib.Path(__file__).parents[1] / "assets" / "linen_nnx_converter" / "
 MODULE = "maxtext.checkpoint_conversion.linen_nnx_converter"
 
 
-def start(count, *args):
-  """Starts the command in so many processes."""
+def start(count, *args, each=None):
+  """Starts the command in so many processes, with arguments for each of them."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   command = [sys.executable, "-m", MODULE, f"--coordinator_address=localhost:{port}", f"--num_processes={count}", *args]
   return [
-      subprocess.Popen([*command, f"--process_id={i}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+      subprocess.Popen(
+          [*command, f"--process_id={i}", *(each[i] if each else ())],
+          stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE,
+          text=True,
+      )
       for i in range(count)
   ]
 
@@ -102,6 +107,15 @@ class ProcessesTest(parameterized.TestCase):
     self.assertEqual([process.returncode for process in processes], [0, 0], outputs)
     self.assertIn("iB by reference, 4 bytes streamed", outputs[0][0])
     self.assertEqual(*(values(self.tmp / name / "3" / "items") for name in ("together", "alone")))
+
+  def test_other_options_in_one_process_are_refused_by_all(self):
+    given = [f"--source_path={self.tmp}/source", f"--target_path={self.tmp}/together", "--scan_layers=False"]
+    processes = start(2, *given, each=(["--compression=none"], []))
+    outputs = [process.communicate(timeout=300) for process in processes]
+    self.assertEqual([process.returncode for process in processes], [1, 1], outputs)
+    for _, err in outputs:
+      self.assertIn("--compression: expected the same value in all processes, found None and none. Start all with", err)
+    self.assertEqual(os.listdir(self.tmp), ["source"])
 
   @parameterized.parameters(0, 1)
   def test_a_killed_process_leaves_no_target(self, killed):

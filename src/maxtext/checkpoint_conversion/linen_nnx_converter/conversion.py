@@ -48,6 +48,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import processes
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_form
@@ -90,6 +91,8 @@ def convert_checkpoint(
   """
   begin = time.monotonic()
   job = _job(source_path, target_path, config, options_lib.Options.of(**options), progress or progress_lib.Silent())
+  given = dataclasses.asdict(job.options) | {"memory_budget_gib": None}  # Of which each may have its own.
+  processes.check_alike(given | {"source_path": job.source.final, "target_path": job.target.final})
   if not job.options.dry_run and jax.process_index() == 0:
     atomic_target.recover(job.target.final)
   job.check_free()

@@ -42,6 +42,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import leaf_metad
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import processes
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_form
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import stored_values
@@ -150,7 +151,7 @@ def take(
     found.append(_take(target, plan, source, routes, form, progress, compare))
     return json.dumps([number for number, path in enumerate(routes) if path in found[0].routes])
 
-  numbers = set(json.loads(atomic_target.from_first(find, _TIMEOUT_MS)))
+  numbers = set(json.loads(processes.from_first(find, _TIMEOUT_MS)))
   if found:
     return found[0]
   return Resumption({path: _resumed(routes[path]) for number, path in enumerate(routes) if number in numbers})

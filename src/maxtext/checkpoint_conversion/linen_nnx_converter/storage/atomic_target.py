@@ -32,6 +32,7 @@ from etils import epath
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import durable
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import folders
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import processes
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 
 SUFFIX = ".orbax-checkpoint-tmp-linen_nnx_converter"
@@ -39,7 +40,7 @@ _A_DATA_FILE = "/ocdbt.process_0/d/0123456789abcdef0123456789abcdef"
 _ORBAX = ".orbax-checkpoint-tmp"  # What ends the name of the folder in which Orbax makes a checkpoint.
 _KEPT = f"{_ORBAX}-resumed-"
 _OLD = ".replaced"  # What ends the old checkpoint's name beside the new one, where the two cannot change places at once.
-_TOKENS, _TOKEN_TIMEOUT_MS = itertools.count(), 60_000
+_TOKEN_TIMEOUT_MS = 60_000
 _COMMITTED = "commit_success.txt"  # Orbax's, in remote storage.
 
 
@@ -201,22 +202,7 @@ def _staged_remotely(final, check_free, is_primary, announce):
 
 def _token() -> str:
   """A name that no one else has, the same in all processes."""
-  return from_first(lambda: uuid.uuid4().hex[:8], _TOKEN_TIMEOUT_MS)
-
-
-def from_first(make: Callable[[], str], timeout_ms: int) -> str:
-  """What the first process makes, in all processes, which call this in the same order."""
-  # Whoever clears up after a stop need not wait for JAX and Orbax.  pylint: disable=import-outside-toplevel
-  import jax
-
-  if jax.process_count() == 1:
-    return make()
-  from orbax.checkpoint._src.multihost import multihost
-
-  key, client = f"linen_nnx_converter/{next(_TOKENS)}", multihost.get_jax_distributed_client()
-  if jax.process_index() == 0:
-    client.key_value_set(key, make())
-  return client.blocking_key_value_get(key, timeout_ms)
+  return processes.from_first(lambda: uuid.uuid4().hex[:8], _TOKEN_TIMEOUT_MS)
 
 
 @contextlib.contextmanager
