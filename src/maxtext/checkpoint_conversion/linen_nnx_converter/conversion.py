@@ -91,8 +91,7 @@ def convert_checkpoint(
   """
   begin = time.monotonic()
   job = _job(source_path, target_path, config, options_lib.Options.of(**options), progress or progress_lib.Silent())
-  given = dataclasses.asdict(job.options) | {"memory_budget_gib": None}  # Of which each may have its own.
-  processes.check_alike(given | {"source_path": job.source.final, "target_path": job.target.final})
+  processes.check_alike(vars(job.options) | {"source_path": job.source.final, "target_path": job.target.final})
   if not job.options.dry_run and jax.process_index() == 0:
     atomic_target.recover(job.target.final)
   job.check_free()
@@ -294,8 +293,7 @@ def _plan(job) -> tuple[plan_lib.Plan, reader.Checkpoint, tuple[str, ...]]:
   if config is not None and job.options.check_model:
     notes += model_check.check_plan(plan, config, job.run.release)
   if job.options.target_layout != "maxtext":
-    (step,) = plan.moves[tunix_target.STEP].sources
-    tunix_target.check_resumes(plan.target, int(checkpoint.read(step)), job.target.step)
+    tunix_target.check_resumes(plan.target, int(checkpoint.read(*plan.moves[tunix_target.STEP].sources)), job.target.step)
   streaming.check_casts(plan, checkpoint.read)
   tunix.check_accumulation(plan.dropped, checkpoint.read)
   plan, merged = adapters.merge(plan, job.options)

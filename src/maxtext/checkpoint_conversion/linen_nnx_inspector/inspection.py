@@ -138,11 +138,8 @@ def _with_all(found, looks, *seen) -> Inspection:
     try:
       found = look(found, *seen)
     except errors.ConversionError as e:
-      found = _with_problem(found, e)
+      found = dataclasses.replace(found, problems=(*found.problems, str(e)))
   return found
-
-
-_with_problem = lambda found, problem: dataclasses.replace(found, problems=(*found.problems, str(problem)))
 
 
 def _with_record(found, location, _) -> Inspection:
@@ -193,7 +190,7 @@ def _with_readers(found, location, checkpoint) -> Inspection:
   if found.layout is None or found.problems:
     return found
   if location.under_way:
-    return _with_problem(found, f"saved inside a step: {location.under_way}")
+    return dataclasses.replace(found, problems=(*found.problems, f"saved inside a step: {location.under_way}"))
   return dataclasses.replace(found, readers=tuple(readers_lib.find(checkpoint.state, location, found.scan_axis)))
 
 
@@ -297,7 +294,6 @@ def _storage(checkpoint: reader.Checkpoint) -> Storage:
     if below := values.arrays.get(leaf.name):  # Else it is held in memory.
       document = below.rows_of[f"/{chunk_keys.DOCUMENT_NAMES[leaf.document['zarr_format']]}"]
       chunks.append(np.delete(below.rows, document, axis=0))
-  rows, kind = np.concatenate(chunks), "OCDBT" if checkpoint.use_ocdbt else "files"
+  rows, kind = np.concatenate(chunks), f"{'OCDBT' if checkpoint.use_ocdbt else 'files'}, zarr {2 + checkpoint.use_zarr3}"
   files = {values.files[number] for number in np.unique(rows[:, 0])} - {""}  # A small value stands in the tree itself.
-  kind += f", zarr {3 if checkpoint.use_zarr3 else 2}"
   return Storage(kind, len(rows), int(rows[:, 2].sum()), len(files | checkpoint.index.tree_files))
