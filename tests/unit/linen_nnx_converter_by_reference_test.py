@@ -37,7 +37,13 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import by_reference
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import leaf_moves
+from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_form
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reopen
 
@@ -103,6 +109,21 @@ class ByReferenceTest(util.CheckpointTestCase):
     first, again = (reader.Checkpoint(epath.Path(path)) for path in (source, self.tmp / "again"))
     self.assertEqual(first.index.values.keys(), again.index.values.keys() - {digests.FILE})
     self.assertEqual(first.stored, again.stored)
+
+  def test_what_is_held_in_memory_is_streamed(self):
+    """As RNG state that MaxText's model makes."""
+    made = (plan_lib.MADE, "b")
+    source = self.save("source", {"params": {"params": large(1)}})
+    checkpoint = reader.Checkpoint(epath.Path(source)).with_arrays({made: np.arange(3)})
+    path = next(iter(checkpoint.stored))
+    leaves = {("a",): checkpoint.state.leaves[path], ("b",): checkpoint.state.leaves[made]}
+    moves = {("a",): leaf_moves.copy(path), ("b",): leaf_moves.copy(made)}
+    target = abstract_state.AbstractState(leaves, frozenset())
+    plan = plan_lib.Plan(checkpoint.state, target, moves, {}, layouts.LINEN, layouts.LINEN)
+    form = storage_form.StorageForm(use_ocdbt=True, use_zarr3=checkpoint.use_zarr3)
+    lengths = ocdbt_index.file_lengths(checkpoint.directory, checkpoint.index)
+    routes = leaf_routes.choose(plan, checkpoint, lengths, form, room=2**20, copy_mode="link")
+    self.assertEqual({path: route.way for path, route in routes.items()}, {("a",): REFERENCE, ("b",): STREAMED})
 
   def test_scalars_and_small_values(self):
     """Values of up to 1 KiB stand in the tree itself."""

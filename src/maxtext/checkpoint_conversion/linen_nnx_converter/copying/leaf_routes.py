@@ -159,7 +159,8 @@ def _encoded_route(path, move, plan, source, compression) -> Route | None:
 
 def _has_its_keys_alone(source, leaf) -> bool:
   """Whether the keys below the name of an array are its chunks', all of them, and its document's."""
-  if len(source.index.values.arrays[leaf.name].rows) != chunk_keys.count(leaf.document) + 1:
+  below = source.index.values.arrays.get(leaf.name)  # None of a leaf that is held in memory.
+  if below is None or len(below.rows) != chunk_keys.count(leaf.document) + 1:
     return False
   return source.has_all_chunks or all(key in source.index.values for key in chunk_keys.keys(leaf.name, leaf.document))
 
