@@ -17,6 +17,7 @@
 from collections.abc import Callable, Mapping
 import itertools
 import json
+import time
 from typing import Any
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -25,6 +26,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 _NUMBERS = itertools.count()
 _TIMEOUT_MS = 300_000  # As long as JAX waits for processes to connect.
+_SECONDS_TO_SAY_SO = 3  # JAX aborts the others when the first process ends.
 
 
 def from_first(make: Callable[[], str], timeout_ms: int) -> str:
@@ -62,6 +64,7 @@ def check_alike(values: Mapping[str, Any]):
   given = [json.loads(text) for _, text in client.key_value_dir_get(key)]
   for name in values:
     if len(found := sorted({str(each[name]) for each in given})) > 1:
+      time.sleep(_SECONDS_TO_SAY_SO if jax.process_index() == 0 else 0)
       raise errors.OptionError(
           f"--{name}",
           "the same value in all processes",
