@@ -14,6 +14,7 @@
 
 """Runs of MaxText's own trainers, tiny and on the CPU."""
 
+import json
 import os
 import pathlib
 import re
@@ -81,6 +82,16 @@ def run(module: str, folder: pathlib.Path, python: str = "MAXTEXT_PYTHON", **con
   output = done.stdout + done.stderr
   assert done.returncode == 0, output[-5000:]
   return output
+
+
+def said(script: str, *arguments, python: str = "MAXTEXT_PYTHON", **config):
+  """Runs a script with MaxText's settings after its arguments, and returns the JSON object that it printed."""
+  command = [os.environ[python], "-c", script, *arguments, *(f"{name}={value}" for name, value in config.items())]
+  env = os.environ | {"JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+  lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+  assert len(lines) == 1, done.stderr[-5000:]
+  return json.loads(lines[0])
 
 
 def checkpoints(folder: pathlib.Path) -> pathlib.Path:

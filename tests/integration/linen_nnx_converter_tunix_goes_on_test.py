@@ -17,11 +17,8 @@
 Needs a Python with MaxText's trainer and Tunix in MAXTEXT_PYTHON (`maxtext-0.2.4.txt`).
 """
 
-import json
-import os
 import pathlib
 import shutil
-import subprocess
 import tempfile
 
 from absl.testing import absltest
@@ -89,17 +86,7 @@ class ToTunixTest(absltest.TestCase):
     tmp = pathlib.Path(tempfile.mkdtemp())
     self.addCleanup(shutil.rmtree, tmp)
     settings = trainer.TINY | trainer.NNX | {"steps": STEPS, "checkpoint_period": SAVED, "base_num_decoder_layers": 2}
-    arguments = [f"{name}={value}" for name, value in settings.items()]
-    done = subprocess.run(
-        [os.environ["MAXTEXT_PYTHON"], "-c", RUNS, tmp, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    self.assertLen(lines, 1, done.stderr[-5000:])
-    found = json.loads(lines[0])
+    found = trainer.said(RUNS, tmp, **settings)
     self.assertCountEqual(found["uninterrupted"], ["0", "1", "2", "3"])
     self.assertEqual(found["resumed"], {step: found["uninterrupted"][step] for step in ("2", "3")})
     self.assertEqual(found["differ"], {"2": [], "4": []})
