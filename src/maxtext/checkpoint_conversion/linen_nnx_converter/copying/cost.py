@@ -70,9 +70,10 @@ def _work(moves, target, is_verified) -> str:
     files = {file for move in moves for file in leaf_routes.data_files(move.routes, source.index)}
     pieces = sum(len(_pieces(move)) for move in moves)
     return f"{len(files)} data files to copy, {pieces} pieces to read and write, time not measured in remote storage"
-  streamed, copied = (sum(move.nbytes()[each] for move in moves) for each in (way.STREAMED, way.RAW))
+  sizes = [move.nbytes() for move in moves]
+  streamed, copied = (sum(size[each] for size in sizes) for each in (way.STREAMED, way.RAW))
   if moves[0].copy_mode == "copy" or not targets.can_link(source.directory, target):
-    copied += sum(move.nbytes()[way.REFERENCE] for move in moves)
+    copied += sum(size[way.REFERENCE] for size in sizes)
   if streamed + copied < _LITTLE:
     return f"{streamed + copied:,} bytes to read and write"
   encoded = sum(int(array.rows[:, 2].sum()) for array in source.index.values.arrays.values())
