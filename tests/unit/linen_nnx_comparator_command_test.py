@@ -207,11 +207,6 @@ different: 45 leaves (43 equal, 2 different), 2 of 306 elements differ, in 0.0 s
     same = lambda text: re.sub(r"in [\d.]+ s$", "", text.replace(str(util.FIXTURES), "…").strip())
     self.assertEqual((code, same(out)), (1, same(example[1])))
 
-  def test_documented_flags_are_the_real_ones(self):
-    documented = (util.ROOT / "docs" / "comparator.md").read_text()
-    rows = set(re.findall(r"^\| `--(\w+)", documented, re.M))
-    self.assertEqual(rows, set(command.define_flags()) - {"help", "h"})
-
 
 if __name__ == "__main__":
   absltest.main()

@@ -44,10 +44,10 @@ class OptionsTest(util.CheckpointTestCase):
       ({"ignore_rngs": 1}, "--ignore_rngs: expected True or False, found 1. "),
       ({"structure_only": "no"}, "--structure_only: expected True or False, found 'no'. "),
       ({"params_only": "no"}, "--params_only: expected True or False, found 'no'. "),
-      ({"atol": -1}, "--atol: expected a number of at least 0, found -1. "),
-      ({"atol": True}, "--atol: expected a number of at least 0, found True. "),
-      ({"rtol": "0.1"}, "--rtol: expected a number of at least 0, found '0.1'. "),
-      ({"rtol": float("nan")}, "--rtol: expected a number of at least 0, found nan. "),
+      ({"atol": -1}, "--atol: expected at least 0.0, found -1. "),
+      ({"atol": True}, "--atol: expected a number or None, found True. "),
+      ({"rtol": "0.1"}, "--rtol: expected a number or None, found '0.1'. "),
+      ({"rtol": float("nan")}, "--rtol: expected at least 0.0, found nan. "),
       ({"memory_budget_gib": 0}, "--memory_budget_gib: expected at least 0.0625, found 0. "),
   )
   def test_options_are_checked_before_anything_is_read(self, chosen, message):

@@ -22,6 +22,7 @@ import sys
 
 from absl import flags
 
+from maxtext.checkpoint_conversion.linen_nnx_comparator import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import flags as flags_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
@@ -42,24 +43,14 @@ Exit codes: 0 equal, to the bit or within the tolerance; 1 different; 2 refused,
 
 def define_flags() -> flags.FlagValues:
   """The command's flags, in a registry of their own so that `main` can be called in-process."""
-  values = flags.FlagValues()
-  values.set_gnu_getopt(True)  # Flags may follow A and B.
-  common = {"flag_values": values, "module_name": _MODULE}
+  values, common = flags_lib.registry(_MODULE)
   axes = "The layer axis of scanned Params; two numbers, as in 1,0, if it is another in B. Unset: the config's, or 1."
-  aux = "Whether to compare NNX state that is no Param: RNG streams, batch statistics and other Variables."
   flags.DEFINE_list("param_scan_axis", None, axes, **common)
-  flags.DEFINE_enum("nnx_aux", "keep", ("keep", "drop"), aux, **common)
-  flags.DEFINE_boolean("ignore_rngs", False, "Leave out the keys and counts of RNG streams.", **common)
-  flags.DEFINE_boolean("params_only", False, "Compare the params alone, without optimizer and step.", **common)
-  structure = "Compare paths, shapes and dtypes alone; no values are read."
-  flags.DEFINE_boolean("structure_only", False, structure, **common)
-  flags.DEFINE_float("atol", None, "The absolute tolerance.", lower_bound=0.0, **common)
-  flags.DEFINE_float("rtol", None, "The relative tolerance, as a share of B's value.", lower_bound=0.0, **common)
-  flags.DEFINE_float("memory_budget_gib", 2.0, "GiB of memory for the data under way.", lower_bound=0.0625, **common)
+  flags_lib.define_options(options_lib.Options, common)
   flags.DEFINE_string("json", None, "Write the report as JSON: --json to standard output, or --json=FILE.", **common)
-  flags.DEFINE_string("html", None, "Write the report as one page that needs nothing else: --html=FILE.", **common)
+  flags.DEFINE_string("html", None, "Write the report as one self-contained page without scripts: --html=FILE.", **common)
   flags.DEFINE_enum("color", "auto", ("auto", "always", "never"), "Colour the report; auto does on a terminal.", **common)
-  flags.DEFINE_integer("leaves", 20, "How many leaves to print of each list, the worst first.", lower_bound=0, **common)
+  flags.DEFINE_integer("leaves", 20, "How many leaves of each list to print, the worst first.", lower_bound=0, **common)
   flags.DEFINE_boolean("traceback", False, "Show the traceback of a failure.", **common)
   flags_lib.define_questions(common)
   return values
@@ -113,7 +104,7 @@ def _compare(values, paths, axes) -> int:
   from maxtext.checkpoint_conversion.linen_nnx_converter import progress
   from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 
-  names = (field.name for field in dataclasses.fields(compare.Options))
+  names = (field.name for field in dataclasses.fields(options_lib.Options))
   options = {name: values[name].value for name in names if name in values}
   a, b, *config = paths
   config = run_config.load(config) if config else None

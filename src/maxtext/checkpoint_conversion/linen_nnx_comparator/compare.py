@@ -18,17 +18,16 @@ import asyncio
 from collections.abc import Callable, Iterable
 import contextlib
 import dataclasses
-import numbers
 import os
 import time
-from typing import Any, Literal
+from typing import Any
 
 from maxtext.checkpoint_conversion.linen_nnx_comparator import alignment
 from maxtext.checkpoint_conversion.linen_nnx_comparator import blocks
 from maxtext.checkpoint_conversion.linen_nnx_comparator import difference
+from maxtext.checkpoint_conversion.linen_nnx_comparator import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_comparator import report
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
-from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
@@ -46,55 +45,6 @@ _READS = 4
 _MOST_OPEN = 1024
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-  """What is compared, and what is accepted. Checked when they are made, before anything is read.
-
-  Attributes:
-    param_scan_axes: the layer axis of scanned Params, in A and in B; None is the config's, else 1.
-    nnx_aux: whether to compare NNX state that is no Param.
-    ignore_rngs: whether to leave out the keys and counts of RNG streams.
-    params_only: whether to compare the params alone.
-    structure_only: whether to compare paths, shapes and dtypes alone, and read no values.
-    atol: the absolute tolerance; with it or with `rtol`, values that differ within the tolerance are accepted.
-    rtol: the relative tolerance, as a share of B's value.
-    memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
-  """
-
-  param_scan_axes: tuple[int, int] | None = None
-  nnx_aux: Literal["keep", "drop"] = "keep"
-  ignore_rngs: bool = False
-  params_only: bool = False
-  structure_only: bool = False
-  atol: float | None = None
-  rtol: float | None = None
-  memory_budget_gib: float = 2.0
-
-  def __post_init__(self):
-    axes = self.param_scan_axes
-    if axes is not None and (not isinstance(axes, tuple) or len(axes) != 2):
-      raise errors.OptionError("--param_scan_axis", "two axes, of A and of B", repr(axes))
-    for name, value in (("atol", self.atol), ("rtol", self.rtol)):
-      if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0):
-        raise errors.OptionError(f"--{name}", "a number of at least 0", repr(value))
-    for name in ("ignore_rngs", "structure_only"):
-      options_lib.check(name, getattr(self, name), bool)
-    self.of_sides()  # Which checks the others.
-
-  def of_sides(self, config: Any = None) -> list[options_lib.Options]:
-    """The converter's options for A and for B, with what the config says where these leave it open."""
-    axes = self.param_scan_axes or (1 if config is None else config.param_scan_axis,) * 2
-    shared = {name: getattr(self, name) for name in ("nnx_aux", "params_only", "memory_budget_gib")}
-    return [options_lib.Options.of(param_scan_axis=axis, **shared) for axis in axes]
-
-  @property
-  def tolerance(self) -> difference.Tolerance | None:
-    """What values may differ by; None where any bit counts."""
-    if self.atol is None and self.rtol is None:
-      return None
-    return difference.Tolerance(float(self.atol or 0), float(self.rtol or 0))
-
-
 def compare_checkpoints(
     a: PathLike, b: PathLike, *, config: Any = None, progress: Any = None, **options: Any
 ) -> report.Comparison:
@@ -105,24 +55,32 @@ def compare_checkpoints(
     b: the other one.
     config: a MaxText config of the model, which says what the layer axis of scanned Params is.
     progress: is told how far the work has come, as `convert_checkpoint` tells it.
-    **options: those of `Options`.
+    **options: those of `options.Options`.
 
   Raises:
     ConversionError: one of its subclasses: no such option, no checkpoint there, or none that the converter can map; but
       for an option, the message begins with the side, A or B.
   """
   begin = time.monotonic()
-  chosen = options_lib.made(Options, options)
+  chosen = options_lib.Options.of(**options)
   places = _of_sides(locations.find_source, (a, b))
   checkpoints = _of_sides(opening.open_source, places)
   trees, notes = _trees(checkpoints, chosen, config)
   trees = [dataclasses.replace(tree, path=os.fspath(place.items)) for tree, place in zip(trees, places)]
   trees = list(map(alignment.without_rngs, trees)) if chosen.ignore_rngs else trees
   aligned = alignment.align(*trees, structure_only=chosen.structure_only)
-  reading = _Reading(checkpoints, aligned, chosen.tolerance, progress or progress_lib.Silent())
+  tolerance = _tolerance(chosen)
+  reading = _Reading(checkpoints, aligned, tolerance, progress or progress_lib.Silent())
   coroutines.run(reading.compare(chosen.of_sides()[0].memory_budget))
   pairs = list(reading.pairs.values())
-  return report.Comparison(trees, pairs, chosen.tolerance, notes, time.monotonic() - begin)
+  return report.Comparison(trees, pairs, tolerance, notes, time.monotonic() - begin)
+
+
+def _tolerance(options) -> difference.Tolerance | None:
+  """What values may differ by; None where any bit counts."""
+  if options.atol is None and options.rtol is None:
+    return None
+  return difference.Tolerance(float(options.atol or 0), float(options.rtol or 0))
 
 
 def _of_sides[T](function: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
@@ -136,7 +94,7 @@ def _of_sides[T](function: Callable[..., T], *arguments: Iterable[Any]) -> list[
   return results
 
 
-def _trees(checkpoints, chosen: Options, config) -> tuple[list[alignment.Tree], list[str]]:
+def _trees(checkpoints, chosen: options_lib.Options, config) -> tuple[list[alignment.Tree], list[str]]:
   """Both canonical trees, and what is to be said of them.
 
   Layers whose order is unknown cannot be taken apart: then both checkpoints keep their scanned layers. Where the

@@ -12,10 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The options of a conversion: frozen, and checked when they are made, before anything is read or written."""
+"""The options of a conversion: frozen, and checked when they are made, before anything is read or written.
 
-from collections.abc import Mapping
+Each is said once, here: the command makes its flags of them, and their page in `docs/` is made of those.
+"""
+
 import dataclasses
+import numbers
 import types
 import typing
 from typing import Any, Literal, Self
@@ -23,61 +26,102 @@ from typing import Any, Literal, Self
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 _TUNIX_ONLY = {"direction": "auto", "nnx_values": None, "nnx_aux": "keep", "params_only": False}
-_LEAST = {
-    "param_scan_axis": 0,
-    "memory_budget_gib": 1 / 16,
-    "lora_alpha": 2.0**-20,
-    "chunk_byte_size": 2**10,
-    "target_data_file_size": 2**10,
-}
 _MOST = 2**50  # Of any number: with more, TensorStore's integers overflow.
+
+Float = Literal["bfloat16", "float16", "float32"]
+
+
+def option[T](default: T, text: str, least: float = -_MOST, most: float = _MOST) -> T:
+  """A field of a dataclass that is an option.
+
+  Args:
+    default: its value where none is given.
+    text: what it means, for `--help` and the docs.
+    least: the least number that it may be.
+    most: the largest.
+  """
+  return dataclasses.field(default=default, metadata={"text": text, "bounds": (least, most)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-  """What the target shall be.
-
-  Attributes:
-    direction: from which framework to which; `auto` goes to what the release reads, if there is one or a config; else to
-      Linen with `params_only`, unless `nnx_values` asks for NNX, from Tunix to what MaxText's NNX trainers read, and from
-      all others to the other framework.
-    scan_layers: whether the target's layers are scanned; None is the config's, else True for `linen_to_nnx`, else what
-      each stack of layers is; a pipeline then stays.
-    param_scan_axis: the layer axis of scanned Params, in the source and in the target; None is the config's, else 1.
-    maxtext_release: the MaxText release that shall read the target, such as `0.2.5`; None is the installed one if there
-      is a config.
-    layer_naming: how to write layers that are not scanned, `flat` (`layers_<n>`) or `nested` (`layers/<n>`); None is flat
-      for Linen and nested for NNX.
-    nnx_values: which NNX leaves are boxed: `boxed` (those of the model), `plain` (none) or `all_boxed`; None boxes the
-      model for `linen_to_nnx` and keeps what is for `nnx_to_nnx`.
-    nnx_aux: whether NNX state that is no Param (RNG streams, batch statistics, …) goes along.
-    params_only: whether to leave out all but the params collection.
-    weight_dtype: what to cast the Params to, rounding to nearest even; None keeps their dtypes.
-    optimizer_dtype: the same, of what the optimizer keeps of each Param, such as Adam's mu and nu.
-    target_layout: whose layout the target has: `maxtext`, one of those that `direction` and the rest choose among, or
-      `tunix`, that of Tunix's SFT trainer of MaxText's models, or `training_engine`, that of MaxText's own.
-  """
-
-  direction: Literal["auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx"] = "auto"
-  scan_layers: bool | None = None
-  param_scan_axis: int | None = None
-  maxtext_release: str | None = None
-  layer_naming: Literal["flat", "nested"] | None = None
-  nnx_values: Literal["boxed", "plain", "all_boxed"] | None = None
-  nnx_aux: Literal["keep", "drop"] = "keep"
-  params_only: bool = False
-  weight_dtype: Literal["bfloat16", "float16", "float32"] | None = None
-  optimizer_dtype: Literal["bfloat16", "float16", "float32"] | None = None
-  target_layout: Literal["maxtext", "tunix", "training_engine"] = "maxtext"
+class Checked:
+  """Options that are checked when they are made."""
 
   def __post_init__(self):
-    """Checks every value.
+    """Checks every option.
 
     Raises:
-      OptionError: one is of another type, or none of those that there are, or contradicts `target_layout`.
+      OptionError: one is of another type, or none of those that there are, or too small or large.
     """
-    for name, hint in typing.get_type_hints(type(self)).items():
-      check(name, getattr(self, name), hint)
+    for name, (field, words, kinds) in hints(type(self)).items():
+      _check(name, getattr(self, name), words, kinds, *field.metadata["bounds"])
+
+  @classmethod
+  def of(cls, **values: Any) -> Self:
+    """The options with these values.
+
+    Raises:
+      OptionError: there is no such option, or no such value of it.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in values.keys() - set(names):
+      raise errors.OptionError(f"--{name}", f"one of {', '.join(names)}", "no such option", "Check its spelling.")
+    return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions(Checked):
+  """What the target shall be."""
+
+  direction: Literal["auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx"] = option(
+      "auto",
+      "From which framework to which. auto goes to what the config or the release reads, else to the other framework "
+      "(from Tunix to the Linen layout; with --params_only to Linen). The last two only change layers or boxes.",
+  )
+  target_layout: Literal["maxtext", "tunix", "training_engine"] = option(
+      "maxtext",
+      "Whose layout the target has: tunix is what MaxText's SFT resumes in Tunix, training_engine what MaxText 0.2.5's "
+      "training engine resumes. Excludes --direction, --nnx_values, --nnx_aux=drop and --params_only.",
+  )
+  maxtext_release: str | None = option(
+      None, "The MaxText release that will read the target, such as 0.2.5. Unset: the installed one if there is a config."
+  )
+  scan_layers: bool | None = option(
+      None,
+      "Whether the target's layers are scanned. Unset: as the config says, else yes for linen_to_nnx, else unchanged. If "
+      "neither flag nor config says, a pipeline stays.",
+  )
+  param_scan_axis: int | None = option(
+      None, "The layer axis of scanned Params, in source and target. Unset: the config's, or 1.", least=0
+  )
+  layer_naming: Literal["flat", "nested"] | None = option(
+      None,
+      "How unscanned layers are named: layers_<n> (flat) or layers/<n> (nested). Unset: as the release has it, else flat "
+      "in Linen, nested in NNX.",
+  )
+  nnx_values: Literal["boxed", "plain", "all_boxed"] | None = option(
+      None,
+      "Which NNX leaves are boxed ({value: leaf}): the model's, none, or all, as in an nnx.State handed to Orbax. Unset: "
+      "the model's, but unchanged for nnx_to_nnx.",
+  )
+  nnx_aux: Literal["keep", "drop"] = option(
+      "keep", "Whether to keep NNX state that is not a Param: RNG streams, batch statistics and other Variables."
+  )
+  params_only: bool = option(False, "Leave out optimizer, step and all state that is not a Param.")
+  weight_dtype: Float | None = option(
+      None, "Cast the Params, to nearest even. Refused if a finite number would become infinite. Unset: nothing is cast."
+  )
+  optimizer_dtype: Float | None = option(
+      None, "The same for what the optimizer keeps of each Param, such as Adam's mu and nu."
+  )
+
+  def __post_init__(self):
+    """Checks every option.
+
+    Raises:
+      OptionError: one is none that there is, or contradicts `target_layout`.
+    """
+    super().__post_init__()
     if self.target_layout != "maxtext":
       self._check_tunix()
 
@@ -92,59 +136,63 @@ class PlanOptions:
             "Leave out one of the two.",
         )
 
-  @classmethod
-  def of(cls, **values: Any) -> Self:
-    """The options with these values.
-
-    Raises:
-      OptionError: there is no such option, or no such value of it.
-    """
-    return made(cls, values)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(PlanOptions):
-  """What the target shall be, and how to get there.
+  """What the target shall be, and how to get there."""
 
-  Attributes:
-    check_model: whether to compare the target with the installed MaxText's own state, where a config is given and the
-      target is for the installed release.
-    lora_restore_path: a checkpoint of LoRA adapters to merge into the weights, which no config asks for.
-    lora_alpha: the alpha that they are scaled by, over their rank; None is the config's, or what their metadata say.
-    init_rngs: whether to make NNX RNG state that the source does not have, with the model of the config and its seed.
-    memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
-    chunk_byte_size: how many bytes a chunk should have, and never more: larger ones are split into equal pieces, smaller
-      ones joined as far as the memory budget allows. None keeps them, but joins small ones where layers are sliced.
-    target_data_file_size: bytes of OCDBT's data files, after which the next one begins; what could be linked is copied
-      into such files. None keeps the files that are linked; of what is written it is Orbax's choice.
-    use_ocdbt: whether the target is an OCDBT store; None is what the source is.
-    use_zarr3: whether its arrays are zarr 3; None is what the source's are.
-    compression: whether its chunks are compressed; None keeps what is not decoded as it is, and compresses the rest.
-    copy_mode: whether to `link` the source's data files where their bytes need not change, to `copy` them, or, as `auto`
-      does, to link those of OCDBT, which no writer changes, where the file system can.
-    verify: whether to compare the target with the source, to the bit, before the commit. Where the target has the
-      source's own chunks, encoded alike, that is the proof; `full` decodes all of both.
-    overwrite: whether to replace an existing target, which stays whole until the new one is.
-    resume: whether to take the leaves that an interrupted conversion to this target had finished, each of which is
-      compared with the source first. Without it, what that left is removed.
-    dry_run: whether to plan only.
-  """
-
-  check_model: bool = True
-  lora_restore_path: str | None = None
-  lora_alpha: float | None = None
-  init_rngs: bool = False
-  memory_budget_gib: float = 2.0
-  chunk_byte_size: int | None = None
-  target_data_file_size: int | None = None
-  use_ocdbt: bool | None = None
-  use_zarr3: bool | None = None
-  compression: Literal["zstd", "none"] | None = None
-  copy_mode: Literal["auto", "link", "copy"] = "auto"
-  verify: bool | Literal["full"] = True
-  overwrite: bool = False
-  resume: bool = False
-  dry_run: bool = False
+  check_model: bool = option(
+      True, "With a config, first compare the target with the installed MaxText's own train state."
+  )
+  init_rngs: bool = option(
+      False, "With a config, make NNX RNG state that the source lacks, with MaxText's own model and the config's seed."
+  )
+  lora_restore_path: str | None = option(
+      None, "A checkpoint of LoRA adapters to merge into the weights, in float32. A config's asks for no merge."
+  )
+  lora_alpha: float | None = option(
+      None, "Scales the adapters, over their rank. Unset: the config's, or what their metadata say.", least=2.0**-20
+  )
+  memory_budget_gib: float = option(
+      2.0, "GiB of memory for data in flight. A chunk larger than this is still held whole.", least=1 / 16
+  )
+  chunk_byte_size: int | None = option(
+      None,
+      "Most bytes per chunk: larger ones are split evenly, small ones joined. Unset: chunks are kept.",
+      least=2**10,
+  )
+  target_data_file_size: int | None = option(
+      None,
+      "Bytes per OCDBT data file; what could be linked is copied into such files. Unset: files that are linked are kept.",
+      least=2**10,
+  )
+  use_ocdbt: bool | None = option(
+      None, "Whether the target is an OCDBT store. Unset: as the source, unless the config turns it off."
+  )
+  use_zarr3: bool | None = option(
+      None, "Whether its arrays are zarr 3. Unset: as the source's, unless the config turns it off."
+  )
+  compression: Literal["zstd", "none"] | None = option(
+      None, "How chunks are compressed. Unset: zstd for what is decoded; the rest stays as it is."
+  )
+  copy_mode: Literal["auto", "link", "copy"] = option(
+      "auto",
+      "How data files reach the target where their bytes need not change. auto hard-links OCDBT files, which no writer "
+      "changes, where the file system can, and copies others.",
+  )
+  verify: bool | Literal["full"] = option(
+      True, "Compare target and source, to the bit, before the commit; full decodes all of both."
+  )
+  overwrite: bool = option(False, "Replace one checkpoint at the target, which stays whole until the new one is.")
+  resume: bool = option(
+      False,
+      "Take over the leaves that an interrupted conversion to this target had finished, comparing each with the source. "
+      "Without it, what that left is removed.",
+  )
+  dry_run: bool = option(
+      False,
+      "Print the plan, like layers in one line, and its cost: memory and time, measured briefly. Write nothing.",
+  )
 
   @property
   def memory_budget(self) -> int:
@@ -152,47 +200,27 @@ class Options(PlanOptions):
     return int(self.memory_budget_gib * 2**30)
 
 
-def made(kind: Any, values: Mapping[str, Any]) -> Any:
-  """Options of a kind: a class of frozen dataclasses that check their values.
-
-  Raises:
-    OptionError: there is no such option, or no such value of it.
-  """
-  names = [field.name for field in dataclasses.fields(kind)]
-  for name in values.keys() - set(names):
-    raise errors.OptionError(f"--{name}", f"one of {', '.join(names)}", "no such option", "Check its spelling.")
-  return kind(**values)
+def hints(kind: Any) -> dict[str, tuple[dataclasses.Field[Any], list[Any], list[Any]]]:
+  """Of each option of a kind: its field, the words that are values of it, and the types of its other values."""
+  types_of = typing.get_type_hints(kind)
+  fields = (field for field in dataclasses.fields(kind) if "text" in field.metadata)
+  return {field.name: (field, *_apart(types_of[field.name])) for field in fields}
 
 
-def choices(name: str) -> list[Any]:
-  """The values of an option that has a few."""
-  return _literals(typing.get_type_hints(Options)[name])
+def _check(name, value, words, kinds, least, most):
+  is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  if not (type(value) in kinds or (is_number and float in kinds) or (isinstance(value, str) and value in words)):
+    raise errors.OptionError(f"--{name}", " or ".join([*words, *map(_named, kinds)]), repr(value))
+  if is_number and not least <= value <= most:
+    expected = f"at most {most}" if value > most else f"at least {least}"
+    raise errors.OptionError(f"--{name}", expected, repr(value))
 
 
-def check(name: str, value: Any, hint: Any):
-  """Checks the value of one option, of which `hint` is the type.
-
-  Raises:
-    OptionError: it is none that the type has, or too small or large.
-  """
-  kinds = [kind for kind in _members(hint) if typing.get_origin(kind) is not Literal]
-  is_one = type(value) in kinds or (type(value) is int and float in kinds)
-  if not is_one and not (isinstance(value, str) and value in _literals(hint)):
-    raise _error(name, value, " or ".join([*_literals(hint), *map(_named, kinds)]))
-  if isinstance(value, int | float) and not _LEAST.get(name, value) <= value <= _MOST:
-    raise _error(name, value, f"at most {_MOST}" if value > _MOST else f"at least {_LEAST[name]}")
-
-
-def _error(name, value, expected) -> errors.OptionError:
-  return errors.OptionError(f"--{name}", expected, repr(value))
-
-
-def _members(hint) -> tuple[Any, ...]:
-  return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-
-
-def _literals(hint) -> list[Any]:
-  return [value for kind in _members(hint) if typing.get_origin(kind) is Literal for value in typing.get_args(kind)]
+def _apart(hint) -> tuple[list[Any], list[Any]]:
+  """The words, and the types, of which a type is the union."""
+  members = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+  words = [word for kind in members if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
+  return words, [kind for kind in members if typing.get_origin(kind) is not Literal]
 
 
 def _named(kind) -> str:

@@ -44,15 +44,12 @@ says why.
 
 def define_flags() -> flags.FlagValues:
   """The command's flags, in a registry of their own so that `main` can be called in-process."""
-  values = flags.FlagValues()
-  values.set_gnu_getopt(True)  # Flags may follow the paths.
-  common = {"flag_values": values, "module_name": _MODULE}
-  flags.DEFINE_boolean("tree", False, "Print every leaf; layers that are alike are one line.", **common)
-  flags.DEFINE_boolean(
-      "steps", False, "Print the steps of a checkpoints folder, with sizes, and whether each is whole.", **common
-  )
+  values, common = flags_lib.registry(_MODULE)
+  flags.DEFINE_boolean("tree", False, "Print every leaf, like layers in one line.", **common)
+  steps = "List the steps of a checkpoints folder, unfinished ones too, with sizes and whether each is whole."
+  flags.DEFINE_boolean("steps", False, steps, **common)
   flags.DEFINE_boolean("json", False, "Print one JSON document.", **common)
-  flags.DEFINE_string("html", None, "Write it as one page that needs nothing else: --html=FILE, a new one.", **common)
+  flags.DEFINE_string("html", None, "Write one self-contained page without scripts: --html=FILE, a new file.", **common)
   flags_lib.define_questions(common)
   return values
 
