@@ -100,7 +100,7 @@ class EventLoopTest(InARunningLoop):
   @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine .* was never awaited")
   def test_ctrl_c_leaves_nothing(self, phase):
     source = self.save("source", scanned())
-    told = progress.Silent()
+    told = progress.Progress()
     told.start = lambda now, _: setattr(told, "advance", self.interrupt if now == phase else lambda _: None)
     with self.assertRaises(KeyboardInterrupt):
       converter.convert_checkpoint(source, self.tmp / "out", verify="full", progress=told, **STREAMED)

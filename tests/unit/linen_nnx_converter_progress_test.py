@@ -48,7 +48,7 @@ class ProgressTest(parameterized.TestCase):
   @parameterized.parameters(True, False)
   def test_a_stream_that_takes_nothing(self, is_terminal):
     """A terminal that has gone, a full disk: the work goes on."""
-    told = progress.Progress(Full(is_terminal))
+    told = progress.Shown(Full(is_terminal))
     with absltest.mock.patch.object(time, "monotonic", side_effect=itertools.count(step=11)):
       told.start("writing", 2**20)
       for _ in range(2):
@@ -57,7 +57,7 @@ class ProgressTest(parameterized.TestCase):
 
   def test_a_bar_on_a_terminal(self):
     stream = Terminal()
-    bar = progress.Progress(stream)
+    bar = progress.Shown(stream)
     bar.start("writing", 2**20)
     bar.advance(2**20)
     bar.finish()
@@ -65,7 +65,7 @@ class ProgressTest(parameterized.TestCase):
 
   def test_lines_elsewhere(self):
     stream = io.StringIO()
-    lines = progress.Progress(stream)
+    lines = progress.Shown(stream)
     with absltest.mock.patch.object(time, "monotonic", side_effect=[0.0, 5.0, 11.0, 12.0]):
       lines.start("writing", 4 * 2**20)
       for _ in range(3):

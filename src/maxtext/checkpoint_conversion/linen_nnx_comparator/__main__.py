@@ -108,7 +108,7 @@ def _compare(values, paths, axes) -> int:
   options = {name: values[name].value for name in names if name in values}
   a, b, *config = paths
   config = run_config.load(config) if config else None
-  told = progress.Progress()
+  told = progress.Shown()
   comparison = compare.compare_checkpoints(a, b, config=config, progress=told, param_scan_axes=axes, **options)
   code = EQUAL if comparison.is_accepted else DIFFERENT
   if values.html:

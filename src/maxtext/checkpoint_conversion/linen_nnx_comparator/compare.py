@@ -70,7 +70,7 @@ def compare_checkpoints(
   trees = list(map(alignment.without_rngs, trees)) if chosen.ignore_rngs else trees
   aligned = alignment.align(*trees, structure_only=chosen.structure_only)
   tolerance = _tolerance(chosen)
-  reading = _Reading(checkpoints, aligned, tolerance, progress or progress_lib.Silent())
+  reading = _Reading(checkpoints, aligned, tolerance, progress or progress_lib.Progress())
   coroutines.run(reading.compare(chosen.of_sides()[0].memory_budget))
   pairs = list(reading.pairs.values())
   return report.Comparison(trees, pairs, tolerance, notes, time.monotonic() - begin)

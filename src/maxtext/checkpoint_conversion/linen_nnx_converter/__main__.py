@@ -168,7 +168,7 @@ def _convert(values, config_arguments, announce) -> int:
   from maxtext.checkpoint_conversion.linen_nnx_converter import errors
   from maxtext.checkpoint_conversion.linen_nnx_converter import progress
 
-  told = progress.Progress(announce=announce)
+  told = progress.Shown(announce=announce)
   try:
     with _quiet(values.traceback):
       lines = _verified(values, told) if values.verify_only else _converted(values, config_arguments, told)

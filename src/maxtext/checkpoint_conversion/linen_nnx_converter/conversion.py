@@ -68,7 +68,7 @@ def convert_checkpoint(
     target_path: PathLike | None = None,
     *,
     config: Any = None,
-    progress: moving.Progress | None = None,
+    progress: progress_lib.Progress | None = None,
     **options: Any,
 ) -> record.Conversion:
   """Converts a checkpoint on disk. The target appears whole or not at all; the source is only read.
@@ -90,7 +90,7 @@ def convert_checkpoint(
     ConversionError: one of its subclasses. Nothing is left at the target then.
   """
   begin = time.monotonic()
-  job = _job(source_path, target_path, config, options_lib.Options.of(**options), progress or progress_lib.Silent())
+  job = _job(source_path, target_path, config, options_lib.Options.of(**options), progress or progress_lib.Progress())
   processes.check_alike(vars(job.options) | {"source_path": job.source.final, "target_path": job.target.final})
   if not job.options.dry_run and jax.process_index() == 0:
     atomic_target.recover(job.target.final)
@@ -128,7 +128,7 @@ class _Job:
   options: options_lib.Options
   run: planner.Run
   config: Any
-  progress: moving.Progress
+  progress: progress_lib.Progress
   notes: tuple[str, ...]
 
   def check_free(self):

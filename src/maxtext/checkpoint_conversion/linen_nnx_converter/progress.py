@@ -26,23 +26,23 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_tar
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class Silent:
-  """Tells nothing."""
+class Progress:
+  """What is told of the work under way. This one tells nobody."""
 
   def make_at(self, place: atomic_target.Place) -> None:
-    """Takes the place of a target that is about to be made."""
+    """The target is about to be made there."""
 
   def start(self, task: str, nbytes: int) -> None:
-    """Begins a task."""
+    """A task begins that goes through this many bytes."""
 
   def advance(self, nbytes: int) -> None:
-    """Counts bytes that are done."""
+    """So many bytes of the task are done."""
 
   def finish(self) -> None:
-    """Ends the task."""
+    """The task is done."""
 
 
-class Progress:
+class Shown(Progress):
   """Tells how far the work has come: bytes, rate and time left.
 
   Attributes:
@@ -57,12 +57,10 @@ class Progress:
     self.place: atomic_target.Place | None = None
 
   def make_at(self, place: atomic_target.Place) -> None:
-    """Takes the place of a target that is about to be made."""
     self.place = place
     self._announce(place)
 
   def start(self, task: str, nbytes: int) -> None:
-    """Begins a task that goes through this many bytes."""
     is_terminal = self._stream.isatty()
     self._bar = tqdm.tqdm(
         desc=task, total=nbytes, unit="B", unit_scale=True, unit_divisor=1024, file=self._stream, disable=not is_terminal
@@ -72,7 +70,6 @@ class Progress:
     self._next_line = self._begin + _SECONDS_BETWEEN_LINES
 
   def advance(self, nbytes: int) -> None:
-    """Counts bytes that are done."""
     self._done += nbytes
     if self._bar is not None:
       self._bar.update(nbytes)
@@ -92,7 +89,6 @@ class Progress:
       print(line, file=self._stream, flush=True)
 
   def finish(self) -> None:
-    """Ends the task."""
     if self._bar is not None:
       self._bar.close()
 

@@ -31,8 +31,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_inde
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 
-COPY_MODES = ("auto", "link", "copy")
-
 _FILES_AT_ONCE = 4
 _COPIES_AT_ONCE = 1000
 # What `os.link` says where a file cannot be linked: another file system, none that has links, or too many of them.

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from etils import epath
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import by_reference
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import resume
@@ -27,7 +28,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import target_leaves
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
@@ -38,22 +38,6 @@ Path = abstract_state.Path
 
 # What is renamed in one transaction: 1.6 million keys at once took 1.2 GiB, in batches 0.7 GiB and 17 percent longer.
 _KEYS_AT_ONCE = 200_000
-
-
-class Progress(Protocol):
-  """What is told of the work under way."""
-
-  def make_at(self, place: atomic_target.Place) -> None:
-    """The target is about to be made there."""
-
-  def start(self, task: str, nbytes: int) -> None:
-    """A task begins that goes through this many bytes."""
-
-  def advance(self, nbytes: int) -> None:
-    """So many bytes of the task are done."""
-
-  def finish(self) -> None:
-    """The task is done."""
 
 
 class Comparison(Protocol):
@@ -76,7 +60,7 @@ class Move:
     form: how the target is stored.
     routes: the route of each target leaf that is an array.
     lengths: the lengths of the source's data files.
-    copy_mode: how to bring data files: one of `by_reference.COPY_MODES`.
+    copy_mode: how to bring data files, as `options.Options` has it.
     memory_budget: bytes, for all copies of the data that is under way.
     progress: is told of bytes: those of chunks that are decoded, of values and of files that are copied.
     taken: what an interrupted run left, each with the leaves that are taken from it.
@@ -92,7 +76,7 @@ class Move:
   lengths: Mapping[str, int]
   copy_mode: str
   memory_budget: int
-  progress: Progress
+  progress: progress_lib.Progress
   taken: tuple[tuple[resume.Leftover, tuple[Path, ...]], ...] = ()
   process: int = 0
   processes: int = 1

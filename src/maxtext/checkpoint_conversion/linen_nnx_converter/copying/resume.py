@@ -142,7 +142,7 @@ def take(
     source: the source.
     routes: how the plan's leaves would go.
     form: how the target is stored.
-    progress: a `moving.Progress`, is told how far the comparison has come.
+    progress: a `progress.Progress`, is told how far the comparison has come.
     compare: compares target leaves with what the plan makes of the source.
   """
   found: list[Resumption] = []

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Carries a plan out: on arrays in memory, or block by block between two checkpoints under a memory budget."""
+"""Carries a plan out block by block, between two checkpoints, under a memory budget."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping

@@ -29,7 +29,6 @@ from etils import epath
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import options
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
-from maxtext.checkpoint_conversion.linen_nnx_converter.copying import moving
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
@@ -78,7 +77,7 @@ def verify_checkpoint(
     target_path: str | os.PathLike[str],
     *,
     memory_budget_gib: float = 2.0,
-    progress: moving.Progress | None = None,
+    progress: progress_lib.Progress | None = None,
 ) -> Audit:
   """Reads a checkpoint that the converter wrote, and compares the digest of each leaf with the one that it kept.
 
@@ -110,7 +109,7 @@ def verify_checkpoint(
     )
   found = {}
   for key in pytrees:
-    different = coroutines.run(_differences(checkpoints[key], expected[key], budget, progress or progress_lib.Silent()))
+    different = coroutines.run(_differences(checkpoints[key], expected[key], budget, progress or progress_lib.Progress()))
     found |= {(*key, *path): difference for path, difference in different.items()}
   _refuse_differences(found)
   verified = tuple(path for path, (key, leaf) in stored.items() if leaf.name in expected[key])
@@ -132,7 +131,7 @@ def verify_written(
     source: reader.Checkpoint,
     items: epath.Path,
     budget: int,
-    progress: moving.Progress,
+    progress: progress_lib.Progress,
     *,
     is_full: bool,
 ) -> dict[str, digests.Digest]:
