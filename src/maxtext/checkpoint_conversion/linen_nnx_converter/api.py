@@ -43,8 +43,8 @@ def convert_linen_to_nnx(state: Any, scan_layers: bool | None = None, **options)
   Args:
     state: a pytree: nested dicts and lists, or a Flax `TrainState`, with leaves of NumPy arrays, JAX arrays or
       `jax.ShapeDtypeStruct`.
-    scan_layers: whether the result's layers are scanned; None is True, but for a pipeline, which it keeps.
-    **options: the others of `options.PlanOptions`, but for the direction.
+    scan_layers: whether the result's layers are scanned; None is True, but keeps a pipeline.
+    **options: others of `options.PlanOptions`, except the direction.
 
   Returns:
     Nested dicts, `{"model": …, "optimizer": {"opt_state": …, "step": …}}`. Keys are strings, those of chains too.
@@ -60,7 +60,7 @@ def convert_nnx_to_linen(state: Any, scan_layers: bool | None = None, **options)
 
   Args:
     state: a pytree: nested dicts, or an `nnx.State`, boxed or plain.
-    scan_layers: whether the result's layers are scanned; None keeps what they are.
+    scan_layers: whether the result's layers are scanned; None leaves them as they are.
     **options: as `convert_linen_to_nnx` takes them.
 
   Returns:

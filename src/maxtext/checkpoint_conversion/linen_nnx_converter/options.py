@@ -71,7 +71,7 @@ class Checked:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanOptions(Checked):
-  """What the target shall be."""
+  """What the target is to be."""
 
   direction: Literal["auto", "linen_to_nnx", "nnx_to_linen", "linen_to_linen", "nnx_to_nnx"] = option(
       "auto",
@@ -139,7 +139,7 @@ class PlanOptions(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(PlanOptions):
-  """What the target shall be, and how to get there."""
+  """What the target is to be, and how to get there."""
 
   check_model: bool = option(
       True, "With a config, first compare the target with the installed MaxText's own train state."

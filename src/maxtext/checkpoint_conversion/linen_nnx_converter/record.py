@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a conversion did, or would do: as a plan for a person, as one line, and as the record in the target."""
+"""What a conversion did or would do: as a plan for a person, as one line, and as the record in the target."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
@@ -34,7 +34,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import training_e
 
 Path = abstract_state.Path
 
-_TUPLE = "()"  # An empty one on record: in JSON it would be a list.
+_TUPLE = "()"  # An empty tuple in the record: in JSON it would be a list.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Conversion:
     ways: how the bytes of each target leaf that is an array went.
     seconds: how long it took.
     verified: whether every byte of the target was compared with the source.
-    digests: how many of these leaves have a digest on record, by which the target alone can be verified.
-    resumed: what was taken from an interrupted run, where that was asked for.
-    notes: clauses for a person: on the step, its other items, and what the model has otherwise.
+    digests: how many of these leaves have a recorded digest, by which the target alone can be verified.
+    resumed: what was taken over from an interrupted run, if that was asked for.
+    notes: clauses for a person: on the step, its other items, and how the model differs.
     dry_run: whether nothing was written.
-    cost: what it would take, for a person, where nothing was written.
+    cost: what it would take, for a person, if nothing was written.
   """
 
   plan: plan_lib.Plan
@@ -125,7 +125,7 @@ class Conversion:
 
 
 def finish_step(folder: epath.Path, location: locations.Location, conversion: Conversion):
-  """Carries along what belongs to the step besides the train state, and writes the record."""
+  """Copies what belongs to the step besides the train state, and writes the record."""
   siblings = {sibling.name: sibling for sibling in location.siblings()}
   for name, sibling in siblings.items():
     locations.copy_tree(sibling, folder / name)
@@ -140,7 +140,7 @@ def finish_step(folder: epath.Path, location: locations.Location, conversion: Co
 
 
 def recorded_empty_nodes(custom_metadata: Mapping[str, Any]) -> dict[Path, Any]:
-  """The empty optimizer nodes that an earlier conversion put on record in a checkpoint's custom metadata.
+  """The empty optimizer nodes that an earlier conversion recorded in a checkpoint's custom metadata.
 
   Raises:
     DamagedSourceError: they make no sense.

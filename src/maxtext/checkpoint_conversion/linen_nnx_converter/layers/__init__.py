@@ -12,4 +12,4 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How a stack of layers is written, and how to write it otherwise. No I/O."""
+"""How stacks of layers are written, and how to rearrange them. No I/O."""

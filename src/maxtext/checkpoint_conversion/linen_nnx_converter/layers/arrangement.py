@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Arranging layers: from one schedule into another."""
+"""Arranging layers: from one schedule to another."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,14 +39,14 @@ CollectionOf = Callable[[Variable], str]
 
 @dataclasses.dataclass(frozen=True)
 class Arranged:
-  """A variable of the target, its leaf, and the move that makes it, of variables; None for an empty node."""
+  """A variable of the target, its leaf, and the move of variables that makes it; None for an empty node."""
 
   variable: Variable
   move: leaf_moves.Move | None
   leaf: abstract_state.Leaf
 
 
-# What a layer's leaf is, apart from the layer: its collection, its optimizer subtree, its path inside the layer.
+# What a layer's leaf is, apart from which layer it is in: its collection, optimizer subtree, and path inside the layer.
 _Key = tuple[str, Path | None, Path]
 
 
@@ -60,15 +60,15 @@ def target_schedule(
 ) -> Schedule:
   """The schedule of the target.
 
-  Where no model gives it, layers that are scanned already stay as they are for `scan_layers`, blocks among them, and
-  others are stacked plainly, as those of a pipeline are.
+  Where no model gives it, `scan_layers` leaves layers that are scanned already as they are, blocks included, and stacks
+  all others plainly, those of a pipeline too.
 
   Args:
     source: the schedule of the source.
     scan_layers: whether the target's layers are scanned; None keeps what each group is.
     naming: how to write layers that are not scanned, `flat` or `nested`.
     model: the schedule that the model's config gives for its decoder.
-    keeps_pipelines: whether a decoder with a pipeline stays as it is, unless the model gives its schedule.
+    keeps_pipelines: whether a decoder with a pipeline stays as it is unless the model gives its schedule.
 
   Raises:
     LayerStackError: the source has another number of layers than the model.
@@ -104,24 +104,24 @@ def arrange(
     path_of: layer_stacks.PathOf,
     collection_of: CollectionOf = lambda variable: variable.collection,
 ) -> list[Arranged]:
-  """Arranges the layers of `variables` anew. Those outside layers are copied, and those of stacks that stay.
+  """Rearranges the layers of `variables`. Variables outside layers, and of stacks that stay, are copied.
 
   Args:
     variables: the source's variables and their leaves.
     source: their schedule.
-    target: the schedule to write; it holds the same layers.
+    target: the schedule to write, of the same layers.
     param_scan_axis: the layer axis of scanned Params, in the source and in the target.
-    path_of: the path that messages give for a variable.
+    path_of: the path of a variable for messages.
     collection_of: the collection of a variable in the target.
 
   Raises:
-    LayerStackError: layers to be stacked are not alike.
+    LayerStackError: layers to be stacked differ.
   """
   prefixes, kept = {stack.prefix: stack for stack in source}, {stack.prefix for stack in {*source} & {*target}}
   arranged, layers = [], collections.defaultdict(dict)
   for variable, leaf in variables.items():
     collection, stack = collection_of(variable), _stack_of(variable, prefixes)
-    # The layer axes of Params are others than those of other variables.
+    # Params have other layer axes than other variables.
     if stack is None or (stack.prefix in kept and collection == variable.collection):
       move = None if abstract_state.is_empty(leaf) else leaf_moves.copy(variable)
       arranged.append(Arranged(variable._replace(collection=collection), move, leaf))
@@ -138,13 +138,13 @@ def arrange(
 
 
 def _mixed(schedule) -> set[Path]:
-  """The groups of which some layers are in a pipeline and some are not, so that they stand along different axes."""
+  """The groups with layers inside and outside a pipeline, which are therefore along different axes."""
   groups = ({stack.group for stack in schedule if stack.is_piped == is_piped} for is_piped in (True, False))
   return set.intersection(*groups)
 
 
 def _stack_of(variable: Variable, prefixes: Mapping[Path, LayerStack]) -> LayerStack | None:
-  """The stack below whose prefix, of two to four keys, the variable stands."""
+  """The stack whose prefix, of two to four keys, the variable is below."""
   for n in (4, 3, 2):
     if stack := prefixes.get(variable.path[:n]):
       return stack
@@ -158,7 +158,7 @@ def _held(variable, leaf, stack, param_scan_axis) -> restacking.Held:
 
 
 def _stack_leaves(stack, layers: list[dict[_Key, Piece]], param_scan_axis, path_of, is_mixed) -> Iterator[Arranged]:
-  """The leaves of one stack of the target: all that its layers have, which they must have alike."""
+  """The leaves of one stack of the target: those of its layers, which must be alike."""
   for key in dict.fromkeys(key for layer in layers for key in layer):
     pieces = _alike(key, layers, path_of)
     held, _ = pieces[0]
@@ -177,7 +177,7 @@ def _stack_leaves(stack, layers: list[dict[_Key, Piece]], param_scan_axis, path_
 
 
 def _alike(key, layers, path_of) -> list[Piece]:
-  """The pieces of one leaf of every layer, each of the first one's shape and dtype."""
+  """Every layer's piece of one leaf, all of the first one's shape and dtype."""
   first = next(layer[key][0] for layer in layers if key in layer)
   like = "/".join(path_of(first.variable))
   for layer in layers:
@@ -194,7 +194,7 @@ def _alike(key, layers, path_of) -> list[Piece]:
 
 
 def check_one_role(variables: Iterable[Variable], schedule: Schedule, path_of: layer_stacks.PathOf):
-  """Across the layers of a group, the same leaf is always a Param or never.
+  """Checks that across the layers of a group, a leaf is either always a Param or never.
 
   Raises:
     LayerStackError: naming a leaf whose counterpart in another layer is of another kind.
@@ -216,7 +216,7 @@ def refuse_blocks(arranged: Iterable[Arranged], paths: Mapping[leaf_roles.Role, 
   """Refuses to stack the decoder's layers plainly where MaxText would scan them in blocks, or in chunks.
 
   Raises:
-    ConfigError: naming the first leaf that tells, by its path among `paths`.
+    ConfigError: naming the first leaf that shows it, by its path in `paths`.
   """
   for item in arranged:
     if item.move is not None and item.move.stacked and item.variable.path[0] == "decoder":
@@ -225,7 +225,7 @@ def refuse_blocks(arranged: Iterable[Arranged], paths: Mapping[leaf_roles.Role, 
 
 
 def refuse_unproven(source: Schedule, decoder: decoder_families.Decoder):
-  """Refuses a source whose layers are arranged as in neither of the models that prove the order of the decoder's.
+  """Refuses a source whose layers are arranged as in neither of the two models that prove the decoder's order.
 
   Raises:
     ConfigError: they are.
@@ -238,10 +238,10 @@ def refuse_unproven(source: Schedule, decoder: decoder_families.Decoder):
 def refuse_new_arrangement(
     arranged: Iterable[Arranged], paths: Mapping[leaf_roles.Role, Path], decoder: decoder_families.Decoder
 ):
-  """Refuses to stack or unstack layers whose order the model's config does not tell, or to leave them without a pipeline.
+  """Refuses to rearrange layers whose order the config does not determine, or to leave them outside its pipeline.
 
   Raises:
-    ConfigError: naming the first leaf, by its path among `paths`, that would be.
+    ConfigError: naming the first such leaf by its path in `paths`.
   """
   arranged = list(arranged)
   if decoder.pipeline and not any(layer_names.is_of_pipeline(item.variable.path) for item in arranged):

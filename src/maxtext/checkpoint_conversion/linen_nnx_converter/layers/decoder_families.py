@@ -15,7 +15,7 @@
 """How each decoder family of MaxText writes its layers, by release and trainer.
 
 Seen in the abstract states of MaxText 0.2.3, 0.2.4 and 0.2.5; the order inside a block is that of its `…ScannableBlock`.
-A family whose scanned layers are one plain stack needs no row here, but every family is in `DECODER_BLOCKS`.
+A family that is scanned as one plain stack needs no row here, but every family is in `DECODER_BLOCKS`.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ Release = tuple[int, ...]
 
 _LAYERS = ("decoder", "layers")
 
-# MaxText's `DecoderBlockType`s in 0.2.3, 0.2.4 and 0.2.5, each with the first release that is known to have it.
+# MaxText's `DecoderBlockType`s in 0.2.3, 0.2.4 and 0.2.5, each with the first release known to have it.
 DECODER_BLOCKS: dict[str, Release] = {
     **dict.fromkeys(("default", "llama2", "mistral", "mixtral", "gpt3", "gpt_oss", "simple", "simple_mlp"), (0,)),
     **dict.fromkeys(("deepseek", "gemma", "gemma2", "gemma3", "gemma4", "gemma4_small", "llama4", "olmo3"), (0,)),
@@ -49,10 +49,10 @@ class Decoder:
     num_dense_layers: `first_num_dense_layers`, of DeepSeek.
     num_hash_layers: `first_num_hash_layers`, of DeepSeek 4.
     cycle: `inhomogeneous_layer_cycle_interval`, the length of a block where the family does not fix it.
-    model_name: `model_name`; MaxText decides by it which variables are Params.
-    known_order: whether the config tells which leaf holds which layers; not so of engram's chunks.
-    pipeline: the pipeline that they go through, or None.
-    proven: the schedules, unscanned and scanned, that MaxText's own models prove of a block that this table has not.
+    model_name: `model_name`, by which MaxText decides which variables are Params.
+    known_order: whether the config determines which leaf holds which layers; engram's chunks do not.
+    pipeline: their pipeline, or None.
+    proven: for a block that is not in this table, the schedules, unscanned and scanned, that MaxText's models prove.
   """
 
   block: str
@@ -72,10 +72,10 @@ class Blocks:
 
   Attributes:
     module: the module that holds the blocks.
-    position: the name of a layer's place in the block, with `{}` for its number; None where all but the last are in
-      `local_layers`, with an axis of their own, and the last is `global_layer`.
-    period: the number of layers in a block; None takes the config's cycle.
-    remainder: the path of a layer left over, with `{}` for its number, or of their stack; None where there are none.
+    position: the name of a layer's place in the block, with `{}` for its number; None where the last is `global_layer`
+      and all others are in `local_layers`, with an axis of their own.
+    period: the number of layers in a block; None is the config's cycle.
+    remainder: the path of a left-over layer, with `{}` for its number, or of their stack; None where none can be.
   """
 
   module: str
@@ -91,7 +91,7 @@ class Row:
   Attributes:
     decoder_blocks: the families.
     trainer: `linen` or `nnx`, or None for both.
-    since: the first release that writes them so; the latest row that applies is taken.
+    since: the first release that writes them so; the latest row that applies counts.
     blocks: how they are written.
   """
 
@@ -105,7 +105,7 @@ _REMAINDER = ("layers_remainder", "layers_{}")
 _STACKED_REMAINDER = ("layers_remainder", "local_layers")
 _LINEN_REMAINDER = ("Gemma4DecoderLayerToLinen_{}",)
 
-# A new release that writes a family otherwise is one more row.
+# A release that writes a family differently is one more row.
 ROWS = (
     Row(("llama4", "gpt_oss", "olmo3", "envy"), None, (0,), Blocks("layers", "layers_{}")),
     Row(("qwen3_next", "qwen3_5"), None, (0,), Blocks("layers", "layer_{}")),
@@ -118,7 +118,7 @@ ROWS = (
     Row(("deepseek4",), None, (0,), Blocks("scanned_blocks", "layers_{}", 2)),
 )
 
-# Submodules of a layer that only families have whose scanned layers are no plain stack: without a config, these tell.
+# Submodules that only families scanned in blocks have in their layers: without a config, these give them away.
 BLOCK_MARKS = {
     "GptOssAttention": ("gpt_oss",),
     "Llama4MoEBlock_0": ("llama4",),
@@ -128,18 +128,18 @@ BLOCK_MARKS = {
     "post_mlp_layer_norm": ("olmo3",),
 }
 
-# NNX numbered its layers under integer keys, and had no pipelines, until this release.
+# Before this release, NNX numbered its layers under integer keys and had no pipelines.
 FLAT_NNX_SINCE = (0, 2, 4)
 
 
 @dataclasses.dataclass(frozen=True)
 class FormerParam:
-  """A Param that a release made another Variable, which has its layer axis first and no moments.
+  """A Param that a release turned into another Variable, with its layer axis first and without moments.
 
   Attributes:
-    since: the first release in which it is no Param.
-    model_names: how the names of the models begin in which this is so.
-    groups: the layers that may have it; where no config gives the model's name, it is refused there.
+    since: the first release in which it is not a Param.
+    model_names: the prefixes of the names of models with it.
+    groups: the layers that may have it, in which it is refused where no config gives the model's name.
     path: the end of its path.
   """
 
@@ -156,10 +156,10 @@ FORMER_PARAMS = (
 
 
 def is_former_param(path: tuple[str, ...], decoder: Decoder | None, release: Release) -> bool:
-  """Whether the Param of this path is none in the release.
+  """Whether the Param of this path is not a Param in the release.
 
   Raises:
-    ConfigError: that depends on the model's name, and there is no config to tell it; or its layer axis is unknown.
+    ConfigError: this depends on the model's name, and there is no config; or its layer axis is unknown.
   """
   for former in FORMER_PARAMS:
     if release < former.since or path[-len(former.path) :] != former.path:
@@ -180,15 +180,15 @@ def is_former_param(path: tuple[str, ...], decoder: Decoder | None, release: Rel
 
 
 def for_release(decoder: Decoder, release: Release) -> Decoder:
-  """The decoder, whose order is unknown if the release has no such block or this table has not."""
+  """The decoder; its order is unknown if its block is not in the release, or not in this table."""
   is_known = decoder.proven is not None or DECODER_BLOCKS.get(decoder.block, release + (1,)) <= release
-  if decoder.pipeline:  # MaxText pipelines whole blocks, or layers of one kind where the model's are of several.
+  if decoder.pipeline:  # MaxText pipelines whole blocks, or one kind of layer where the model has several.
     is_known &= release >= FLAT_NNX_SINCE and not any(decoder.block in row.decoder_blocks for row in ROWS)
   return dataclasses.replace(decoder, known_order=decoder.known_order and is_known)
 
 
 def unknown_order(path: tuple[str, ...], found: str, decoder: Decoder) -> errors.ConfigError:
-  """The refusal of what the config of an unknown decoder block, of engram or of a pipeline of blocks leaves open."""
+  """The refusal to guess at what is unknown of an unknown decoder block, engram, or a pipeline of blocks."""
   return errors.ConfigError(
       path,
       "the arrangement kept, since none is known for engram, a decoder_block new to the release, or a pipeline of blocks",
@@ -198,7 +198,7 @@ def unknown_order(path: tuple[str, ...], found: str, decoder: Decoder) -> errors
 
 
 def unknown_blocks(path: tuple[str, ...], mark: str) -> errors.ConfigError:
-  """The refusal to stack layers that MaxText scans in blocks, whose length only a config tells."""
+  """The refusal to stack layers that MaxText scans in blocks, because only a config says how long these are."""
   return errors.ConfigError(
       path,
       f"the model's config, for layers with {mark} are scanned in blocks ({', '.join(BLOCK_MARKS[mark])})",
@@ -208,7 +208,7 @@ def unknown_blocks(path: tuple[str, ...], mark: str) -> errors.ConfigError:
 
 
 def refuse_later_variable(path: tuple[str, ...], release: Release):
-  """Refuses NNX state that an older release keeps as a Param, with moments that no longer exist.
+  """Refuses NNX state that an older release keeps as a Param, whose moments no longer exist.
 
   Raises:
     ConfigError: the release is one of those.
@@ -230,11 +230,11 @@ def schedule(decoder: Decoder, scan_layers: bool, trainer: str, release: Release
   Args:
     decoder: the decoder.
     scan_layers: whether its layers are scanned.
-    trainer: `linen` or `nnx`, whose names are wanted.
+    trainer: whose names to use, `linen` or `nnx`.
     release: the release, such as `(0, 2, 4)`.
 
   Raises:
-    LayerStackError: MaxText itself would lose layers that are left over after the blocks.
+    LayerStackError: MaxText itself would lose the layers left over after the blocks.
   """
   dense = decoder.num_dense_layers if decoder.block == "deepseek" else None
   if decoder.pipeline is not None:

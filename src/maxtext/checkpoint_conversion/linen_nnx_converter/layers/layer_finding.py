@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Finding a schedule: which layers the leaves of a checkpoint hold, as their names and shapes tell. No I/O."""
+"""Finding a schedule: which leaves hold which layers, by their names and shapes. No I/O."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
@@ -33,13 +33,13 @@ Schedule = layer_stacks.Schedule
 Variable = leaf_roles.Variable
 unlike = layer_stacks.unlike
 
-_MOST_LAYERS = 100_000  # A shape that says more is damaged; listing its layers would take all memory.
+_MOST_LAYERS = 100_000  # More is damage, and listing the layers would take all memory.
 
 
 def find(variables: Mapping[Variable, abstract_state.Leaf], param_scan_axis: int, path_of: PathOf) -> Schedule:
-  """The schedule that the names and shapes of a model's variables tell.
+  """The schedule of a model's variables, by their names and shapes.
 
-  Layers of unknown order are left out: those in engram's chunks, and a pipeline that does not tell.
+  Layers of unknown order are left out: engram's chunks, and pipelines that do not show theirs.
 
   Args:
     variables: the variables and their leaves.
@@ -50,12 +50,12 @@ def find(variables: Mapping[Variable, abstract_state.Leaf], param_scan_axis: int
     LayerStackError: a layer is missing, or leaves disagree on the number of layers.
     PathCollisionError: the layers of a group are written in two ways.
   """
-  prefixes = {}  # The stacks' prefixes, each with the variables below it.
+  prefixes = {}  # Of the stacks, each with the variables below it.
   for variable in variables:
     if prefix := layer_names.prefix_of(variable.path):
       prefixes.setdefault(prefix, []).append(variable)
   for parent in [prefix for prefix in prefixes if any(other[:-1] == prefix for other in prefixes)]:
-    # RNG state that a block's children share stands beside them; anything else would be a second way of writing.
+    # A block's children may have shared RNG state beside them; anything else is a second way of writing the layers.
     if any(variable.collection == leaf_roles.PARAMS for variable in prefixes[parent]):
       raise layer_stacks.two_ways(path_of(prefixes[parent][0]), parent)
     del prefixes[parent]
@@ -72,7 +72,7 @@ def find(variables: Mapping[Variable, abstract_state.Leaf], param_scan_axis: int
 
 
 def _pipelines(prefixes, variables) -> dict[str, int]:
-  """The components with a pipeline whose order is known, each with the number of axes of its repeats and stages."""
+  """The components whose pipeline has a known order, each with how many axes repeats and stages have."""
   leading = {}
   for component in {prefix[0] for prefix in prefixes if layer_names.is_piped(prefix)}:
     names = [it for prefix, below in prefixes.items() if prefix[:2] == (component, "pipeline_module") for it in below]
@@ -83,14 +83,14 @@ def _pipelines(prefixes, variables) -> dict[str, int]:
 
 
 def _blank(prefix, leading) -> LayerStack:
-  """A stack with the layer axes of the prefix, of unknown length."""
+  """A stack with the prefix's layer axes, of unknown length."""
   first = leading[prefix[0]] if layer_names.is_piped(prefix) else 0
   axes = (0,) * (first + layer_names.axis_count(prefix))
   return LayerStack(prefix, (), 0, axes, axes, first)
 
 
 def _check_stages(sizes, prefixes, path_of):
-  """Checks that all layers of a pipeline's stage are of as many stages and repeats."""
+  """Checks that all leaves of a pipeline agree on the number of stages and repeats."""
   piped = {prefix: size for prefix, size in sizes.items() if layer_names.is_piped(prefix)}
   for prefix, size in piped.items():
     first = next(other for other in piped if other[0] == prefix[0])
@@ -100,7 +100,7 @@ def _check_stages(sizes, prefixes, path_of):
 
 
 def _unboxed(path: Path) -> Path:
-  """The path of a module: boxes stand around leaves alone."""
+  """The path of a module, which has no box."""
   return path[:-1] if path[-1] == leaf_roles.VALUE else path
 
 
@@ -112,7 +112,7 @@ def refuse_unknown_order(
     keeps_pipelines: bool,
     keeps_chunks: bool,
 ):
-  """Refuses layers in an order that the tree does not tell, unless they stay as they are.
+  """Refuses layers whose order the tree does not show, unless they stay as they are.
 
   Args:
     variables: the source's variables.
@@ -144,7 +144,7 @@ def _unknown_order(path, found) -> errors.LayerStackError:
 
 
 def _sizes(below, variables, stack, param_scan_axis, path_of) -> tuple[int, ...]:
-  """The lengths of the layer axes, on which all leaves below a prefix agree."""
+  """The lengths of the layer axes, on which all leaves below a prefix must agree."""
   axis_count, sizes, first = len(stack.sizes), None, None
   for variable in below if axis_count else ():
     leaf = variables[variable]
@@ -168,14 +168,14 @@ def _sizes(below, variables, stack, param_scan_axis, path_of) -> tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class _Numbering:
-  """How the layers of a component are numbered where they are written in blocks, or by DeepSeek's old names.
+  """How a component's layers are numbered where they are in blocks, or under DeepSeek's old names.
 
   Attributes:
-    dense: the number of layers under DeepSeek's old names, which come before those of `layers/<n>`.
-    before: the number of layers before the blocks.
-    period: the number of layers in a block.
-    after: the number of layers before the remainder, which comes last.
-    piped: the number of layers in a pipeline, which come before `layers_outside_pipeline`.
+    dense: how many layers have DeepSeek's old names, before those of `layers/<n>`.
+    before: how many layers come before the blocks.
+    period: how many layers a block has.
+    after: how many layers come before the remainder, which is last.
+    piped: how many layers are in a pipeline, before `layers_outside_pipeline`.
   """
 
   dense: int
@@ -186,7 +186,7 @@ class _Numbering:
 
 
 def _stacks(sizes: Mapping[Path, tuple[int, ...]]) -> Iterator[LayerStack]:
-  """The stacks of these prefixes, whose axes have these lengths."""
+  """The stacks of these prefixes, whose layer axes have these lengths."""
   for component in dict.fromkeys(prefix[0] for prefix in sizes):
     of = {prefix: size for prefix, size in sizes.items() if prefix[0] == component}
     piped = {prefix: of.pop(prefix) for prefix in list(of) if layer_names.is_piped(prefix)}
@@ -226,7 +226,7 @@ def _stack(prefix: Path, size: tuple[int, ...], numbering: _Numbering) -> LayerS
 
 
 def _block_stack(prefix, size, layers, numbering) -> LayerStack:
-  """The stack of a position in the blocks, or in the remainder after them."""
+  """The stack of a position in the blocks, or in their remainder."""
   _, name, child = prefix
   if name == "layers_remainder":
     position = 0 if child == "local_layers" else int(child.rpartition("_")[2])
@@ -238,6 +238,6 @@ def _block_stack(prefix, size, layers, numbering) -> LayerStack:
 
 
 def _period(blocks) -> int:
-  """The number of layers in a block: its positions, or its local layers and the global one."""
+  """The number of layers in a block: its positions, or its local layers and one global layer."""
   local = [size[1] for prefix, size in blocks.items() if prefix[2] == "local_layers"]
   return local[0] + 1 if local else sum(layer_names.INTEGER.fullmatch(prefix[2]) is None for prefix in blocks)

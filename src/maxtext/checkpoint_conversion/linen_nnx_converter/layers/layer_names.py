@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Names of layers: which part of a path says that a variable is of a layer, or of a stack of them."""
+"""Names of layers: the part of a path that says that a variable belongs to a layer or a stack of layers."""
 
 import functools
 import re
@@ -27,23 +27,23 @@ OLD_DENSE = re.compile(r"dense_layer_(0|[1-9]\d*)")  # NNX DeepSeek up to MaxTex
 LINEN_REMAINDER = re.compile(r"Gemma4DecoderLayerToLinen_(0|[1-9]\d*)")
 _STACK = re.compile(r"(?:.*_)?layers")
 _UNSTACKED_COMPONENTS = frozenset({"vision_encoder", "audio_encoder"})  # MaxText never scans its towers.
-# A block's children, one for each position in it; Qwen3-Next's and Qwen3.5's are singular.
+# A block's children, one per position; Qwen3-Next's and Qwen3.5's are in the singular.
 _BLOCK_CHILD = re.compile(r"layers?_(0|[1-9]\d*)")
-# The layers of a pipeline, those of a stage that MaxText scans, and those that stand before or after a pipeline.
+# The layers of a pipeline, those of a scanned stage, and those before or after a pipeline.
 PIPELINE_LAYERS, SCANNED_STAGE = ("pipeline_module", "layers"), "scanned_layers"
 OUTSIDE = re.compile(r"((?:.*_)?layers)_outside_pipeline(?:_(0|[1-9]\d*))?")
-# Chunks of layers around engram's, in an order that neither names nor shapes tell.
+# Chunks of layers around engram's, whose order neither names nor shapes show.
 _CHUNK = re.compile(r"(?:.*_)?layers_(?:engram_\d+|\d+_\d+)")
 
 
 @functools.lru_cache(maxsize=2**16)
 def _match(pattern: re.Pattern[str], name: str) -> re.Match[str] | None:
-  """The match of a name, which many paths have."""
+  """The match of a name; many paths share theirs."""
   return pattern.fullmatch(name)
 
 
 def prefix_of(path: Path) -> Path | None:
-  """The prefix of the layer stack that a variable belongs to, or None."""
+  """The prefix of the layer stack that a variable belongs to, if any."""
   if len(path) < 3 or path[0] in _UNSTACKED_COMPONENTS or is_chunk(path):
     return None
   name, below = path[1], path[2] if len(path) > 3 else ""
@@ -63,7 +63,7 @@ def prefix_of(path: Path) -> Path | None:
 
 
 def axis_count(prefix: Path) -> int:
-  """The number of layer axes of the leaves below a prefix, without those of a pipeline's stages and repeats."""
+  """How many layer axes leaves below a prefix have, not counting a pipeline's stages and repeats."""
   component, name, *child = prefix
   if is_piped(prefix):
     return int(is_scanned_stage(prefix))
@@ -78,20 +78,20 @@ def axis_count(prefix: Path) -> int:
 
 
 def is_piped(path: Path) -> bool:
-  """Whether it is of the layers in a pipeline."""
+  """Whether the path is inside a pipeline."""
   return path[1:3] == PIPELINE_LAYERS
 
 
 def is_scanned_stage(path: Path) -> bool:
-  """Whether it is of a pipeline's stage whose layers are stacked."""
+  """Whether the path is inside a pipeline stage whose layers are stacked."""
   return is_piped(path) and path[3:4] == (SCANNED_STAGE,)
 
 
 def is_of_pipeline(path: Path) -> bool:
-  """Whether it is of a pipeline, or of the layers outside one."""
+  """Whether the path is inside a pipeline, or of the layers outside one."""
   return len(path) > 1 and (path[1] == PIPELINE_LAYERS[0] or _match(OUTSIDE, path[1]) is not None)
 
 
 def is_chunk(path: Path) -> bool:
-  """Whether it is of engram's chunks of layers."""
+  """Whether the path is inside engram's chunks of layers."""
   return len(path) > 1 and _match(_CHUNK, path[1]) is not None

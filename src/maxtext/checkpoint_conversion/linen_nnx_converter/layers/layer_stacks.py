@@ -15,8 +15,8 @@
 """Schedules: which leaves hold which layers of the model, as `LayerStack` records.
 
 A schedule is a tuple of stacks that holds each layer of each group exactly once. Every arrangement is one: scanned layers
-are a stack with a layer axis, blocks that repeat are a stack for each position in the block, and layers that are not
-scanned are stacks without an axis.
+are a stack with a layer axis, repeating blocks are one stack per position in the block, and unscanned layers are stacks
+without an axis.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -38,15 +38,15 @@ FLAT, NESTED = "flat", "nested"  # `layers_<n>` and `layers/<n>`.
 
 @dataclasses.dataclass(frozen=True)
 class LayerStack:
-  """Layers that are held by the leaves below one prefix.
+  """The layers held by the leaves below one prefix.
 
   Attributes:
     prefix: the path above a layer's own variables, inside the model.
     group: the layers that are numbered together: `("decoder", "layers")`, `("decoder", "moe_layers")`.
-    first: the number in the group of the layer at index 0 of every axis.
-    strides: for each layer axis, how many layers further the next index is.
+    first: the number, in the group, of the layer at index 0 of every axis.
+    strides: for each layer axis, by how many layers one index advances.
     sizes: the length of each layer axis.
-    leading: how many of the layer axes, a pipeline's, stand before all others.
+    leading: how many layer axes, those of a pipeline, come before all other axes.
   """
 
   prefix: Path
@@ -63,12 +63,12 @@ class LayerStack:
 
   @property
   def is_scanned(self) -> bool:
-    """Whether only a scanned model has this stack; what is left over after its blocks may have no layer axis."""
+    """Whether only a scanned model has this stack; layers left over after blocks may have no layer axis."""
     name = self.prefix[1] if len(self.prefix) > 1 else ""
     return bool(self.sizes) or name == "layers_remainder" or layer_names.LINEN_REMAINDER.fullmatch(name) is not None
 
   def layer(self, index: tuple[int, ...]) -> int:
-    """The number in the group of the layer at `index`."""
+    """The number, in the group, of the layer at `index`."""
     return self.first + sum(stride * i for stride, i in zip(self.strides, index))
 
   def indices(self) -> Iterator[tuple[int, ...]]:
@@ -76,14 +76,14 @@ class LayerStack:
     return itertools.product(*map(range, self.sizes))
 
   def layers(self) -> Iterator[int]:
-    """The numbers in the group of all its layers, in C order of their indices."""
+    """The numbers, in the group, of all its layers, in C order of their indices."""
     return map(self.layer, self.indices())
 
   def axes(self, variable: Variable, rank: int, param_scan_axis: int) -> tuple[int, ...]:
-    """The layer axes of a leaf whose layers have this rank.
+    """The layer axes of a leaf of which one layer has this rank.
 
-    A Param has them at `param_scan_axis`, or last where its rank is too small; every other variable has them first, as
-    MaxText's `nnx_scan` and Linen's `nn.scan` put them. Those of a pipeline are the first of every variable.
+    A Param has them at `param_scan_axis`, or last if its rank is too small; every other variable has them first, where
+    MaxText's `nnx_scan` and Linen's `nn.scan` put them. A pipeline's come first in every variable.
     """
     start = min(param_scan_axis, rank) if variable.collection == leaf_roles.PARAMS else 0
     scanned = range(self.leading + start, start + len(self.sizes))
@@ -99,7 +99,7 @@ def plain(group: Path, count: int) -> Schedule:
 
 
 def unscanned(group: Path, count: int, naming: str) -> Schedule:
-  """Each layer of a group for itself."""
+  """One stack per layer of a group."""
   component, name = group
   prefix = lambda n: (component, f"{name}_{n}") if naming == FLAT else (component, name, str(n))
   return tuple(LayerStack(prefix(n), group, n) for n in range(count))
@@ -115,11 +115,11 @@ def layer_counts(schedule: Schedule) -> dict[Path, int]:
 
 
 def is_scanned(schedule: Schedule, paths: Iterable[Path]) -> bool | None:
-  """What MaxText's `scan_layers` says of a model of this schedule.
+  """What MaxText's `scan_layers` is for a model of this schedule.
 
-  None if it has no layers that could be scanned, or a pipeline, which is written alike whatever `scan_layers` is.
+  None if no layers could be scanned, or if there is a pipeline, which is written alike whatever `scan_layers` is.
   """
-  paths = {path[:2] for path in paths}  # What follows is the same for all below.
+  paths = {path[:2] for path in paths}  # Only these two keys matter below.
   if any(map(layer_names.is_of_pipeline, paths)):
     return None
   if any(stack.is_scanned for stack in schedule) or any(map(layer_names.is_chunk, paths)):
@@ -162,5 +162,5 @@ REMEDY = "Layers that differ cannot be stacked or unstacked: check the checkpoin
 
 
 def unlike(path, expected, found, remedy=REMEDY) -> errors.LayerStackError:
-  """The refusal of layers that are not alike."""
+  """The refusal of layers that differ."""
   return errors.LayerStackError(path, expected, found, remedy)

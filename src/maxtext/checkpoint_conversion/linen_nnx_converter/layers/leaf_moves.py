@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Moves: what a target leaf is made of. Each knows its own algebra: shapes, regions, values. No I/O."""
+"""Moves: what a target leaf is made of, with the algebra of its shapes, regions and values. No I/O."""
 
 from collections.abc import Iterable, Sequence
 import dataclasses
@@ -26,18 +26,18 @@ Region = tuple[slice, ...]  # A box of an array: a slice with a start and a stop
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-  """What a target leaf is made of: whole source leaves or slices of them, one alone or stacked.
+  """What a target leaf is made of: one whole source leaf or a slice of it, or several of these stacked.
 
-  A layer's leaf is copied, stacked with others, or sliced out of a stack; from one way of stacking to another it is both.
+  A layer's leaf is copied, stacked with others, or sliced out of a stack; between two kinds of stacks it is both.
 
   Attributes:
-    pieces: in C order of their place along `stacked`, each a source leaf and its index along `taken`. A source is a
-      path; while layers are being arranged, a variable.
-    taken: the axes of the sources along which a piece is one index, ascending; of a source in `other_axes`, those.
-    order: the order in which the target has the other axes, as `np.transpose` takes it; () keeps it.
+    pieces: in C order of their places along `stacked`, each a source leaf and its index along `taken`. A source is a
+      path, or a variable while layers are being arranged.
+    taken: the axes of the sources along which a piece is one index, ascending; `other_axes` has the exceptions.
+    order: the order of the other axes in the target, as `np.transpose` takes it; () keeps it.
     stacked: the axes of the target along which the pieces lie, ascending.
     sizes: the lengths of these.
-    other_axes: sources whose layers stand along other axes than `taken`, as those in a pipeline and outside it do.
+    other_axes: sources whose layers are along other axes than `taken`, for layers inside and outside a pipeline.
   """
 
   pieces: tuple[tuple[Any, Index], ...]
@@ -64,17 +64,17 @@ class Move:
     return dict(self.other_axes).get(source, self.taken) if self.other_axes else self.taken
 
   def across[T](self, values: Sequence[T], new: Iterable[T], source: Any = None) -> tuple[T, ...]:
-    """What a source, the first if none is given, has for each axis, as the target has it; `new` for the stacked ones."""
+    """Per-axis values of a source, by default the first, rearranged for the target, with `new` for stacked axes."""
     left = remove(values, self.taken if source is None else self.axes(source))
     return insert([left[axis] for axis in self.order] if self.order else left, self.stacked, new)
 
   def back[T](self, values: Sequence[T], taken: Iterable[T], source: Any) -> tuple[T, ...]:
-    """What the target has for each axis, as a source has it; `taken` for the axes that are taken. Undoes `across`."""
+    """Per-axis values of the target rearranged for a source, with `taken` for the taken axes. Undoes `across`."""
     left = remove(values, self.stacked)
     return insert([left[axis] for axis in np.argsort(self.order)] if self.order else left, self.axes(source), taken)
 
   def shape(self, source_shape: Sequence[int], source: Any = None) -> tuple[int, ...]:
-    """The target's shape, of a source of this shape: the first if none is given."""
+    """The target's shape, given that of a source: the first, if none is given."""
     return self.across(source_shape, self.sizes, source)
 
   def place(self, number: int) -> Index:
@@ -82,14 +82,14 @@ class Move:
     return tuple(map(int, np.unravel_index(number, self.sizes))) if self.sizes else ()
 
   def region(self, number: int, region: Region) -> Region | None:
-    """The region of the target that a region of a piece's source fills; None if it holds nothing of the piece."""
+    """The region of the target that a region of a piece's source fills; None if it does not hold the piece."""
     source, index = self.pieces[number]
     if not all(region[axis].start <= at < region[axis].stop for axis, at in zip(self.axes(source), index)):
       return None
     return self.across(region, (slice(at, at + 1) for at in self.place(number)), source)
 
   def values(self, number: int, region: Region, data: Any) -> Any:
-    """What stands in that region of the target, of the `data` in the region of the source: a view, no copy."""
+    """The values of that region of the target, given the source region's `data`: a view, not a copy."""
     inside: list[Any] = [slice(None)] * len(region)
     source, index = self.pieces[number]
     for axis, at in zip(self.axes(source), index):
@@ -99,7 +99,7 @@ class Move:
 
 
 def insert[T](values: Sequence[T], axes: Iterable[int], new: Iterable[T]) -> tuple[T, ...]:
-  """`values`, one for each axis, with `new` ones put in at the ascending places `axes`."""
+  """Per-axis `values` with `new` ones inserted at the ascending `axes`."""
   result = list(values)
   for axis, value in zip(axes, new):
     result.insert(axis, value)
@@ -107,10 +107,10 @@ def insert[T](values: Sequence[T], axes: Iterable[int], new: Iterable[T]) -> tup
 
 
 def remove[T](values: Sequence[T], axes: Sequence[int]) -> tuple[T, ...]:
-  """`values`, one for each axis, without those at `axes`."""
+  """Per-axis `values` without those at `axes`."""
   return tuple(value for axis, value in enumerate(values) if axis not in axes) if axes else tuple(values)
 
 
 def copy(source: Any) -> Move:
-  """The move of a leaf that is its source."""
+  """The move of a leaf that is a copy of its source."""
   return Move(((source, ()),))

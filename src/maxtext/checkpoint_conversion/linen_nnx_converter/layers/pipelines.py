@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Pipelines: how MaxText writes layers that are spread over stages, and what of that a checkpoint's tree tells.
+"""Pipelines: how MaxText writes layers that are spread over stages, and what of that a checkpoint's tree shows.
 
-A microbatch goes through the stages in turn, each of which has one layer or several, and, in a circular pipeline, through
-all of them again with each repeat's own layers. Layer `(repeat * stages + stage) * layers_per_stage + l` of the pipeline
-stands at (repeat, stage), the first axes of every leaf; a pipeline that is not circular has no axis of repeats.
+A microbatch passes the stages in turn, each of one or more layers, and in a circular pipeline all of them again with each
+repeat's own layers. Layer `(repeat * stages + stage) * layers_per_stage + l` of the pipeline is at (repeat, stage), the
+first axes of every leaf; a pipeline that is not circular has no axis of repeats.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +31,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
 LayerStack = layer_stacks.LayerStack
 Path = abstract_state.Path
 
-DENSE, MOE = "dense_layers", "moe_layers"  # DeepSeek's, of which the MoE layers alone go through a pipeline.
+DENSE, MOE = "dense_layers", "moe_layers"  # DeepSeek's; only the MoE layers are pipelined.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Pipeline:
 
   @property
   def count(self) -> int:
-    """The number of layers in it."""
+    """How many layers it has."""
     return self.stages * self.repeats * self.layers_per_stage
 
 
@@ -64,10 +64,10 @@ def schedule(
   Args:
     pipeline: the pipeline.
     num_layers: the number of all layers.
-    num_dense: of DeepSeek, the number of dense layers; they, and the MoE layers outside, come before the pipeline. None
+    num_dense: for DeepSeek, the number of dense layers; they, and the MoE layers outside, come before the pipeline. None
       for other decoders, whose layers outside come after it.
-    scan_layers: whether layers outside are scanned; MaxText's Linen model does so in any case.
-    trainer: `linen` or `nnx`, whose names are wanted.
+    scan_layers: whether layers outside are scanned; MaxText's Linen model always scans them.
+    trainer: whose names to use, `linen` or `nnx`.
   """
   is_moe, is_stacked = num_dense is not None, scan_layers or trainer == "linen"
   outside = num_layers - (num_dense or 0) - pipeline.count
@@ -79,14 +79,14 @@ def schedule(
 
 
 def _outside(group, name, first, count, is_stacked) -> layer_stacks.Schedule:
-  """Layers of a group outside the pipeline, under a name of their own."""
+  """A group's layers outside the pipeline, under a name of their own."""
   if is_stacked:
     return (LayerStack((group[0], name), group, first, (1,), (count,)),) if count else ()
   return tuple(LayerStack((group[0], f"{name}_{n}"), group, first + n) for n in range(count))
 
 
 def _stacks(pipeline: Pipeline, group: Path, first: int) -> Iterator[LayerStack]:
-  """The stacks of a pipeline whose first layer has the number `first` in the group."""
+  """The stacks of a pipeline whose first layer is number `first` in the group."""
   module, count = (group[0], *layer_names.PIPELINE_LAYERS), pipeline.layers_per_stage
   sizes = (pipeline.stages,) if pipeline.repeats == 1 else (pipeline.repeats, pipeline.stages)
   if count == 1:
@@ -99,11 +99,11 @@ def _stacks(pipeline: Pipeline, group: Path, first: int) -> Iterator[LayerStack]
 
 
 def found(sizes: Mapping[Path, tuple[int, ...]], outside: Mapping[Path, tuple[int, ...]]) -> Iterator[LayerStack]:
-  """The stacks of a pipeline.
+  """The stacks of a pipeline that was found.
 
   Args:
-    sizes: the lengths of the layer axes of its prefixes.
-    outside: those of the other layers of the decoder.
+    sizes: the lengths of the layer axes, by prefix.
+    outside: the same of the decoder's other layers.
   """
   is_moe = any(prefix[1].startswith((DENSE, MOE)) for prefix in outside)
   before = sum(math.prod(size) for prefix, size in outside.items() if prefix[1].startswith(MOE)) if is_moe else 0
@@ -116,17 +116,16 @@ def found(sizes: Mapping[Path, tuple[int, ...]], outside: Mapping[Path, tuple[in
 
 
 def _stack(prefix, group, first, sizes, layers_per_stage) -> LayerStack:
-  """A stack with axes of repeats and stages, before all others, and of the layers of a stage, if it is scanned."""
+  """A stack with leading axes of repeats and stages, and one of a stage's layers if these are scanned."""
   leading = len(sizes) - layer_names.is_scanned_stage(prefix)
   strides = [layers_per_stage * math.prod(sizes[axis + 1 : leading]) for axis in range(leading)]
   return LayerStack(prefix, group, first, (*strides, *(1,) * (len(sizes) - leading)), sizes, leading)
 
 
 def leading_axes(variables: Mapping[leaf_roles.Variable, abstract_state.Leaf], names: Iterable[leaf_roles.Variable]):
-  """The number of axes of repeats and stages, 1 or 2, of the leaves below a pipeline; None if they do not tell.
+  """How many axes of repeats and stages, 1 or 2, leaves below a pipeline have; None if they do not show it.
 
-  The scale of a norm, which every layer has, is of one axis more; shapes alone would leave open whether an axis is of the
-  layers or of all their weights.
+  The scale of a norm, which every layer has, has one axis more. Other shapes would leave open which axes are layers'.
   """
   ranks = set()
   for variable in names:

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Restacking: the move that makes one leaf of a stack of layers out of the leaves that hold these layers. No I/O."""
+"""Restacking: the move that makes a stack's leaf out of the leaves that hold its layers. No I/O."""
 
 import collections
 import dataclasses
@@ -35,7 +35,7 @@ class Held:
   Attributes:
     variable: the variable.
     leaf: its leaf.
-    stack: the stack of layers that it is of.
+    stack: the stack of layers that it belongs to.
     axes: the layer axes of its leaf.
     shape: the shape of one layer.
   """
@@ -50,7 +50,7 @@ class Held:
     return f"{self.shape} {self.leaf.dtype}" if abstract_state.is_array(self.leaf) else repr(self.leaf)
 
   def is_like(self, other: "Held") -> bool:
-    """Whether one layer's part has the shape and the dtype of another's."""
+    """Whether one layer's part has the shape and dtype of another's."""
     if not abstract_state.is_array(self.leaf) or not abstract_state.is_array(other.leaf):
       return str(self) == str(other)
     return self.shape == other.shape and self.leaf.dtype == other.leaf.dtype
@@ -61,16 +61,16 @@ Piece = tuple[Held, leaf_moves.Index]
 
 
 def move(pieces: list[Piece], axes: tuple[int, ...], sizes: tuple[int, ...], is_mixed: bool = False) -> leaf_moves.Move:
-  """The move that puts pieces, in C order of their places, along the `axes` of a leaf; these have the given `sizes`.
+  """The move that puts pieces, in C order of their places, along the `axes` of a leaf, of the given `sizes`.
 
-  A layer axis of the source that is a layer axis of the target as it stands goes along whole.
+  A layer axis of the source that is unchanged in the target is kept whole.
 
   Args:
     pieces: the pieces.
     axes: the layer axes of the target.
     sizes: their lengths.
-    is_mixed: whether other layers of the group stand along other axes, in the source or in the target; then it goes along
-      whole only where the target gets all of the source.
+    is_mixed: whether the group also has layers along other axes, in source or target; an axis is then kept whole only
+      where the target gets all of the source.
   """
   held, index = pieces[0]
   if not sizes:
@@ -103,7 +103,7 @@ def move(pieces: list[Piece], axes: tuple[int, ...], sizes: tuple[int, ...], is_
 
 
 def _without(by_place, at: int, own: int):
-  """The pieces without an axis of their places and one of their sources, along which they stand alike; else None."""
+  """The pieces without an axis of their places and one of their sources, if they coincide along these; else None."""
   smaller = {}
   for place, (variable, index) in by_place.items():
     piece = variable, (*index[:own], *index[own + 1 :])
@@ -113,13 +113,13 @@ def _without(by_place, at: int, own: int):
 
 
 def _are_whole(pieces: list[Piece]) -> bool:
-  """Whether they are all layers of all their sources."""
+  """Whether these are all layers of all their sources."""
   counts = collections.Counter(held.variable for held, _ in pieces)
   return all(counts[held.variable] == math.prod(held.leaf.shape[axis] for axis in held.axes) for held, _ in pieces)
 
 
 def _taken_apart(pieces: list[Piece], axes: tuple[int, ...], sizes: tuple[int, ...]) -> leaf_moves.Move:
-  """The move of pieces each of which is one layer, of sources that may have theirs along different axes."""
+  """The move of single layers, whose sources may have them along different axes."""
   taken = pieces[0][0].axes
   other_axes = {held.variable: held.axes for held, _ in pieces if held.axes != taken}
   named = tuple((held.variable, index) for held, index in pieces)

@@ -12,4 +12,4 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""From what a source is to the plan of a conversion, in passes of pure functions. No I/O."""
+"""From a source's abstract state to the plan of its conversion, in passes of pure functions. No I/O."""

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Casts that are asked for: of the weights, and of the optimizer's moments. No I/O and no arrays."""
+"""Casts on request: of the weights, and of the optimizer's moments. No I/O and no arrays."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -33,18 +33,18 @@ Path = abstract_state.Path
 def cast(
     arranged: Sequence[arrangement.Arranged], goal: goal_lib.Goal, paths: Mapping[leaf_roles.Role, Path]
 ) -> list[arrangement.Arranged]:
-  """The target's variables, with the dtypes that are asked for.
+  """The target's variables, with the requested dtypes.
 
-  Weights are the params collection, and moments what the optimizer keeps of each of them. Integers and booleans among
-  them stay what they are, as does all else: RNG streams, batch statistics, other collections, counts and the step.
+  Weights are the params collection, moments what the optimizer keeps of each. Integers and booleans among them are not
+  cast, nor is anything else: RNG streams, batch statistics, other collections, counts and the step.
 
   Args:
     arranged: the variables.
-    goal: what the target shall be.
-    paths: where the leaf of each role stands in the source.
+    goal: what the target is to be.
+    paths: the path of each role's leaf in the source.
 
   Raises:
-    OptionError: a float is of a kind that is no plain number, such as a float8 with its scale, or of more bits than 32.
+    OptionError: a float is not a plain number, such as a float8 with its scale, or has more than 32 bits.
   """
   return [_cast(item, goal, paths) for item in arranged]
 

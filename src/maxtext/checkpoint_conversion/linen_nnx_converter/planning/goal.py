@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The goal of a conversion: what the target shall be, as far as the options, the run and the source's layout tell."""
+"""The goal of a conversion: what the target is to be, as options, run and the source's layout determine it."""
 
 import dataclasses
 
@@ -24,21 +24,21 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix_target
 
-# Before, MaxText hands Linen models in a wrapper to Tunix, and has no training engine.
+# Earlier releases hand wrapped Linen models to Tunix, and have no training engine.
 _SINCE = {"tunix": (0, 2, 4), "training_engine": (0, 2, 5)}
 _BOXES = {"plain": (False, False), "boxed": (True, False), "all_boxed": (True, True)}  # The model's, the optimizer's.
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The run that shall go on from the target, as far as it is known.
+  """The run that will resume from the target, as far as it is known.
 
   Attributes:
     release: its MaxText release; with it, `auto` goes to what that release reads.
-    trainer: which of the release's trainers, `linen` or `nnx`; None takes the Linen trainer as long as there is one.
-    decoder: the decoder of the model's config, which says how its layers are scanned.
-    adamw_mask: whether the optimizer is adamw with a mask of its weight decay, which does not show in NNX. What is known
-      from an earlier conversion counts more.
+    trainer: which of the release's trainers, `linen` or `nnx`; None is the Linen trainer as long as there is one.
+    decoder: the decoder of the model's config, which determines how its layers are scanned.
+    adamw_mask: whether the optimizer is adamw with masked weight decay, which NNX does not show. The record of an earlier
+      conversion takes precedence.
     clips_gradients: whether `gradient_clipping_threshold` is above 0, as in MaxText's own defaults.
   """
 
@@ -51,25 +51,24 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-  """What the target shall be.
+  """What the target is to be.
 
   Attributes:
     layout: its state layout.
     scan_layers: whether its layers are scanned; None keeps what each stack of layers is.
-    keeps_pipelines: whether a pipeline stays as it is where no config tells otherwise.
-    layer_naming: how layers that are not scanned are written, `flat` or `nested`.
+    keeps_pipelines: whether a pipeline stays as it is unless a config says otherwise.
+    layer_naming: how unscanned layers are named, `flat` or `nested`.
     param_scan_axis: the layer axis of scanned Params, in the source and in the target.
-    keeps_form: whether what is not asked for stays as it is: within Linen, the form that a trainer gave to a nested
-      optimizer.
+    keeps_form: whether what was not asked for stays as it is: within Linen, the form of a nested optimizer.
     release: the release whose form the target takes, or None.
     decoder: the decoder of the model's config, or None.
-    schedule: how the decoder's layers are written, where its config tells.
+    schedule: how the decoder's layers are written, if its config says.
     params_only: whether to leave out all but the params collection.
-    keeps_nnx_aux: whether NNX state that is no Param goes along.
+    keeps_nnx_aux: whether NNX state that is not a Param is kept.
     weight_dtype: what the Params are cast to, or None.
     optimizer_dtype: what the optimizer's moments are cast to, or None.
-    adamw_mask: as a `Run` has it.
-    is_tunix: whether it is for Tunix's trainer, or for MaxText's training engine, which keeps a state as Tunix does.
+    adamw_mask: as in `Run`.
+    is_tunix: whether it is for Tunix's trainer or MaxText's training engine, whose states have one layout.
   """
 
   layout: layouts.StateLayout
@@ -94,9 +93,9 @@ def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run:
 
   Raises:
     DirectionError: the direction starts from another framework, or the release has no such trainer.
-    LayoutError: the source is no single train state, and more than its params is asked for; or it is Tunix's, as the
-      target would be.
-    LayerStackError: MaxText itself could not scan so many layers.
+    LayoutError: the source is not a single train state, and more than its params is asked for; or source and target
+      would both be Tunix's.
+    LayerStackError: MaxText itself could not scan this number of layers.
   """
   _refuse_apart(source, options.params_only)
   is_tunix = options.target_layout != "maxtext"
@@ -133,7 +132,7 @@ def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run:
 
 
 def _check_tunix(source, target_layout, run):
-  """Refuses what is in this layout already, and releases that do not resume from it."""
+  """Refuses sources that have this layout already, and releases that do not resume from it."""
   if layouts.is_tunix(source):
     raise errors.LayoutError(
         (source.variables[0],),
@@ -151,7 +150,7 @@ def _check_tunix(source, target_layout, run):
 
 
 def _refuse_apart(source, params_only):
-  """Refuses what belongs to no single train state, unless the params alone are asked for."""
+  """Refuses what belongs to no single train state, unless only the params are asked for."""
   if source.apart and not params_only:
     raise errors.LayoutError(
         (min(source.apart),),
@@ -162,7 +161,7 @@ def _refuse_apart(source, params_only):
 
 
 def _schedule(decoder, scan_layers, release, reads) -> layer_stacks.Schedule | None:
-  """The schedule of the config's decoder, if there is one and it is asked for."""
+  """The schedule of the config's decoder, if it has one and one is asked for."""
   if decoder is None or not decoder.known_order or scan_layers is None or release is None or reads is None:
     return None
   if decoder.proven is not None:
@@ -171,7 +170,7 @@ def _schedule(decoder, scan_layers, release, reads) -> layer_stacks.Schedule | N
 
 
 def _layout(source, options) -> layouts.StateLayout:
-  """The layout to write where no release asks for its own."""
+  """The layout to write where no release determines it."""
   if options.direction == "auto" and options.params_only and options.nnx_values is None:
     return layouts.LINEN  # From which `load_parameters_path` takes weights in every release, with either trainer.
   if options.direction == "auto" and layouts.is_tunix(source):
@@ -188,7 +187,7 @@ def _layout(source, options) -> layouts.StateLayout:
 
 
 def _framework(source, direction) -> str:
-  """The framework to convert to; refuses a direction that starts from the other one."""
+  """The framework to convert to; refuses a direction that starts from another."""
   if direction == "auto":
     return "nnx" if source.framework == "linen" else "linen"
   begin, end = direction.split("_to_")

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""LoRA: which weights adapters are merged into, and how these lie in them. No I/O; adapters are small, and held."""
+"""LoRA: which weights adapters are merged into, and how. No I/O; adapters are small and held in memory."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -31,17 +31,17 @@ Path = abstract_state.Path
 
 _FLAG = "--lora_restore_path"
 _A, _B = "kernel_lora_a", "kernel_lora_b"  # Beside `kernel`, of MaxText's `DenseGeneral`: Qwix names them so.
-_STRIP = 2**20  # Elements that are computed at a time.
+_STRIP = 2**20  # Elements computed at a time.
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
   """What is added to a weight: `a` times `b`, scaled.
 
-  Of a kernel (inputs …, outputs …), Qwix flattens the inputs in `a` and the outputs in `b`.
+  For a kernel (inputs …, outputs …), Qwix flattens the inputs in `a` and the outputs in `b`.
 
   Attributes:
-    a: (layers, inputs, rank), of one layer where the weight is not stacked.
+    a: (layers, inputs, rank), with one layer where the weight is not stacked.
     b: (layers, rank, outputs).
     scale: alpha / rank.
     shape: the weight's, without its layer axis.
@@ -57,7 +57,7 @@ class Adapter:
   layer_axis: int | None
 
   def merged(self, region: tuple[slice, ...], data: np.ndarray, dtype: np.dtype, path: Path) -> np.ndarray:
-    """What a region of the weight becomes, of the `data` in it: in float32, and rounded once, to `dtype`."""
+    """A region of the weight after the merge, given the `data` in it: in float32, rounded once, to `dtype`."""
     result = np.empty(data.shape, dtype)
     rows = max(1, _STRIP * len(data) // max(1, data.size))
     for begin in range(0, len(data), rows):
@@ -81,14 +81,14 @@ class Adapter:
 
 
 def alpha_of(given: float | None, metadata: Mapping[str, Any]) -> float:
-  """The alpha of adapters: what is given, and what their own metadata say.
+  """The alpha of adapters, which is given or in their own metadata.
 
   Args:
     given: the option, or the config's.
     metadata: MaxText's entry `lora` in the custom metadata, or {}.
 
   Raises:
-    OptionError: there is none, or two.
+    OptionError: it is in neither, or the two differ.
   """
   known = {float(value) for value in (given, metadata.get("lora_alpha")) if value}
   if len(known) != 1:
@@ -108,11 +108,11 @@ def merge(plan: plan_lib.Plan, adapters: Mapping[Path, np.ndarray], alpha: float
     plan: the plan, of the weights alone.
     adapters: `…/kernel_lora_a` and `…/kernel_lora_b`, by path inside the model.
     alpha: what they are scaled by, with their rank.
-    scan_axis: the layer axis of stacked adapters, as of all Params.
+    scan_axis: the layer axis of stacked adapters, that of all Params.
 
   Raises:
     OptionError: there is an optimizer.
-    LayoutError: an adapter is none, or has no counterpart, or no weight of its own, or does not fit it.
+    LayoutError: a leaf is not an adapter, or lacks its counterpart, or its weight, or does not fit that.
   """
   roles = leaf_roles.read(plan.source, plan.source_layout).by_path
   weights = {}
@@ -159,7 +159,7 @@ def _pair(path, adapters) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fitted(path, a, b, weight, alpha, scan_axis) -> Adapter:
-  """The adapter of a weight, whose axes it fits."""
+  """The adapter of a weight, if it fits the weight's axes."""
   axis = None if a.ndim == 2 else scan_axis
   shape = list(weight.shape)
   if a.ndim == b.ndim and a.ndim in (2, 3) and len(shape) >= a.ndim and (axis is None or axis < 2):

@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The plan of a conversion: for every target leaf, where it comes from. No I/O and no arrays.
+"""The plan of a conversion: where every target leaf comes from. No I/O and no arrays.
 
-A plan is made from two abstract states and can be printed, checked, inverted and costed before a byte moves.
+A plan is made of two abstract states, and can be printed, checked, inverted and costed before a byte moves.
 """
 
 import collections
@@ -32,15 +32,15 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_sta
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 
 Path = abstract_state.Path
-# The first key of a source leaf that no checkpoint has, for it is held in memory: where it is from.
+# The first key of a source leaf that is held in memory and in no checkpoint: where it is from.
 MADE, FROM_FOLDER = "made by MaxText's model", layouts.FOLDER_STEP[0]
-# The step changes its dtype unasked, among these.
+# The step may change between these dtypes without being asked to.
 STEP_DTYPES = frozenset({"int32", "uint32", "int64", "uint64"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """What one source leaf gives to one target leaf: a piece of its move, by number."""
+  """What one source leaf contributes to one target leaf: a piece of its move, by number."""
 
   target: Path
   move: leaf_moves.Move
@@ -48,7 +48,7 @@ class Part:
 
   @property
   def index(self) -> leaf_moves.Index:
-    """Its index along the axes of the source that are taken."""
+    """Its index along the taken axes of the source."""
     return self.move.pieces[self.number][1]
 
   @property
@@ -57,26 +57,25 @@ class Part:
     return self.move.axes(self.move.pieces[self.number][0])
 
   def piece(self, region: leaf_moves.Region, data: Any) -> tuple[leaf_moves.Region | None, Any]:
-    """The region of the target that a region of the source fills, and its values, of the `data` in the source's."""
+    """The region of the target that a region of the source fills, and its values, given the source region's `data`."""
     return self.move.region(self.number, region), self.move.values(self.number, region, data)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """A conversion, leaf by leaf. `validate()` holds every invariant.
+  """A conversion, leaf by leaf. `validate()` checks every invariant.
 
   Attributes:
     source: the abstract state of the source.
     target: the abstract state of the target.
     moves: for every target leaf that is not an empty node, where it comes from.
-    dropped: the source leaves that the target does not get, each with the reason. Empty nodes that the target's
-      framework does not write are not among them: they hold nothing.
+    dropped: the source leaves that the target does not get, each with the reason; not empty nodes, which hold nothing.
     source_layout: the layout of the source.
     target_layout: the layout of the target.
-    empty_nodes: by their Linen path below `opt_state`, those that an NNX target does not write, on record for later.
-    scan_layers: what MaxText's `scan_layers` says of the target; None if it has no layer stack.
-    source_scan_layers: what it says of the source.
-    cast_to: the dtypes to which leaves are cast on request.
+    empty_nodes: those that an NNX target does not write, by Linen path below `opt_state`, to be recorded.
+    scan_layers: MaxText's `scan_layers` for the target; None if it has no layer stack.
+    source_scan_layers: the same for the source.
+    cast_to: the dtypes that leaves are cast to on request.
     merges: the `lora.Adapter` of each source leaf that one is merged into.
   """
 
@@ -93,7 +92,7 @@ class Plan:
   merges: Mapping[Path, Any] = dataclasses.field(default_factory=dict)
 
   def parts(self) -> dict[Path, list[Part]]:
-    """For every source leaf that the target gets, the parts that it gives."""
+    """The parts of every source leaf that the target gets."""
     by_source = {}
     for target, move in self.moves.items():
       for number, (source, _) in enumerate(move.pieces):
@@ -105,7 +104,7 @@ class Plan:
     return bool(self.merges) and not self.merges.keys().isdisjoint(self.moves[target].sources)
 
   def below(self, key: str) -> "Plan":
-    """The plan of the part of the target that stands below a key, as a tree of its own; the source is the whole one."""
+    """The plan of the part of the target below a key, as a tree of its own, from the whole source."""
     inner = lambda paths: [path for path in paths if path[0] == key]
     leaves = {path[1:]: self.target.leaves[path] for path in inner(self.target.leaves)}
     lists = frozenset(path[1:] for path in inner(self.target.lists))
@@ -113,7 +112,7 @@ class Plan:
     return dataclasses.replace(self, target=abstract_state.AbstractState(leaves, lists), moves=moves)
 
   def casts(self) -> dict[str, int]:
-    """How many target leaves are cast on request, from which dtype to which."""
+    """How many target leaves are cast on request, by source and target dtype."""
     if not self.cast_to:
       return {}
     found = collections.Counter()
@@ -124,7 +123,7 @@ class Plan:
     return dict(found)
 
   def inverse(self) -> "Plan":
-    """The plan that leads back. It exists when nothing is dropped, and nothing is cast.
+    """The plan that leads back, which exists if nothing is dropped or cast.
 
     Raises:
       UnaccountedLeafError: a source leaf is dropped, or a target leaf is cast.
@@ -146,13 +145,13 @@ class Plan:
     return Plan(self.target, source, moves, made, self.target_layout, self.source_layout)
 
   def counts(self) -> dict[str, int]:
-    """The number of target leaves by kind of move, or by where they are from; and of dropped source leaves."""
+    """The number of target leaves by kind of move or by origin, and of dropped source leaves."""
     kinds = [_kind(move) for move in self.moves.values()]
     names = dict.fromkeys(["copy", "stack", "slice", "transpose", *sorted(kinds)])
     return {kind: kinds.count(kind) for kind in names} | {"dropped": len(self.dropped)}
 
   def lines(self) -> Iterator[str]:
-    """The plan for a person: a line for each target leaf, then one for each source leaf that is dropped."""
+    """The plan for a person: a line for each target leaf, then one for each dropped source leaf."""
     for path, move in self.moves.items():
       merged = ", LoRA adapter merged" if self.is_merged(path) else ""
       yield f"{'/'.join(path)}  {described(self.target.leaves[path])}  {_how(move)}{merged}"
@@ -160,7 +159,7 @@ class Plan:
       yield f"{'/'.join(path)}  left out: {reason}"
 
   def validate(self):
-    """Checks that no byte is lost, made up or written twice.
+    """Checks that no byte is lost, invented or written twice.
 
     Raises:
       UnaccountedLeafError: a source leaf, or an index along its taken axes, is not consumed exactly once or dropped.
@@ -183,7 +182,7 @@ def whole_chunks(
     parts: Iterable[Part],
     target_chunk_shape_of: Callable[[Path], tuple[int, ...]],
 ) -> tuple[int, ...]:
-  """The shape of the smallest region of a source leaf that cuts no chunk of its own, and none of its `parts`' targets."""
+  """The smallest region of a source leaf that cuts neither its own chunks nor those of its `parts`' targets."""
   shape = chunk_shape
   for part in parts:
     theirs = part.move.back(target_chunk_shape_of(part.target), itertools.repeat(1), source)
@@ -192,17 +191,17 @@ def whole_chunks(
 
 
 def is_step_cast(origin: abstract_state.Leaf, leaf: abstract_state.Leaf) -> bool:
-  """Whether both are scalars of dtypes that a step has."""
+  """Whether both are scalars of dtypes that a step may have."""
   return origin.shape == leaf.shape == () and {str(origin.dtype), str(leaf.dtype)} <= STEP_DTYPES
 
 
 def is_float_cast(origin: abstract_state.Leaf, leaf: abstract_state.Leaf) -> bool:
-  """Whether they are of two of the dtypes that are cast into each other on request."""
+  """Whether they have two different dtypes that can be cast into each other on request."""
   return origin.dtype != leaf.dtype and {str(origin.dtype), str(leaf.dtype)} <= abstract_state.FLOATS
 
 
 def is_held(source: Path) -> bool:
-  """Whether a source leaf is held in memory, not read from a checkpoint."""
+  """Whether a source leaf is held in memory rather than read from a checkpoint."""
   return source[0] in (MADE, FROM_FOLDER)
 
 
@@ -212,7 +211,7 @@ def described(leaf: abstract_state.Leaf) -> str:
 
 
 def _kind(move: leaf_moves.Move) -> str:
-  """The kind of the move; for a leaf held in memory, where it is from."""
+  """The kind of the move, or the origin of a leaf held in memory."""
   return move.sources[0][0] if is_held(move.sources[0]) else move.kind
 
 
@@ -233,7 +232,7 @@ def _numbers(values: tuple[int, ...]) -> str:
 
 
 def _inverted(parts: list[Part]) -> leaf_moves.Move:
-  """The move that rebuilds a source leaf from the parts that it gave."""
+  """The move that rebuilds a source leaf from its parts."""
   first, ordered = parts[0].move, sorted(parts, key=lambda part: part.index)
   stacked = {part.target: part.move.stacked for part in parts}
   return leaf_moves.Move(
@@ -260,7 +259,7 @@ def _check_paths(paths, moves):
 
 
 def _check_consumed(path, leaf, parts, is_dropped):
-  """A source leaf is wholly consumed, exactly once, or dropped."""
+  """Checks that a source leaf is either wholly consumed, exactly once, or dropped."""
   taken = {part.axes for part in parts}
   if is_dropped or len(taken) != 1:
     complete = is_dropped and not parts
@@ -276,7 +275,7 @@ def _check_consumed(path, leaf, parts, is_dropped):
 
 
 def _check_result(path, leaf, move, sources, cast_to):
-  """A move yields the shape and dtype of its target leaf."""
+  """Checks that a move yields the shape and dtype of its target leaf."""
   if move is None:
     raise errors.UnaccountedLeafError(path, "a source leaf", "none")
   for source in move.sources:

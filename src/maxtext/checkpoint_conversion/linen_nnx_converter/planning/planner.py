@@ -14,8 +14,8 @@
 
 """Plans a conversion from the source's abstract state. Every refusal that metadata can decide happens here.
 
-The passes: `read` what the source is; `goal.set_goal`; `select` the leaves that go along; `arrange` their layers;
-`casts.cast` what is asked for; `target_state.build` the target of them. Each takes the values of those before it.
+The passes: `read` what the source is; `goal.set_goal`; `select` the leaves to keep; `arrange` their layers;
+`casts.cast` on request; `target_state.build`. Each takes the values of those before it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -56,8 +56,8 @@ def plan_conversion(
 
   Args:
     state: the abstract state of the source.
-    options: what the target shall be.
-    run: the run that shall go on from it.
+    options: what the target is to be.
+    run: the run that will resume from it.
     empty_nodes: empty optimizer nodes known from an earlier conversion, by Linen path below `opt_state`.
 
   Raises:
@@ -74,7 +74,7 @@ def plan_conversion(
 
 @abstract_state.uncollected()
 def plan(source: Source, goal: Goal, selected: Selected, empty_nodes: Mapping[Path, Any]) -> plan_lib.Plan:
-  """The validated plan of what has been selected. From here on, the release does not count."""
+  """The validated plan of what has been selected. From here on, the release does not matter."""
   arranged, before, after = arrange(source, selected, goal)
   arranged = casts.cast(arranged, goal, selected.paths)
   target, moves, nodes = target_state.build(source, selected, goal, arranged, empty_nodes)
@@ -97,7 +97,7 @@ def plan(source: Source, goal: Goal, selected: Selected, empty_nodes: Mapping[Pa
 
 @abstract_state.uncollected()
 def read(state: abstract_state.AbstractState, layout: layouts.StateLayout, *, params_only: bool) -> Source:
-  """The source, with the role of each of its leaves; out of Tunix's wrappers, if it is Tunix's."""
+  """The source with the role of each leaf, unwrapped if it is Tunix's."""
   roles = roles_lib.read(state, layout)
   if not params_only:
     moments.check(roles, state.leaves, layout)
@@ -108,7 +108,7 @@ def read(state: abstract_state.AbstractState, layout: layouts.StateLayout, *, pa
 
 
 def select(source: Source, goal: Goal) -> Selected:
-  """The leaves that go along, each variable's collection in the target, and what is left out, with the reason."""
+  """The leaves to keep, each variable's collection in the target, and the leaves left out, with the reason."""
   variables = [role for role in source.roles.by_path.values() if isinstance(role, Variable)]
   is_trained = any(variable.subtree is not None for variable in variables)
   collections = {
@@ -137,7 +137,7 @@ def select(source: Source, goal: Goal) -> Selected:
 def arrange(
     source: Source, selected: Selected, goal: Goal
 ) -> tuple[list[arrangement.Arranged], layer_stacks.Schedule, layer_stacks.Schedule]:
-  """The variables of the target, arranged; the schedule of the source; the schedule that they follow."""
+  """The target's variables, arranged; the source's schedule; and the schedule that they follow."""
   leaves, paths = source.state.leaves, selected.paths
   variables = {role: leaves[path] for role, path in paths.items() if isinstance(role, Variable)}
   path_of = lambda it: paths.get(it) or roles_lib.write(it, source.layout, source.roles.bare_subtrees)
@@ -172,7 +172,7 @@ def arrange(
 
 
 def _reason(role, collections, goal) -> str:
-  """Why a leaf is left out on request; "" if it is not."""
+  """Why a leaf is left out on request; "" if it is kept."""
   if not goal.keeps_nnx_aux and collections.get(role) == layouts.NNX_AUX:
     return "--nnx_aux=drop"
   is_param = isinstance(role, Variable) and role == Variable(layouts.PARAMS, role.path)
@@ -191,7 +191,7 @@ def _collection(variable, layout, is_trained) -> str:
 
 
 def _former_params(kept: Iterable[roles_lib.Role], decoder, release) -> frozenset[Path]:
-  """The paths of Params that are none in the release, where their moments have no place."""
+  """The paths of Params that are not Params in the release, which has no place for their moments."""
   variables = [role for role in kept if isinstance(role, Variable) and role.subtree is None]
   for variable in variables:
     if variable.collection == layouts.NNX_AUX:

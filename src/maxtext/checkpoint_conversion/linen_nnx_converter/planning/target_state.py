@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The state that a plan writes: where its leaves go, its lists and its empty nodes."""
+"""The state that a plan writes: its leaves' paths, its lists and its empty nodes."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -44,7 +44,7 @@ class Source:
     state: its abstract state.
     layout: its layout.
     roles: the role of each leaf.
-    dropped: the leaves that have none, each with the reason.
+    dropped: the leaves without a role, each with the reason.
   """
 
   state: abstract_state.AbstractState
@@ -55,12 +55,12 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-  """What goes along.
+  """What is kept of the source.
 
   Attributes:
-    paths: where the leaf of each role stands in the source.
+    paths: the path of each role's leaf in the source.
     collections: the collection of each variable in the target.
-    dropped: the leaves that do not go along, each with the reason.
+    dropped: the leaves that are left out, each with the reason.
   """
 
   paths: Mapping[roles_lib.Role, Path]
@@ -81,19 +81,19 @@ def build(
     arranged: Sequence[arrangement.Arranged],
     known_nodes: Mapping[Path, Any],
 ) -> tuple[abstract_state.AbstractState, dict[Path, leaf_moves.Move], Mapping[Path, Any]]:
-  """The target's abstract state, its moves, and the empty optimizer nodes to keep on record.
+  """The target's abstract state, its moves, and the empty optimizer nodes to record.
 
   Args:
     source: the source.
-    selected: the leaves of it that go along.
+    selected: what is kept of it.
     goal: the goal.
     arranged: the target's variables.
-    known_nodes: the optimizer's empty nodes known from an earlier conversion, by Linen path below `opt_state`.
+    known_nodes: the optimizer's empty nodes that an earlier conversion recorded, by Linen path below `opt_state`.
 
   Raises:
     PathCollisionError: two leaves would land on one path.
-    LayoutError: a leaf would be taken for a box.
-    StepError: the step is no integer scalar.
+    LayoutError: a leaf would be mistaken for a box.
+    StepError: the step is not an integer scalar.
   """
   is_linen, bare_subtrees = source.layout.framework == "linen", _bare_subtrees(source, selected, goal, arranged)
   leaves, moves = _target_leaves(source.state, goal.layout, bare_subtrees, selected.paths, arranged)
@@ -108,19 +108,19 @@ def build(
 
 
 def _bare_subtrees(source, selected, goal, arranged) -> frozenset[Path]:
-  """The params-like subtrees that the target has without a collection level."""
+  """The params-like subtrees that have no collection level in the target."""
   if goal.keeps_form:
     return source.roles.bare_subtrees if source.layout.framework == "linen" else frozenset()
   if goal.layout.nnx_optimizer:
     return optimizer_tree.bare_subtrees(selected.subtrees)
-  # Where there is fp8 state, Flax's `TrainState.create` hands optax the params collection itself, and no other.
+  # With fp8 state, Flax's `TrainState.create` hands optax the params collection itself.
   fp8 = [item.variable for item in arranged if variable_kinds.linen_collection(item.variable.path) == variable_kinds.FP8]
   is_bare = fp8 and all(variable.collection == variable_kinds.FP8 and variable.subtree is None for variable in fp8)
   return selected.subtrees if is_bare else frozenset()
 
 
 def _target_leaves(state, target_layout, bare_subtrees, source_paths, arranged):
-  """The target's leaves and moves, before its empty nodes are put right."""
+  """The target's leaves and moves, before empty nodes are put back."""
   leaves, moves = {}, {}
   for item in arranged:
     path = roles_lib.write(item.variable, target_layout, bare_subtrees)
@@ -144,13 +144,13 @@ def _put(leaves, path, leaf):
 
 
 def _located(move, source_paths) -> leaf_moves.Move:
-  """The move with the paths of the source leaves in place of their roles."""
+  """The move with source paths in place of roles."""
   pieces, other_axes = (tuple((source_paths[source], of) for source, of in it) for it in (move.pieces, move.other_axes))
   return leaf_moves.Move(pieces, move.taken, move.order, move.stacked, move.sizes, other_axes)
 
 
 def _cast_step(path, leaf, layout):
-  """The step's leaf in the target: an integer scalar of the layout's dtype. A Python integer stays one."""
+  """The step's leaf in the target: an integer scalar of the layout's dtype, or a Python integer as it is."""
   if not abstract_state.is_array(leaf):
     if isinstance(leaf, int) and not isinstance(leaf, bool):
       return leaf
@@ -163,7 +163,7 @@ def _cast_step(path, leaf, layout):
 
 
 def _refuse_ambiguous(target, moves, layout):
-  """Refuses plain leaves that look boxed: whoever reads `gate/value` takes it for the box of `gate`.
+  """Refuses plain leaves that look boxed: a reader would take `gate/value` for the box of `gate`.
 
   Raises:
     LayoutError: naming the source of the first leaf whose own name is `value`.
@@ -192,12 +192,12 @@ def _structured(leaves, source, selected, target_layout, bare_subtrees, empty_no
   if target_layout.opt_state is None:
     return abstract_state.AbstractState(leaves)
   if target_layout.framework == "nnx" or target_layout.nnx_optimizer:
-    # All but an opt_state that is empty as a whole, which MaxText writes into checkpoints for decoding.
+    # Except a wholly empty opt_state, which MaxText writes into checkpoints for decoding.
     nodes = filter(None, _empty_optimizer_nodes(source, selected))
     absent = {roles_lib.write(roles_lib.OptimizerLeaf(path), target_layout) for path in nodes}
     leaves = {path: leaf for path, leaf in leaves.items() if path not in absent}
   prefix = target_layout.opt_state
-  # In the Linen layout of the NNX trainer, the place of a node that is known to have empty children is empty itself.
+  # In the Linen layout of the NNX trainer, a node is itself empty if it is recorded to have had empty children.
   parents = {(*prefix, *path[:i]) for path in empty_nodes for i in range(len(path))}
   leaves = {path: leaf for path, leaf in leaves.items() if path not in parents or not abstract_state.is_empty(leaf)}
   opt_paths = {path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix}
@@ -214,7 +214,7 @@ def _structured(leaves, source, selected, target_layout, bare_subtrees, empty_no
 
 
 def _mask_holes(leaves, layout, masked_subtrees, bare_subtrees) -> dict[Path, None]:
-  """The `MaskedNode`s, None on disk, that a masked params-like subtree has in place of the params that it leaves out."""
+  """The `MaskedNode`s, None on disk, that stand for the params that a masked params-like subtree leaves out."""
   prefix = (*layout.variables, layouts.PARAMS)
   params = [path[len(prefix) :] for path in leaves if path[: len(prefix)] == prefix]
   holes = (Variable(layouts.PARAMS, path, subtree) for subtree in masked_subtrees for path in params)

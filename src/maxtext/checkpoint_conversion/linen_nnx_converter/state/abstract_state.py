@@ -31,7 +31,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 Path = tuple[str, ...]
 
-# The dtypes that are cast into each other on request.
+# The dtypes that can be cast into each other on request.
 FLOATS = frozenset({"bfloat16", "float16", "float32"})
 _MOST_LEVELS = 100  # Deeper trees exhaust the stacks of Python, Orbax and JAX. MaxText's have up to 15.
 
@@ -55,7 +55,7 @@ class AbstractState:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-  """Pauses Python's search for garbage, which takes half of the time in which objects are made that all stay."""
+  """Pauses garbage collection, which takes half of the time while many objects are made that all stay alive."""
   was_enabled = gc.isenabled()
   gc.disable()
   try:
@@ -66,7 +66,7 @@ def uncollected() -> Iterator[None]:
 
 
 def inner_nodes(paths: Iterable[Path]) -> set[Path]:
-  """The paths of all nodes above these leaves, the root's among them."""
+  """The paths of all nodes above these leaves, including the root's."""
   inner = set()
   for path in paths:
     while path and (path := path[:-1]) not in inner:
@@ -85,7 +85,7 @@ def is_array(leaf: Any) -> bool:
 
 
 def checked_cast(path: Path, value: Any, dtype: np.dtype) -> Any:
-  """Casts the step, or floats among `FLOATS`: to the nearest, of two the even one; NaNs stay NaNs, of their sign.
+  """Casts the step, or floats among `FLOATS`: to nearest, ties to even. NaNs stay NaNs and keep their sign.
 
   Raises:
     StepError: `dtype` cannot hold the step.
@@ -105,9 +105,9 @@ def checked_cast(path: Path, value: Any, dtype: np.dtype) -> Any:
 
 
 def _cast_floats(path, value, dtype):
-  """Casts by NumPy: XLA's CPU flushes the least numbers to zero."""
+  """Casts with NumPy, because XLA on a CPU flushes the smallest numbers to zero."""
   array = np.asarray(value)
-  with np.errstate(over="ignore", invalid="ignore"):  # Of which the next lines tell.
+  with np.errstate(over="ignore", invalid="ignore"):  # Overflow is reported below.
     cast = array.astype(dtype)
   if (lost := np.isinf(cast) & np.isfinite(array)).any():
     raise errors.OptionError(
@@ -163,7 +163,7 @@ def unflatten(state: AbstractState) -> Any:
 
 
 def _with_paths(tree):
-  """The leaves with their key paths, of a tree that is not too deep for Python's stack."""
+  """The leaves with their key paths; refuses a tree that is too deep for Python's stack."""
   _check_depth(tree)
   try:
     return jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_empty)[0]
@@ -177,7 +177,7 @@ def _with_paths(tree):
 
 
 def _check_depth(tree):
-  """Checks that dicts, lists and tuples are not too deep, or in a circle; JAX's own check uses Python's stack up."""
+  """Refuses nesting that is too deep or circular, on which JAX's own check would overflow Python's stack."""
   nodes = [(tree, 0)]
   while nodes:
     node, depth = nodes.pop()

@@ -14,7 +14,7 @@
 
 """State layouts: where a train state keeps its leaves.
 
-A new layout is one more `StateLayout`, and a way to tell it in `detect`.
+A new layout is one more `StateLayout`, and a way to recognise it in `detect`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,20 +38,20 @@ BASE = "base"  # Tunix's adapter of MaxText's models holds the model here: in RL
 
 @dataclasses.dataclass(frozen=True)
 class StateLayout:
-  """Where the parts of a train state stand. A part that the layout has no place for is None.
+  """Where a layout keeps the parts of a train state; None where it has no place for one.
 
   Attributes:
     name: what messages call it.
     framework: `linen` or `nnx`.
-    variables: above the model's variables: in Linen `<variables>/<collection>/W`, in NNX `<variables>/W`.
+    variables: the path above the model's variables: `<variables>/<collection>/W` in Linen, `<variables>/W` in NNX.
     opt_state: the optimizer's state.
     step: the step's path.
     step_dtype: the step's dtype.
     boxed_variables: whether each variable of the model is `{value: leaf}`.
     boxed_optimizer: whether each optimizer leaf, the step included, is `{value: leaf}`.
-    nnx_optimizer: whether, in Linen, the optimizer's state has the form that MaxText's NNX trainers give it.
-    aux_among_params: whether, in Linen, NNX state that is no Param stands among the params.
-    apart: top-level keys of what belongs to no single train state; only `--params_only` can leave it behind.
+    nnx_optimizer: in Linen, whether the optimizer's state has the form that MaxText's NNX trainers give it.
+    aux_among_params: in Linen, whether NNX state that is not a Param is kept among the params.
+    apart: top-level keys of what belongs to no single train state, and which only `--params_only` can leave behind.
   """
 
   name: str
@@ -75,11 +75,11 @@ class StateLayout:
 LINEN = StateLayout("Linen TrainState", "linen", ("params",), ("opt_state",), ("step",), "int32")
 # What the NNX trainers of MaxText 0.2.3 to 0.2.5 read and write, in place of an NNX layout.
 LINEN_OF_NNX = dataclasses.replace(LINEN, name="Linen layout of the NNX trainer", nnx_optimizer=True)
-# MaxText 0.2.3 strips `rngs` and `dropout`, and takes every other variable for a Param: fp8 state, its ops' RNG streams.
+# MaxText 0.2.3 strips `rngs` and `dropout`, and treats all other variables as Params: fp8 state, its ops' RNG streams.
 LINEN_OF_NNX_0_2_3 = dataclasses.replace(
     LINEN_OF_NNX, name="Linen layout of MaxText 0.2.3's NNX trainer", aux_among_params=True
 )
-# The outer params, which MaxText itself resumes any run from, beside a train state for each replica.
+# The outer params, from which MaxText itself resumes any run, beside a train state for each replica.
 DILOCO = dataclasses.replace(
     LINEN, name="DiLoCo state", opt_state=None, apart=frozenset({"inner_state", "outer_opt_state"})
 )
@@ -114,7 +114,7 @@ def detect(state: abstract_state.AbstractState) -> StateLayout:
   """Tells the layout from the top-level keys and the boxes.
 
   Raises:
-    LayoutError: the tree fits no layout, fits two, has an unknown top-level key, or is boxed in places.
+    LayoutError: the tree fits no layout, fits two, has an unknown top-level key, or is only partly boxed.
   """
   leaves = state.leaves
   top = {path[0] for path in leaves if path}
@@ -142,7 +142,7 @@ _ADAPTERS_REMEDY = "convert the base checkpoint, into which --lora_restore_path 
 
 
 def _refuse_partial(leaves):
-  """Refuses checkpoints that hold less than the weights: LoRA adapters, and weights quantized by AQT for serving."""
+  """Refuses checkpoints without whole weights: LoRA adapters, and weights that AQT quantized for serving."""
   for path in leaves:
     if ("qrhs", "frozen") in itertools.pairwise(path):
       raise errors.LayoutError(
@@ -187,7 +187,7 @@ def _detect_params(leaves, top):
 
 
 def _detect_tunix(leaves, top):
-  """Tunix's SFT keeps the model itself, its RL and DPO the adapter around it; before 0.1.6 there is no optimizer."""
+  """Tunix's SFT keeps the model itself, RL and DPO the adapter around it; before 0.1.6 there is no optimizer."""
   _refuse_unknown(top, {*TUNIX_ITEMS, FOLDER_STEP[0]})
   model, optimizer = TUNIX_ITEMS
   parts = lambda prefix: {path[len(prefix)] for path in leaves if below(path, prefix)}
@@ -214,17 +214,17 @@ def boxes(leaves: Mapping[Path, abstract_state.Leaf]) -> set[Path]:
 
 
 def boxed_and_plain(leaves: Mapping[Path, abstract_state.Leaf], prefix: Path) -> tuple[list[Path], list[Path]]:
-  """The leaves below `prefix` that are boxed, and those that are not. Empty nodes are neither."""
+  """The leaves below `prefix` that are boxed, and those that are plain. Empty nodes are neither."""
   part = {path: leaf for path, leaf in leaves.items() if below(path, prefix)}
   found = boxes(part)
   return sorted(found), [path for path, leaf in part.items() if path not in found and not abstract_state.is_empty(leaf)]
 
 
 def refuse_mixture(boxed: Sequence[Path], plain: Sequence[Path]):
-  """Refuses a part of an NNX state that is boxed in places.
+  """Refuses a part of an NNX state that is only partly boxed.
 
   Raises:
-    LayoutError: naming a leaf that is not, and one that is.
+    LayoutError: naming a leaf that is plain, and one that is boxed.
   """
   if boxed and plain:
     raise errors.LayoutError(
@@ -243,13 +243,13 @@ def _is_boxed(leaves, prefix) -> bool:
 
 
 def _all_boxed(leaves, prefix) -> bool:
-  """The same of an optimizer, whose mixtures `moments.check` refuses: with `--params_only` they do not matter."""
+  """The same for an optimizer, whose mixtures `moments.check` refuses; with `--params_only` they do not matter."""
   boxed, plain = boxed_and_plain(leaves, prefix)
   return bool(boxed) and not plain
 
 
 def below(path: Path, prefix: Path) -> bool:
-  """Whether `path` leads on from `prefix`."""
+  """Whether `path` is strictly below `prefix`."""
   return len(path) > len(prefix) and path[: len(prefix)] == prefix
 
 

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Roles: what a leaf is, wherever it stands.
+"""Roles: what a leaf is, independent of its path.
 
 A leaf is a variable of the model, the same variable's entry in a params-like optimizer subtree, another optimizer leaf,
 or the step. `read` gives each leaf of a layout its role; `write` says where a layout keeps a role. So a conversion
@@ -33,15 +33,15 @@ StateLayout = layouts.StateLayout
 
 PARAMS, NNX_AUX, LINEN_AUX, VALUE = layouts.PARAMS, layouts.NNX_AUX, layouts.LINEN_AUX, layouts.VALUE
 
-# Variables of these names are `nnx.Param` in every MaxText model, so one without moments is no other Variable.
+# Variables of these names are `nnx.Param` in every MaxText model, so they are Params even without moments.
 _PARAM_NAMES = frozenset({"kernel", "embedding", "scale"})
 
 
-class Variable(NamedTuple):  # Which is hashed and compared many times for each leaf.
+class Variable(NamedTuple):  # A NamedTuple, because it is hashed and compared many times per leaf.
   """A variable of the model, or its entry in a params-like subtree of the optimizer.
 
   Attributes:
-    collection: `params`, `nnx_aux` for NNX state that is no Param, or the name of another Linen collection.
+    collection: `params`, `nnx_aux` for NNX state that is not a Param, or the name of another Linen collection.
     path: its path inside the model, `W` in LAYOUTS tables: `decoder/layers/mlp/wi_0/kernel`.
     subtree: the path, below `opt_state`, of the params-like subtree; None for the model's own variable.
   """
@@ -78,10 +78,10 @@ class Roles:
   """What `read` found.
 
   Attributes:
-    by_path: the role of every leaf, and of the empty nodes of the model and the optimizer.
-    bare_subtrees: the params-like subtrees without a collection level, which is all of them in NNX and, by a defect of
-      MaxText 0.2.3 to 0.2.5, nested ones in the Linen layout.
-    masked_subtrees: those that cover a part of the params on purpose, because they stand below `optax.masked`.
+    by_path: the role of every leaf, including the empty nodes of model and optimizer.
+    bare_subtrees: the params-like subtrees without a collection level: in NNX all of them; in the Linen layout nested
+      ones, by a defect of MaxText 0.2.3 to 0.2.5.
+    masked_subtrees: those that cover only part of the params, on purpose, because they are below `optax.masked`.
   """
 
   by_path: Mapping[Path, Role]
@@ -92,10 +92,10 @@ class Roles:
 def read(state: abstract_state.AbstractState, layout: StateLayout) -> Roles:
   """Gives every leaf of `state` its role.
 
-  Whether the optimizer's state follows the weights is another question, for `moments.check`.
+  Whether the optimizer's state follows the weights is checked by `moments.check`.
 
   Raises:
-    UnaccountedLeafError: a leaf stands where the layout has no place.
+    UnaccountedLeafError: a leaf is where the layout has no place for it.
   """
   by_path, opt_paths = {}, {}
   for path in state.leaves:
@@ -134,7 +134,7 @@ def write(role: Role, layout: StateLayout, bare_subtrees: frozenset[Path] = froz
 
 
 def in_boxed_part(path: Path, layout: StateLayout) -> bool:
-  """Whether each leaf is boxed in the part of the layout that `path` belongs to."""
+  """Whether leaves are boxed in the part of the layout that `path` belongs to."""
   if path[0] == LINEN_AUX:
     return False
   if layout.boxed_variables and layouts.below(path, layout.variables) and not _is_step_or_optimizer(path, layout):
@@ -147,7 +147,7 @@ def _is_step_or_optimizer(path, layout) -> bool:
 
 
 def _role_outside_optimizer(path, layout) -> Role | None:
-  """The role of a leaf that is no optimizer leaf, or None."""
+  """The role of a leaf outside the optimizer's state, or None."""
   if path == layout.step:
     return Step()
   if path[0] in layout.apart:
@@ -168,7 +168,7 @@ def _role_outside_optimizer(path, layout) -> Role | None:
 
 
 def _linen_aux_moment(path) -> Variable | None:
-  """The moment at `<subtree>/collections/<collection>/W` below `linen_aux/opt_state`, where `_write_nnx` put it."""
+  """The moment at `<subtree>/collections/<collection>/W` below `linen_aux/opt_state`, where `_write_nnx` puts it."""
   if "collections" not in path[:-2]:
     return None
   i = path.index("collections")
@@ -200,7 +200,7 @@ def _write_nnx(role, layout) -> Path:
 def _params_like_subtrees(opt_paths: Iterable[Path], variables: Iterable[Variable]) -> dict[Path, bool]:
   """The params-like subtrees of the optimizer: for each, whether a collection level (`mu/params/W`) stands above W.
 
-  They are recognised by the paths below them, which are the weights' paths, never by a name such as `mu`.
+  They are recognised by the weights' paths below them, never by a name such as `mu`.
   """
   weights = {variable.path for variable in variables if variable.collection != NNX_AUX}
   levelled = {(variable.collection, *variable.path) for variable in variables if variable.collection != NNX_AUX}
@@ -214,7 +214,7 @@ def _params_like_subtrees(opt_paths: Iterable[Path], variables: Iterable[Variabl
 
 
 def _optimizer_role(opt_path, subtrees, variables) -> Role:
-  """The role of an optimizer leaf: of a weight's entry in a params-like subtree, or of a leaf by itself."""
+  """The role of an optimizer leaf: a weight's entry in a params-like subtree, or a leaf by itself."""
   for i in range(1, len(opt_path)):
     if opt_path[:i] in subtrees:
       below = opt_path[i:]
@@ -224,7 +224,7 @@ def _optimizer_role(opt_path, subtrees, variables) -> Role:
 
 
 def _is_masked(node: Path, opt_paths: Iterable[Path]) -> bool:
-  """Whether `node` stands below `optax.masked` (a lone `inner_state`) or `optax.multi_transform` (`inner_states`)."""
+  """Whether `node` is below `optax.masked` (a lone `inner_state`) or `optax.multi_transform` (`inner_states`)."""
   if "inner_states" in node:
     return True
   lone = lambda above: all(path[len(above)] == "inner_state" for path in opt_paths if layouts.below(path, above))
@@ -232,11 +232,11 @@ def _is_masked(node: Path, opt_paths: Iterable[Path]) -> bool:
 
 
 def _separate_aux(by_path, leaves, masked) -> dict[Path, Role]:
-  """Tells NNX's Params from its other Variables, which stand side by side below `model`.
+  """Tells NNX's Params from its other Variables, which are side by side below `model`.
 
-  Moments prove a Param, whatever its name: `nnx.Optimizer` keeps them for `nnx.Param` alone. A variable without any is
-  known by its name if it is RNG state, a batch statistic or fp8 state; any other is a Param only if a mask can have left
-  it out.
+  Moments prove a Param, whatever its name, because `nnx.Optimizer` keeps them for `nnx.Param` alone. Without moments,
+  RNG state, batch statistics and fp8 state are known by name; anything else is a Param only if a mask may have left it
+  out.
   """
   moments = [role for role in by_path.values() if isinstance(role, Variable) and role.subtree is not None]
   covered = {role.path for role in moments if role.collection == PARAMS}

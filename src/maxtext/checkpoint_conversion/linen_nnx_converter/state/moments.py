@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Whether an optimizer's state follows the weights: what must hold for it to be arranged as they are."""
+"""Checks that an optimizer's state follows the weights, so that it can be arranged as they are."""
 
 from collections.abc import Mapping
 
@@ -27,11 +27,11 @@ Variable = roles_lib.Variable
 
 
 def check(roles: roles_lib.Roles, leaves: Mapping[Path, abstract_state.Leaf], layout: layouts.StateLayout):
-  """Checks the optimizer's state. With `--params_only` none of this matters.
+  """Checks the optimizer's state, which does not matter with `--params_only`.
 
   Raises:
-    LayoutError: its leaves are boxed in places.
-    MomentError: a params-like subtree has a leaf that no weight has, lacks one, or has one of another shape.
+    LayoutError: its leaves are only partly boxed.
+    MomentError: a params-like subtree has a leaf without a weight, lacks one, or has one of another shape.
   """
   refuse_known = lambda path: _refuse_known(path, leaves, layout)
   if layout.framework == "nnx" and layout.opt_state is not None:
@@ -50,7 +50,7 @@ def check(roles: roles_lib.Roles, leaves: Mapping[Path, abstract_state.Leaf], la
 
 
 def _check_boxes(leaves, prefix, refuse_known):
-  """The optimizer's leaves are boxed or not, all of them; sm3's box holds a list."""
+  """The optimizer's leaves are all boxed or all plain; sm3's box holds a list."""
   boxed, plain = layouts.boxed_and_plain(leaves, prefix)
   if boxed and plain:
     refuse_known(plain[0])
@@ -72,7 +72,7 @@ def _check_shape(path, weight_path, leaf, weight, refuse_known):
 
 
 def _check_other(path, opt_path, subtrees, roots, refuse_known):
-  """A leaf that is no weight's stands in no params-like subtree, and looks like none of its own."""
+  """A leaf of no weight is in no params-like subtree, and does not look like one of its own."""
   subtree = next((opt_path[:i] for i in range(1, len(opt_path)) if opt_path[:i] in subtrees), None)
   found = roots & set(opt_path[:-1])
   if subtree is None and not found:
@@ -94,7 +94,7 @@ def _check_other(path, opt_path, subtrees, roots, refuse_known):
 
 
 def _check_coverage(roles, layout):
-  """A params-like subtree that is not masked has a moment for each weight."""
+  """A params-like subtree that is not masked has a moment for every weight."""
   of_params = [role for role in roles.by_path.values() if getattr(role, "collection", None) == roles_lib.PARAMS]
   weights = {role.path for role in of_params if role.subtree is None}
   moments = {}
@@ -112,7 +112,7 @@ def _check_coverage(roles, layout):
 
 
 def _refuse_known(path, leaves, layout):
-  """Refuses by name the optimizers whose state is known not to follow the weights."""
+  """Refuses by name the optimizers that are known not to follow the weights."""
   if not layouts.below(path, layout.opt_state):
     return
   end = -1 if layout.boxed_optimizer else None

@@ -14,10 +14,10 @@
 
 """The structure of an optimizer's state: its chains and its empty nodes.
 
-Linen keeps optax's own tree: a chain is a list, and a transformation without state leaves an empty node behind. NNX
-keeps the leaves alone: a chain is a dict keyed by the index, and an empty state is absent. (A `MaskedNode` is not: it
-stands in place of a leaf in both.) So on the way from NNX to Linen the lists and the empty nodes are put back. Holes
-between two filled places show in the keys; what shows nowhere is known of optax's own states, listed below.
+Linen keeps optax's own tree: a chain is a list, and a transformation without state leaves an empty node. NNX keeps only
+the leaves: a chain is a dict keyed by the index, and empty states are absent. (A `MaskedNode` is kept: in both it takes
+the place of a leaf.) So from NNX to Linen, lists and empty nodes are put back. Gaps show in the indices; what does not
+show is known of optax's own states, listed below.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,16 +28,16 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_sta
 
 Path = abstract_state.Path
 
-_MOST_PLACES = 1000  # An index beyond is damaged; the places before it would take all memory.
+_MOST_PLACES = 1000  # A larger index is damage; filling the places before it would take all memory.
 
 
 class Kind(NamedTuple):
-  """An optimizer that the fields of a state tell.
+  """An optimizer that is recognised by the fields of its state.
 
   Attributes:
-    name: what it is called; adamw and adam_pax have adam's fields.
-    chain_length: the number of places in its chain where the last transformations have no state, and the first stands
-      alone: adamw(constant), muon's inner chain with a constant learning rate, sgd(constant, momentum).
+    name: its name; adamw and adam_pax have adam's fields.
+    chain_length: how long its chain is where only the first transformation has a state: adamw(constant), muon's inner
+      chain with a constant learning rate, sgd(constant, momentum).
   """
 
   name: str
@@ -50,7 +50,7 @@ KINDS = {
     frozenset({"trace"}): Kind("sgd with momentum", 2),
 }
 
-# Named states with a field that can be empty: (fields that tell the state, the path of the empty field, its value).
+# Named states with a field that can be empty: (fields that identify the state, the empty field's path, its value).
 _EMPTY_FIELDS = (
     (frozenset({"count", "hyperparams", "inner_state"}), ("hyperparams_states",), {}),  # inject_hyperparams
     (frozenset({"mini_step", "gradient_step", "acc_grads"}), ("skip_state",), ()),  # MultiSteps
@@ -58,8 +58,8 @@ _EMPTY_FIELDS = (
     (frozenset({"trainable"}), ("frozen", "inner_state"), None),
 )
 
-# The fields of optax's states that do not have the shapes of the weights: factored, projected, one number for a layer,
-# a number for each index of an axis, a history.
+# The fields of optax's states that do not have the weights' shapes: factored, projected, one number per layer, one number
+# per index of an axis, a history.
 _WITHOUT_WEIGHTS_SHAPES = {
     frozenset({"count", "v_row", "v_col", "v"}): "adafactor",
     frozenset({"count", "base_optimizer_state", "projector"}): "galore",
@@ -70,16 +70,16 @@ _WITHOUT_WEIGHTS_SHAPES = {
 
 
 def without_weights_shapes(opt_path: Path, leaves: Mapping[Path, abstract_state.Leaf]) -> str | None:
-  """The name of the optimizer that the leaf at `opt_path` is of, if it is one without the shapes of the weights.
+  """The name of the optimizer that the leaf at `opt_path` belongs to, if its state does not have the weights' shapes.
 
   Args:
-    opt_path: the path below `opt_state` of a leaf that does not follow the weights.
-    leaves: all leaves of the optimizer by such paths.
+    opt_path: the path, below `opt_state`, of a leaf that does not follow the weights.
+    leaves: all leaves of the optimizer, by such paths.
   """
   children = _children(leaves)
   names = (_WITHOUT_WEIGHTS_SHAPES.get(frozenset(children[opt_path[:i]])) for i in range(len(opt_path)))
   name = next(filter(None, names), None)
-  # These two have fields of adam's: theirs are numbers, and a list for each weight.
+  # These two share adam's fields, but hold numbers, and a list for each weight.
   if name == "novograd" and any(getattr(leaf, "shape", ()) for path, leaf in leaves.items() if "nu" in path):
     return None
   if name == "sm3" and not all(_is_index(path[-1]) for path in leaves if "mu" in path):
@@ -95,14 +95,14 @@ def linen_structure(
   Args:
     opt_paths: the paths of the optimizer's leaves below `opt_state`, as NNX has them.
     subtrees: its params-like subtrees, below which nothing is a chain.
-    empty_nodes: the empty nodes that are known of this very state, from the record of an earlier conversion.
+    empty_nodes: the empty nodes that an earlier conversion recorded of this very state.
 
   Returns:
     The empty nodes by path, and the paths of the lists, both below `opt_state`.
   """
   subtrees = set(subtrees)
   nodes = {_cut(path, subtrees) for path in opt_paths}
-  if nodes == {()}:  # An opt_state that is empty as a whole.
+  if nodes == {()}:  # The whole opt_state is empty.
     return {}, frozenset()
   if not nodes:  # sgd without a schedule, or no optimizer at all: every place is empty.
     return dict(empty_nodes), frozenset({path[:-1] for path in empty_nodes if path[-1:] == ("0",)})
@@ -129,7 +129,7 @@ def decay_mask(subtrees: Iterable[Path]) -> dict[Path, None]:
   """The empty state of adamw's weight decay where it has a mask: `1/inner_state`, in place of 1.
 
   Args:
-    subtrees: the params-like subtrees, which tell where adamw's chain stands. Muon's inner adam has no such mask.
+    subtrees: the params-like subtrees, which show where adamw's chain is. Muon's inner adam has no such mask.
   """
   chains = {path[:-2] for path in subtrees if path[-2:] == ("0", "nu") and path[-4:-3] != ("adam",)}
   return {(*chain, "1", "inner_state"): None for chain in chains}
@@ -138,7 +138,7 @@ def decay_mask(subtrees: Iterable[Path]) -> dict[Path, None]:
 def bare_subtrees(subtrees: Iterable[Path]) -> frozenset[Path]:
   """The params-like subtrees that MaxText's NNX trainers save without a collection level.
 
-  Its `train_state_nnx` knows `mu` and `nu`, at the top or in the outer chain; nested optimizers stay as NNX has them.
+  Their `train_state_nnx` knows `mu` and `nu` at the top or in the outer chain; nested optimizers stay as in NNX.
   """
   has_level = lambda path: path[-1] in ("mu", "nu") and (len(path) == 1 or (len(path) == 2 and path[0].isdigit()))
   return frozenset(path for path in subtrees if not has_level(path))
@@ -158,7 +158,7 @@ def nnx_trainer_structure(opt_paths: Iterable[Path]) -> tuple[dict[Path, Any], f
 
 
 def _cut(path, subtrees) -> Path:
-  """The path down to the params-like subtree that it leads into, if it does."""
+  """The path, cut off at the params-like subtree that it leads into, if it does."""
   return next((path[:i] for i in range(len(path)) if path[:i] in subtrees), path)
 
 
@@ -192,7 +192,7 @@ def _is_index(name) -> bool:
 
 
 def _length(path, names) -> int:
-  """The number of places that these indices of a chain, or of a list, take."""
+  """The length of a chain, or of a list, with these indices."""
   last = max(map(int, names))
   if last >= _MOST_PLACES:
     raise errors.LayoutError(

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What each MaxText release reads: one row for a release that changed it."""
+"""What each MaxText release reads: one row for each release that changed it."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ Version = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-  """What a trainer reads, and writes, from a release on.
+  """What a trainer reads and writes, from a release on.
 
   Attributes:
     since: the first release.
@@ -40,7 +40,7 @@ class Release:
   layer_naming: str
 
 
-# The latest row of a trainer that applies is taken. Decoder families have rows of their own, in `decoder_families.ROWS`.
+# The latest row that applies to a trainer counts. Decoder families have rows of their own, in `decoder_families.ROWS`.
 ROWS = (
     Release((0, 1, 0), "linen", layouts.LINEN, "flat"),
     Release((0, 2, 3), "nnx", layouts.LINEN_OF_NNX_0_2_3, "nested"),
@@ -53,7 +53,7 @@ def parse(text: str) -> Version:
   """A version such as `0.2.5`; what follows the third number does not count.
 
   Raises:
-    DirectionError: it is no version.
+    DirectionError: it is not a version.
   """
   if match := re.match(r"(\d+)\.(\d+)\.(\d+)", text):
     return tuple(map(int, match.groups()))

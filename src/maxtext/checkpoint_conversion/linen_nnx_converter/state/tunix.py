@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Checkpoints of Tunix: takes MaxText's own optimizer state out of what Tunix wraps it in.
+"""Tunix checkpoints: unwraps MaxText's own optimizer state.
 
-MaxText hands its model and an optimizer to Tunix. Around the optimizer stand, any of them and in any order, a clip of the
-gradients (`optax.chain(clip, …)`: SFT, RL, DPO), `optax.inject_hyperparams` (RL: the learning rate's schedule is there,
-not in adamw) and `optax.MultiSteps` (DPO always, SFT and RL with micro-batches). What is inside is told by its structure.
+MaxText hands its model and an optimizer to Tunix, which wraps the optimizer in any of these, in any order: gradient
+clipping (`optax.chain(clip, …)`: SFT, RL, DPO), `optax.inject_hyperparams` (RL: it holds the schedule, not adamw) and
+`optax.MultiSteps` (DPO always, SFT and RL with micro-batches). What is inside is recognised by its structure.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles a
 Path = abstract_state.Path
 
 _MINI_STEP = "mini_step"
-# What wrappers have beside the optimizer that they wrap, and why the target has no place for it.
+# What the wrappers hold besides the optimizer, and why the target has no place for it.
 _MULTI_STEPS = {
     _MINI_STEP: "0 micro-batches since the last update",
     "gradient_step": "Tunix's count of updates",
@@ -53,15 +53,15 @@ _KEY_WORDS = 4  # Of `unsafe_rbg`, which MaxText's trainers draw from: 0.2.5 ref
 def unwrap(
     roles: roles_lib.Roles, leaves: Mapping[Path, abstract_state.Leaf], params_only: bool
 ) -> tuple[roles_lib.Roles, dict[Path, str]]:
-  """The roles that the leaves have for MaxText, and the leaves that have none, each with the reason.
+  """The leaves' roles in MaxText, and the leaves that have none there, each with the reason.
 
   Args:
-    roles: the roles as they stand in Tunix's layout.
+    roles: their roles in Tunix's layout.
     leaves: the leaves of the source.
-    params_only: whether the optimizer is left out anyway; its state may be any then.
+    params_only: whether the optimizer is left out anyway, so that any state will do.
 
   Raises:
-    LayoutError: the weights are those of LoRA adapters, or the optimizer is none that MaxText has.
+    LayoutError: the weights are LoRA adapters, or MaxText does not have the optimizer.
     StepError: there is an optimizer, and no step.
   """
   _refuse_adapters(roles)
@@ -87,7 +87,7 @@ def unwrap(
 
 
 def check_accumulation(dropped: Mapping[Path, str], read: Callable[[Path], Any]):
-  """Checks that no gradients are waiting for further micro-batches: MaxText has no place for them.
+  """Checks that no gradients wait for further micro-batches, because MaxText has no place for them.
 
   Raises:
     StepError: there are some.
@@ -103,7 +103,7 @@ def check_accumulation(dropped: Mapping[Path, str], read: Callable[[Path], Any])
 
 
 def _refuse_adapters(roles):
-  """Tunix saves the adapters alone, without the weights that they belong to."""
+  """Refuses adapters, which Tunix saves without the weights that they belong to."""
   for path, role in roles.by_path.items():
     if isinstance(role, roles_lib.Variable) and role.path[-1].endswith(("_lora_a", "_lora_b")):
       raise errors.LayoutError(
@@ -115,7 +115,7 @@ def _refuse_adapters(roles):
 
 
 def foreign_rng_state(roles: roles_lib.Roles, leaves: Mapping[Path, abstract_state.Leaf], words: int) -> list[Path]:
-  """The leaves of RNG streams whose keys do not have so many words: a trainer takes only keys of its own size."""
+  """The leaves of RNG streams whose keys are not of `words` words: a trainer takes only keys of its own size."""
   aux = {
       path: role.path
       for path, role in roles.by_path.items()
@@ -130,7 +130,7 @@ def foreign_rng_state(roles: roles_lib.Roles, leaves: Mapping[Path, abstract_sta
 
 
 def _optimizer_nodes(roles, leaves) -> set[Path]:
-  """The optimizer's leaves and params-like subtrees, by their path below `optimizer_state`."""
+  """The optimizer's leaves and params-like subtrees, as paths below `optimizer_state`."""
   return {
       node
       for path, role in roles.by_path.items()
@@ -139,7 +139,7 @@ def _optimizer_nodes(roles, leaves) -> set[Path]:
 
 
 def node_of(role: roles_lib.Role) -> Path | None:
-  """The optimizer's node that a role belongs to, by its path below `optimizer_state`; None for what is no optimizer's."""
+  """The optimizer's node that a role belongs to, as a path below `optimizer_state`; None outside the optimizer."""
   if isinstance(role, roles_lib.OptimizerLeaf):
     return role.path
   subtree = getattr(role, "subtree", None)
@@ -147,10 +147,10 @@ def node_of(role: roles_lib.Role) -> Path | None:
 
 
 def _placed(nodes: set[Path], roles: roles_lib.Roles) -> Callable[[Path], Path | str | None]:
-  """Where MaxText has an optimizer's node: its path, or the reason why it has none; None for what holds nothing.
+  """Where MaxText keeps an optimizer's node: its path, or the reason why it keeps none; None for what holds nothing.
 
   Raises:
-    LayoutError: it is no optimizer of MaxText's.
+    LayoutError: MaxText does not have this optimizer.
     StepError: it has no step, or the folder has none.
   """
   _check_steps(nodes, roles)
@@ -176,7 +176,7 @@ def _placed(nodes: set[Path], roles: roles_lib.Roles) -> Callable[[Path], Path |
 
 
 def _check_steps(nodes, roles):
-  """Checks that there is the optimizer's own step, and one that the folder's name tells."""
+  """Checks that the optimizer has its own step, and that the folder's name is one."""
   if _STEP not in nodes:
     raise errors.StepError(
         (layouts.TUNIX_ITEMS[1], *_STEP), "the optimizer's step", "none", "The checkpoint is damaged: use another step."
@@ -191,7 +191,7 @@ def _check_steps(nodes, roles):
 
 
 def _unwrapped_root(nodes: set[Path]) -> tuple[Path, Path | None, dict[Path, str]]:
-  """The root of what the wrappers wrap, the count of a wrapper's schedule, and what is left out of the wrappers."""
+  """The root of the wrapped optimizer, the count of a wrapper's schedule, and what of the wrappers is left out."""
   root: Path = _ROOT
   schedule: Path | None = None
   reasons: dict[Path, str] = {_STEP: _STEP_REASON}
@@ -210,15 +210,15 @@ def _unwrapped_root(nodes: set[Path]) -> tuple[Path, Path | None, dict[Path, str
 
 
 def _is_inject_hyperparams(names) -> bool:
-  """A schedule has a state of its own there; in older optax it has none."""
+  """Whether these are its fields; in older optax, schedules have no state of their own there."""
   return {"count", "hyperparams", "inner_state"} <= names <= {"count", "inner_state", *_INJECT_HYPERPARAMS}
 
 
 def _is_wrapping_chain(nodes, root, schedule) -> bool:
-  """Whether a chain has one member with a state, which is an optimizer and not a part of one.
+  """Whether a chain has a single member with a state, which is an optimizer rather than a part of one.
 
-  An adam state alone is adam_pax, which is no chain, behind a clip. In the first place it is adamw's, or with a schedule
-  that stands in a wrapper.
+  An adam state alone is adam_pax, which is not a chain, behind a clip. In the first place it is adamw's; so it is when a
+  wrapper holds the schedule.
   """
   names = _children(nodes, root)
   if len(names) != 1 or not _is_chain(names):
@@ -229,7 +229,7 @@ def _is_wrapping_chain(nodes, root, schedule) -> bool:
 
 
 def _adamw_places(nodes, root) -> dict[Path, Path] | None:
-  """Where MaxText's adamw has the members of a chain that is adam and, after it, the schedule; None of another chain."""
+  """Where MaxText's adamw keeps the members of a chain of adam and, after it, the schedule; None for other chains."""
   names = _children(nodes, root)
   if not names or not _is_chain(names):
     return None
@@ -243,7 +243,7 @@ def _adamw_places(nodes, root) -> dict[Path, Path] | None:
 
 
 def is_maxtexts(nodes: set[Path], root: Path = ()) -> bool:
-  """Whether this is the state of an optimizer of MaxText's `optimizers.get_optimizer`."""
+  """Whether MaxText's `optimizers.get_optimizer` makes an optimizer with this state."""
   names = _children(nodes, root)
   if names == _SKIP_STEP:
     return is_maxtexts(nodes, (*root, "inner_state"))

@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What Tunix's SFT trainer resumes of MaxText's models, which is less than it writes: see `tunix`.
+"""What Tunix's SFT trainer resumes of MaxText's models; `tunix` reads more than this.
 
-It restores all of the model's state and of the optimizer's into trees of the same leaves, RNG state included. So does
-MaxText 0.2.5's training engine, which clips gradients outside of the optimizer, and needs none of its other items.
+It restores the whole state of model and optimizer into trees of the same leaves, RNG state included. So does MaxText
+0.2.5's training engine, which clips gradients outside the optimizer and needs none of its other items.
 """
 
 from collections.abc import Mapping
@@ -30,15 +30,15 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import variable_kin
 
 Path = abstract_state.Path
 
-KEY_WORDS = 2  # Of RNG keys by JAX's default, from which these trainers draw.
+KEY_WORDS = 2  # Of RNG keys of JAX's default kind, which these trainers use.
 RNG_REASON = "RNG keys of four words where the trainer's have two"
 _MODEL, _OPTIMIZER = layouts.TUNIX_ITEMS
-_STEP = (_OPTIMIZER, "step")  # In Tunix, it counts micro-batches, of which each step has one.
+_STEP = (_OPTIMIZER, "step")  # In Tunix it counts micro-batches, here one per step.
 STEP = (*_STEP, layouts.VALUE)
 
 
 def layout(target_layout: str, has_clip: bool) -> layouts.StateLayout:
-  """The layout of a trainer; in Tunix's, the optimizer stands behind a clip of the gradients, or does not."""
+  """A trainer's layout. In Tunix's, the optimizer may be behind gradient clipping."""
   root: Path = (_OPTIMIZER, "opt_state")
   is_engine = target_layout == "training_engine"
   return dataclasses.replace(
@@ -56,16 +56,16 @@ def check(
     collections: Mapping[roles_lib.Variable, str],
     leaves: Mapping[Path, abstract_state.Leaf],
 ):
-  """Checks that there is a place for all that goes along, and that it is a state of an optimizer that is resumed.
+  """Checks that everything kept has a place, and that the trainer can resume this optimizer.
 
   Args:
-    kept: the roles of the leaves that go along, each with its place in the source.
+    kept: the roles of the leaves that are kept, each with its path in the source.
     collections: the collection of each variable in the target.
     leaves: the leaves of the source.
 
   Raises:
     UnaccountedLeafError: a Linen collection has no place.
-    LayoutError: there is no optimizer that MaxText makes, with a schedule of the learning rate.
+    LayoutError: it is no optimizer of MaxText's with a learning rate schedule.
     StepError: there is no step.
   """
   for role, path in kept.items():
@@ -91,8 +91,8 @@ def check_resumes(target: abstract_state.AbstractState, step: int, folder: int |
 
   Args:
     target: the target, with RNG state, which every NNX model of MaxText's has.
-    step: the steps that are done, as the optimizer has counted them.
-    folder: the steps that are done by the name of the target's folder, from which the trainer takes them.
+    step: the finished steps as the optimizer has counted them.
+    folder: the finished steps by the name of the target's folder, which is where the trainer reads them.
 
   Raises:
     LayoutError: there is no RNG state.

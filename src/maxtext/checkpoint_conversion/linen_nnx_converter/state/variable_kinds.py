@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Kinds of variables that are no Params, known by the names of their paths, for no checkpoint keeps their types."""
+"""Kinds of variables that are not Params. They are known by their paths, because checkpoints do not keep types."""
 
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 
@@ -24,19 +24,19 @@ _FP8_NAMES = frozenset(
     f"{operand}_{kind}" for operand in ("input", "kernel", "output_grad") for kind in ("scale", "amax_history")
 )
 # Modules that hold RNG streams: MaxText's `train_state_nnx._NNX_RNG_STATE_KEYS`, and the name that a Linen module
-# wrapped by `nnx.bridge.to_nnx` gives to the same state.
+# wrapped by `nnx.bridge.to_nnx` gives to that state.
 _WRAPPED_RNGS = "to_nnx__rngs"
 _STRIPPED = frozenset({"rngs", "dropout"})
 _RNG_MODULES = _STRIPPED | {_WRAPPED_RNGS}
 _BATCH_STATISTICS = frozenset({"mean", "var"})  # `nnx.BatchNorm`'s `BatchStat` variables.
 
-# Linen collections that carry the names of MaxText's Variable types: NNX keeps their variables beside the Params, at the
-# same path. Those of DeepSeek-V4 are its table of token ids, and its routing bias.
+# Linen collections named after MaxText's Variable types, whose variables NNX keeps beside the Params at the same paths:
+# DeepSeek-V4's table of token ids and its routing bias.
 _TOKEN_TABLE, _ROUTING_BIAS = "Tid2EidVar", "MoEBiasVar"
 
 
 def is_rng_state(path: Path, leaf: abstract_state.Leaf) -> bool:
-  """Whether it is the key or the count of an RNG stream: by name and by dtype, for a module's name proves nothing."""
+  """Whether it is the key or count of an RNG stream: by name and dtype, because a module's name alone proves nothing."""
   if not _RNG_MODULES & set(path[:-1]) or path[-1] not in ("key", "count"):
     return False
   dtype = str(getattr(leaf, "dtype", ""))
@@ -49,26 +49,26 @@ def is_batch_statistic(path: Path) -> bool:
 
 
 def linen_collection(path: Path) -> str | None:
-  """The Linen collection of an NNX variable that is no Param; None where Linen models have none."""
+  """The Linen collection of an NNX variable that is not a Param; None where Linen models have none."""
   if path[-1] in _FP8_NAMES and "fp8" in "".join(path[-2:-1]).lower():
     return FP8
   return _TOKEN_TABLE if path[-1] == "tid2eid" else None
 
 
 def is_nnx_variable(collection: str, path: Path, is_trained: bool) -> bool:
-  """Whether a variable of this Linen collection stands beside the Params in NNX.
+  """Whether NNX keeps a variable of this Linen collection beside the Params.
 
-  Of the names, those that lead back to the collection count. The routing bias has none of its own: only beside moments
-  does it show that it is no Param.
+  Only names that lead back to the collection count. The routing bias has none of its own: only the lack of moments shows
+  that it is not a Param.
   """
   return collection == linen_collection(path) or (is_trained and collection == _ROUTING_BIAS)
 
 
 def is_misplaced(path: Path) -> bool:
-  """Whether MaxText 0.2.3's NNX trainer alone saves such a variable among the params."""
+  """Whether only MaxText 0.2.3's NNX trainer saves such a variable among the params."""
   return linen_collection(path) == FP8 or _WRAPPED_RNGS in path[:-1]
 
 
 def is_stripped(path: Path) -> bool:
-  """Whether MaxText 0.2.3's NNX trainer leaves it out when it saves: it goes by names, not by types."""
+  """Whether MaxText 0.2.3's NNX trainer, which goes by names and not by types, leaves it out when it saves."""
   return bool(_STRIPPED & set(path))
