@@ -14,14 +14,14 @@
 
 """Compares two MaxText checkpoints, Linen or NNX, scanned or not, leaf by leaf and to the bit.
 
-Both are mapped by the converter's own plans onto one canonical tree, the plain `TrainStateNNX` with a module for each
-layer, in which a weight has one path whatever checkpoint it stands in:
+The converter's own plans map both onto one canonical tree, the plain `TrainStateNNX` with one module per layer, where a
+weight has the same path whatever checkpoint it comes from:
 
   model/decoder/layers_3/mlp/wi_0/kernel
   optimizer/opt_state/0/mu/decoder/layers_3/mlp/wi_0/kernel
   optimizer/step
 
-A leaf is on one side only, or of another shape or dtype, or its values are compared: equal to the bit, or how far apart.
+A leaf is on one side only, or has another shape or dtype, or its values are compared: equal to the bit, or how far apart.
 Empty nodes, which hold nothing, are not compared.
 
 From the command line: `python -m maxtext.checkpoint_conversion.linen_nnx_comparator A B`.

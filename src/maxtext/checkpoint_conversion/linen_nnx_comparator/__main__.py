@@ -29,15 +29,15 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
 
 _MODULE = "linen_nnx_comparator"
 
-EQUAL, DIFFERENT, REFUSED, INTERRUPTED = 0, 1, 2, 130  # Exit codes; the first three as those of diff and cmp.
+EQUAL, DIFFERENT, REFUSED, INTERRUPTED = 0, 1, 2, 130  # Exit codes; the first three are those of diff and cmp.
 
 USAGE = """Compares two MaxText checkpoints, Linen or NNX, scanned or not, leaf by leaf and to the bit.
 
 usage: python -m maxtext.checkpoint_conversion.linen_nnx_comparator A B [flags] [base.yml model_name=… …]
 
 A and B are checkpoints folders (their latest steps), steps, items folders, or pytrees' folders.
-With --atol or --rtol, values with |a - b| <= atol + rtol * |b| are accepted; with neither, any bit counts.
-Exit codes: 0 equal, to the bit or within the tolerance; 1 different; 2 refused, with one line that says why.
+With --atol or --rtol, values with |a - b| <= atol + rtol * |b| are accepted; with neither, every bit counts.
+Exit codes: 0 equal, to the bit or within the tolerance; 1 different; 2 refused, and one line says why.
 """
 
 
@@ -96,7 +96,7 @@ def console_main() -> None:
 
 
 def _compare(values, paths, axes) -> int:
-  """Compares as the flags say, and writes the report in the forms that were asked for."""
+  """Compares as the flags say, and writes the report in the requested forms."""
   # pylint: disable=import-outside-toplevel
   from maxtext.checkpoint_conversion.linen_nnx_comparator import compare
   from maxtext.checkpoint_conversion.linen_nnx_comparator import page
@@ -132,7 +132,7 @@ def _said(e: Exception) -> str:
   if isinstance(e, errors.ConversionError):
     return str(e)
   is_ours = not isinstance(e, (OSError, ValueError))
-  hint = " This is an error of the comparator's: --traceback shows where." if is_ours else ""
+  hint = " This is a defect of the comparator: --traceback shows where." if is_ours else ""
   return f"{type(e).__name__}: {errors.one_line(e, 500)}{hint}"
 
 

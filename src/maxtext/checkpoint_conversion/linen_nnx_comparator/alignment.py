@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Canonical trees, and two of them side by side: what stands on one side only, and what can be compared. No I/O.
+"""Canonical trees, and two of them side by side: what is on one side only, and what can be compared. No I/O.
 
-In the canonical tree a leaf has one path, whatever layout and arrangement a checkpoint has. It is the target of the
-converter's plan to a plain `TrainStateNNX` with a module for each layer: of all layouts the one without collections,
-boxes, lists and empty nodes, and the one that every arrangement of layers can be taken apart into from the tree alone.
+In the canonical tree a leaf has one path, whatever the checkpoint's layout and arrangement. It is the target of the
+converter's plan to a plain `TrainStateNNX` with one module per layer: the layout without collections, boxes, lists and
+empty nodes, and the arrangement that every other can be taken apart into from the tree alone.
 """
 
 from collections.abc import Mapping
@@ -40,8 +40,8 @@ Path = abstract_state.Path
 
 PARTS = PARAMS, OPTIMIZER, STEP, AUXILIARY = "params", "optimizer", "step", "auxiliary"
 
-# What is found of a leaf: of its values, of its structure, or that it cannot be read.
-ALIKE = "alike in structure"  # Which is all that is known where no values are compared.
+# What can be found of a leaf: of its values, of its structure, or that it cannot be read.
+ALIKE = "alike in structure"  # All that is known if no values are compared.
 EQUAL, WITHIN, DIFFERENT, UNREADABLE = "equal", "within tolerance", "different", "unreadable"
 ONLY_A, ONLY_B, SHAPE, DTYPE, KEY, KIND = "only in A", "only in B", "shape", "dtype", "key type", "kind"
 STATUSES = ALIKE, EQUAL, WITHIN, DIFFERENT, ONLY_A, ONLY_B, SHAPE, DTYPE, KEY, KIND, UNREADABLE
@@ -70,18 +70,18 @@ class Leaf:
 
   @property
   def place(self) -> str:
-    """Where it stands in the checkpoint, for a person."""
+    """Where it is in the checkpoint, for a person."""
     where = (f"[{index} of axis {axis}]" for axis, index in zip(self.move.taken, self.move.pieces[0][1]))
     return "/".join(self.source) + "".join(where)
 
   @property
   def shape(self) -> tuple[int, ...] | None:
-    """Its shape; None for what is no array."""
+    """Its shape; None if it is not an array."""
     return self.move.shape(self.stored.shape) if abstract_state.is_array(self.stored) else None
 
   @property
   def dtype(self) -> str | None:
-    """The dtype that is stored; None for what is no array."""
+    """The dtype that is stored; None if it is not an array."""
     return str(self.stored.dtype) if abstract_state.is_array(self.stored) else None
 
   @property
@@ -96,7 +96,7 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-  """A checkpoint's canonical tree, by path; its leaves that were left out, with the reason; its layout and its folder."""
+  """A checkpoint's canonical tree, by path; the leaves left out, with the reason; its layout and its folder."""
 
   leaves: Mapping[Path, Leaf]
   left_out: Mapping[Path, str]
@@ -107,14 +107,14 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """A leaf of A's canonical tree and of B's, or of one of them, and what was found of it.
+  """A leaf of A's and B's canonical trees, or of one of them, and what was found of it.
 
   Attributes:
     keys: its path in the canonical tree.
-    structure: how the structure of `a` and `b` differs, or that one is unreadable; else None.
+    structure: how the structures of `a` and `b` differ, or that one is unreadable; otherwise None.
     values: how the values differ, if it `has_values`.
     failure: why it could not be read, or None.
-    is_of_structure: whether its structure alone is compared.
+    is_of_structure: whether only its structure is compared.
   """
 
   keys: Path
@@ -131,7 +131,7 @@ class Pair:
 
   @property
   def sides(self) -> tuple[Leaf, Leaf]:
-    """Both leaves, of a path that both sides have."""
+    """Both leaves, if both sides have the path."""
     assert self.a and self.b, self.path
     return self.a, self.b
 
@@ -141,12 +141,12 @@ class Pair:
 
   @property
   def has_values(self) -> bool:
-    """Whether values can be compared. The dtypes may differ: they are compared as numbers then."""
+    """Whether values can be compared; of different dtypes, as numbers."""
     return not self.is_of_structure and self.structure in (None, DTYPE, KEY)
 
   @property
   def is_array(self) -> bool:
-    """Whether these are the values of two arrays, of one shape."""
+    """Whether both are arrays of one shape."""
     return self.has_values and self.sides[0].shape is not None
 
   @property
@@ -158,10 +158,10 @@ class Pair:
 
   @functools.cached_property
   def badness(self) -> tuple[float, ...]:
-    """A key that sorts leaves from the least to the worst.
+    """A key that sorts leaves from the best to the worst.
 
-    A leaf that is missing, of another structure or unreadable is worse than values that differ; among these, one that has
-    NaNs or infinities on one side only; then the largest relative difference counts, then the share of its elements.
+    Missing, structurally different or unreadable leaves are worse than values that differ. Among the latter, NaNs or
+    infinities on one side only are worst, then the largest relative difference counts, then the share of its elements.
     """
     if not self.has_values:
       return (4.0 if self.structure else 0.0,)
@@ -179,8 +179,8 @@ def by_plan(
   Args:
     state: its abstract state.
     keys: the implementation of each typed PRNG key, by path.
-    options: of these, param_scan_axis, nnx_aux and params_only count.
-    scan_layers: False takes all layers apart; True leaves scanned layers as they are, for those whose order is unknown.
+    options: param_scan_axis, nnx_aux and params_only are used.
+    scan_layers: False takes all layers apart; True leaves scanned layers as they are, in case their order is unknown.
 
   Raises:
     ConversionError: the converter has no plan for it.
@@ -190,7 +190,7 @@ def by_plan(
       direction="linen_to_nnx" if layouts.detect(state).framework == "linen" else "nnx_to_nnx",
       scan_layers=None if scan_layers else False,  # None keeps pipelines too.
       layer_naming="flat",
-      nnx_values="all_boxed",  # In which alone a leaf may have the name `value`.
+      nnx_values="all_boxed",  # Otherwise no leaf may be named `value`.
   )
   plan = planner.plan_conversion(state, options, planner.Run())
   roles = leaf_roles.read(state, plan.source_layout).by_path
@@ -208,7 +208,7 @@ def by_plan(
 
 
 def as_it_stands(state: abstract_state.AbstractState, keys: Mapping[Path, str]) -> Tree:
-  """The checkpoint's own tree in place of the canonical one, for two checkpoints of one layout."""
+  """The checkpoint's own tree instead of the canonical one, for two checkpoints of one layout."""
   part = lambda path: OPTIMIZER if {"opt_state", "optimizer"} & set(path[:2]) else PARAMS
   leaves = {
       path: Leaf(leaf_moves.copy(path), STEP if path[-1] == "step" else part(path), leaf, keys.get(path))
@@ -228,13 +228,13 @@ def without_rngs(tree: Tree) -> Tree:
 
 
 def align(a: Tree, b: Tree, *, structure_only: bool = False) -> list[Pair]:
-  """All paths of both trees, in A's order, then those of B alone."""
+  """All paths of both trees: A's in order, then those only in B."""
   paths = dict.fromkeys((*a.leaves, *b.leaves))
   return [_pair(path, a.leaves.get(path), b.leaves.get(path), structure_only) for path in paths]
 
 
 def _pair(path: Path, a: Leaf | None, b: Leaf | None, structure_only: bool) -> Pair:
-  """A pair, as far as metadata tell; of leaves that are no arrays they tell all."""
+  """A pair, as far as metadata say, which is everything for leaves that are not arrays."""
   pair = Pair(path, a, b, _structure(a, b), is_of_structure=structure_only)
   if pair.structure is not None or pair.is_array or structure_only:
     return pair
@@ -265,7 +265,7 @@ def _part(role) -> str:
 
 
 def _below_model(path, layout) -> Path:
-  """The path in a plain train state, for layouts that hold the params alone too."""
+  """The path in a plain train state, also for layouts of params alone."""
   path = path[:-1] if leaf_roles.in_boxed_part(path, layout) else path
   if layout.opt_state is not None or path[0] == layouts.LINEN_AUX:
     return path

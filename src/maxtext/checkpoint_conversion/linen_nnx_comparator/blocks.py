@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The regions of both checkpoints to read together: each chunk in one of them, as far as the budget allows. No I/O.
+"""The regions of both checkpoints to read together, so that each chunk is read once if the budget allows. No I/O.
 
-A batch of leaves is led by one stored array. Its chunks make a grid; a block is a box of that grid, with what stands at
-the same place on the other side, be it one array or, where one side has its layers apart, one for each layer.
+A batch of leaves is led by one stored array, whose chunks form a grid. A block is a box of that grid, with its
+counterpart on the other side: one array, or one per layer if that side has its layers apart.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -57,14 +57,14 @@ class Cell:
     return tuple(part.start for part in self.region)
 
   def values(self, data: Mapping[Read, Any]) -> tuple[Any, Any]:
-    """What stands there in A and in B, of the `data` of the reads: views, no copies."""
+    """The values there in A and in B, given the `data` of the reads: views, not copies."""
     a, b = (leaf.move.values(0, read.region, data[read]) for leaf, read in zip(self.pair.sides, self.reads))
     return a, b
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """What is read and compared at a time. The first read is of the array that leads, `nbytes` is its size."""
+  """What is read and compared at a time. The first read is of the leading array, and `nbytes` is its size."""
 
   reads: tuple[Read, ...]
   cells: tuple[Cell, ...]
@@ -72,7 +72,7 @@ class Block:
 
 
 def blocks(pairs: Iterable[Pair], chunk_shape_of: ChunkShapeOf, most_bytes: int) -> Iterator[Block]:
-  """The blocks of all pairs: boxes of whole chunks of leading arrays, and of the other side where there is room.
+  """The blocks of all pairs: boxes of whole chunks of the leading arrays, and of the other side if there is room.
 
   Args:
     pairs: leaves that are arrays on both sides.
@@ -94,7 +94,7 @@ def blocks(pairs: Iterable[Pair], chunk_shape_of: ChunkShapeOf, most_bytes: int)
 
 
 def batches(pairs: Iterable[Pair]) -> Iterator[tuple[int, list[Pair]]]:
-  """The pairs, each with those of the stored array, of either side (0 or 1), that holds most of them and is read once."""
+  """The pairs in batches, each led by the stored array, of side 0 or 1, that holds most of them and is read once."""
   holders = {}
   for pair in pairs:
     for side, leaf in enumerate(pair.sides):
@@ -108,7 +108,7 @@ def batches(pairs: Iterable[Pair]) -> Iterator[tuple[int, list[Pair]]]:
 
 
 def _block(lead: Read, batch: Sequence[Pair], nbytes: int) -> Block | None:
-  """What stands in this region of the leading array, and its counterparts; None if only one side has these layers."""
+  """A region of the leading array with its counterparts; None if only one side has these layers."""
   by_source = {}
   for pair in batch:
     inside = pair.sides[lead.side].move.region(0, lead.region)
@@ -124,7 +124,7 @@ def _block(lead: Read, batch: Sequence[Pair], nbytes: int) -> Block | None:
 
 
 def _spans(moves: Sequence[leaf_moves.Move]) -> tuple[slice, ...]:
-  """Along each layer axis, from the first index of these slices to the last."""
+  """Along each layer axis, the range of these slices' indices."""
   along = zip(*(move.pieces[0][1] for move in moves))
   return tuple(slice(min(indices), max(indices) + 1) for indices in along)
 

@@ -37,7 +37,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 
 PathLike = str | os.PathLike[str]
 
-# The share of the budget that a block may read on one side: two are under way, encoded and decoded, on two sides.
+# The budget is this many times what a block may read on one side: two are in flight, encoded and decoded, on two sides.
 _BLOCKS_IN_BUDGET = 16
 # Reading a part of a chunk decodes all of it, so not all parts of a block are read at once.
 _READS = 4
@@ -84,7 +84,7 @@ def _tolerance(options) -> difference.Tolerance | None:
 
 
 def _of_sides[T](function: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
-  """What `function` returns for A and for B, each with its own of the arguments; a refusal says which one it is about."""
+  """What `function` returns for A and for B, each with its own arguments; a refusal says which one it is about."""
   results = []
   for side, *of_side in zip("AB", *arguments):
     try:
@@ -95,11 +95,11 @@ def _of_sides[T](function: Callable[..., T], *arguments: Iterable[Any]) -> list[
 
 
 def _trees(checkpoints, chosen: options_lib.Options, config) -> tuple[list[alignment.Tree], list[str]]:
-  """Both canonical trees, and what is to be said of them.
+  """Both canonical trees, and notes on them.
 
-  Layers whose order is unknown cannot be taken apart: then both checkpoints keep their scanned layers. Where the
-  converter refuses a checkpoint, as it does a damaged one, and both are of one layout, their own trees are compared:
-  it is worth knowing how a damaged checkpoint differs from a sound one.
+  Layers of unknown order cannot be taken apart, so then both checkpoints keep their scanned layers. If the converter
+  refuses a checkpoint, perhaps because it is damaged, and both have one layout, their own trees are compared: how a
+  damaged checkpoint differs from a sound one is worth knowing.
   """
   key = lambda leaf: leaf.ext_metadata.get("random_key_impl") if isinstance(leaf.ext_metadata, dict) else None
   keys = [{path: key(leaf) for path, leaf in checkpoint.stored.items()} for checkpoint in checkpoints]
@@ -119,7 +119,7 @@ def _trees(checkpoints, chosen: options_lib.Options, config) -> tuple[list[align
 
 
 class _Reading:
-  """Reads the blocks of both checkpoints, and keeps for each pair how it differs, or why it cannot be read."""
+  """Reads the blocks of both checkpoints, and records how each pair differs, or why it cannot be read."""
 
   def __init__(self, checkpoints, pairs: list[alignment.Pair], tolerance: difference.Tolerance | None, progress):
     self._checkpoints, self._tolerance, self._progress = checkpoints, tolerance, progress
@@ -128,7 +128,7 @@ class _Reading:
     self._open = {}
 
   async def compare(self, memory_budget: int):
-    """Compares all that can be."""
+    """Compares everything that can be."""
     arrays = [pair for pair in self.pairs.values() if pair.is_array]
     self._progress.start("comparing", sum(pair.sides[0].nbytes for pair in arrays))
     chunk_shape_of = lambda side, path: self._checkpoints[side].stored[path].chunk_shape

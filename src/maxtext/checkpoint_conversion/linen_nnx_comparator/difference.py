@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How two arrays of one shape differ, block by block: bits first, then how far apart the values are. No I/O."""
+"""How two arrays of one shape differ, block by block: first the bits, then how far apart the values are. No I/O."""
 
 from collections.abc import Callable
 import dataclasses
@@ -24,21 +24,21 @@ import numpy as np
 
 Index = tuple[int, ...]
 
-# Elements that are compared at a time. With 2**17, whose temporary arrays the allocator returns to the system each time,
-# what differs everywhere took three times as long.
+# Elements compared at a time. With 2**17, whose temporary arrays the allocator returns to the system each time, arrays
+# that differ everywhere took three times as long.
 _PIECE = 2**15
 
-# Small dtypes are held one to a byte; the bits above them mean nothing.
+# Small dtypes are held one per byte, whose other bits mean nothing.
 _SMALL = {"int1": 1, "uint1": 1, "int2": 2, "uint2": 2, "int4": 4, "uint4": 4}
 _SMALL |= {"float4_e2m1fn": 4, "float6_e2m3fn": 6, "float6_e3m2fn": 6}
 
-_WORDS = (1, 2, 4, 8)  # Bytes that NumPy has unsigned integers of.
+_WORDS = (1, 2, 4, 8)  # Bytes of NumPy's unsigned integers.
 _MIDDLE = np.uint64(2**63)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-  """Within it, `|a - b| <= atol + rtol * |b|`, as in `numpy.allclose`; NaNs are within it of each other alone."""
+  """Accepts `|a - b| <= atol + rtol * |b|`, as `numpy.allclose` does, and two NaNs."""
 
   atol: float = 0.0
   rtol: float = 0.0
@@ -65,7 +65,7 @@ class Largest:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """How a leaf, or a part of it, differs. All of `largest_…` are of elements that are finite on both sides.
+  """How a leaf, or a part of it, differs. The `largest_…` are of elements that are finite on both sides.
 
   Attributes:
     elements: how many elements were compared.
@@ -78,7 +78,7 @@ class Difference:
     first_not_finite: the first of these.
     nan_bits: how many are NaN on both sides, with other bits.
     zero_signs: how many are zero on both sides, with other signs.
-    outside: how many are outside of the tolerance.
+    outside: how many are outside the tolerance.
   """
 
   elements: int = 0
@@ -106,7 +106,7 @@ def measure(a: np.ndarray, b: np.ndarray, origin: Index, tolerance: Tolerance | 
     a: a part of a leaf of A, of any dtype that NumPy knows with `ml_dtypes`.
     b: the same part of the leaf of B. Where its dtype is another, they are compared as numbers, in float64.
     origin: the part's place in the leaf.
-    tolerance: what `outside` is counted by; None counts every element that differs.
+    tolerance: decides what is counted as `outside`; None counts every element that differs.
   """
   shape, size = a.shape, a.dtype.itemsize
   if a.dtype == b.dtype and size in _WORDS and np.array_equal(a.view(f"u{size}"), b.view(f"u{size}")):  # Copies neither.
@@ -127,17 +127,17 @@ def measure(a: np.ndarray, b: np.ndarray, origin: Index, tolerance: Tolerance | 
 
 
 def of_objects(a: Any, b: Any) -> Difference:
-  """Compares leaves that are no arrays, which Orbax keeps as strings."""
+  """Compares leaves that are not arrays, such as strings."""
   if a == b:
     return Difference(elements=1)
   return Difference(elements=1, differing=1, first=Element((), repr(a), repr(b), "", ""), outside=1)
 
 
 def ordered(array: np.ndarray) -> np.ndarray:
-  """The place of each value among all values of its dtype, as uint64; the difference of two places is their distance.
+  """The rank of each value among all values of its dtype, as uint64; the difference of two ranks is their distance.
 
-  For floats it is a distance in units in the last place: next to each other are values with no other between them, and
-  -0.0 and 0.0 have one place. For integers and bools it is the difference of the values. NaNs have no meaningful place.
+  For floats this is a distance in units in the last place: adjacent values have adjacent ranks, and -0.0 and 0.0 share
+  one. For integers and bools it is the difference of the values. NaNs have no meaningful rank.
   """
   if not _is(array, np.floating):
     is_signed = _is(array, np.signedinteger)
@@ -152,7 +152,7 @@ def ordered(array: np.ndarray) -> np.ndarray:
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """How far apart two arrays of `ordered` places are, as uint64."""
+  """How far apart two arrays of `ordered` ranks are, as uint64."""
   return np.maximum(a, b) - np.minimum(a, b)
 
 
@@ -165,7 +165,7 @@ def _differs(a, b) -> np.ndarray:
 
 
 def _measured(a, b, element: Callable[[int], Element], tolerance: Tolerance | None) -> Difference:
-  """The difference of elements that all differ; `element` tells one by its number."""
+  """The difference of elements that all differ; `element` returns one by its number."""
   if not _is(a, np.number) and a.dtype != np.bool_:
     return Difference(differing=a.size, first=element(0), outside=a.size)  # Bits without a known meaning.
   with np.errstate(all="ignore"):
@@ -208,7 +208,7 @@ def _sizes(a, b, x, y) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _merged(name: str, one: Any, other: Any) -> Any:
-  """What two parts have of this name, together; of two largest that are alike, the one at the lower index."""
+  """This field of two parts together; of two equal maxima, the one at the lower index."""
   if isinstance(one, int):
     return one + other
   some = [value for value in (one, other) if value is not None]

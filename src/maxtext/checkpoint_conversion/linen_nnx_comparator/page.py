@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The report as one HTML page: no script, and nothing fetched from anywhere."""
+"""The report as one self-contained HTML page without scripts."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import html
@@ -20,9 +20,9 @@ import html
 from maxtext.checkpoint_conversion.linen_nnx_comparator import alignment
 from maxtext.checkpoint_conversion.linen_nnx_comparator import report
 
-Anchors = Mapping[alignment.Path, str]  # The id of what was found of each leaf that is not equal.
+Anchors = Mapping[alignment.Path, str]  # The ids of the findings on leaves that are not equal.
 
-# With more leaves than this that are not equal, the tree starts closed.
+# With more unequal leaves than this, the tree starts closed.
 _MOST_OPEN = 200
 _MOST_LISTED = 100
 
@@ -90,7 +90,7 @@ def _table(name: str, rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _worst(comparison, anchors: Anchors) -> Iterator[str]:
-  """The worst leaves. A link to what a closed `<details>` holds opens it, and all around it."""
+  """The worst leaves. A link into a closed `<details>` opens it and all around it."""
   for title, pairs in report.sections(comparison):
     more = f", {_MOST_LISTED} of {len(pairs):,}" if len(pairs) > _MOST_LISTED else ""
     yield f"<h2>{title.capitalize()}, worst first{more}</h2>"
@@ -115,7 +115,7 @@ def _branches(pairs: Iterable[alignment.Pair], depth: int, anchors: Anchors, is_
 
 
 def _leaf(pair: alignment.Pair, anchors: Anchors) -> str:
-  """A leaf; one that is not equal opens on what was found."""
+  """A leaf; one that is not equal opens to show what was found."""
   grade, name = report.grade(pair), _text(pair.keys[-1])
   if pair.keys not in anchors:
     return f'<div class="leaf {grade}">{name} {_note(pair.a)}</div>'

@@ -25,10 +25,10 @@ from maxtext.checkpoint_conversion.linen_nnx_comparator import difference
 
 Pair = alignment.Pair
 
-# How a leaf is shown, by what `grade` says of it, and its colour on a terminal.
+# The colour of a leaf on a terminal, by its `grade`.
 COLORS = {"equal": "32", "near": "33", "far": "31", "structure": "35"}
 _AGREES = (alignment.EQUAL, alignment.ALIKE)
-_NEAR_ULP = 4  # Up to here values are apart as rounding sets them apart.
+_NEAR_ULP = 4  # Up to here, rounding may explain the distance.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Comparison:
 
   Attributes:
     trees: the canonical trees of A and of B.
-    leaves: every leaf of either, in the order of A's.
-    tolerance: what values were allowed to differ by; None where any bit counts.
-    notes: what is to be known about how they were compared.
+    leaves: every leaf of either, in A's order.
+    tolerance: by how much values were allowed to differ; None if every bit counts.
+    notes: notes on how they were compared.
     seconds: how long it took.
   """
 
@@ -51,7 +51,7 @@ class Comparison:
 
   @property
   def is_accepted(self) -> bool:
-    """Whether structure and, if they were compared, values agree: to the bit, or within the tolerance if there is one."""
+    """Whether structure and, if compared, values agree: to the bit, or within the tolerance if there is one."""
     return self.counts().keys() <= {*_AGREES, alignment.WITHIN}
 
   @property
@@ -61,11 +61,11 @@ class Comparison:
 
   @property
   def grade(self) -> str:
-    """`equal`, to the bit; `near`, if it is accepted; or `far`."""
+    """`equal` to the bit, `near` if it is accepted, or `far`."""
     return "far" if not self.is_accepted else "near" if self.worst_first() else "equal"
 
   def ranked(self) -> list[Pair]:
-    """All leaves, the worst first; equal ones keep their order."""
+    """All leaves, the worst first, otherwise in order."""
     return sorted(self.leaves, key=lambda pair: pair.badness, reverse=True)
 
   def worst_first(self) -> list[Pair]:
@@ -73,7 +73,7 @@ class Comparison:
     return [pair for pair in self.ranked() if pair.status not in _AGREES]
 
   def by_part(self) -> dict[str, list[Pair]]:
-    """The leaves of each part of the state that there is."""
+    """The leaves of each part of the state that has any."""
     of = {part: [pair for pair in self.leaves if pair.part == part] for part in alignment.PARTS}
     return {part: pairs for part, pairs in of.items() if pairs}
 
@@ -113,14 +113,14 @@ def branches(pairs: Iterable[Pair], depth: int) -> list[tuple[str, bool, list[Pa
 
 
 def sections(comparison: Comparison) -> Iterator[tuple[str, list[Pair]]]:
-  """The leaves whose structure differs and those whose values do, under these titles, so that neither hides the other."""
+  """The leaves whose structure differs, and those whose values do, by title, so that neither hides the other."""
   for title, is_wanted in (("structure", True), ("values", False)):
     if some := [pair for pair in comparison.worst_first() if (grade(pair) == "structure") == is_wanted]:
       yield title, some
 
 
 def hints(comparison: Comparison) -> Iterator[str]:
-  """What alone makes most of the leaves differ: another model, another step."""
+  """What by itself makes most leaves differ: another model, another step."""
   params = comparison.by_part().get(alignment.PARAMS, [])
   unlike = [pair for pair in params if pair.structure in (alignment.ONLY_A, alignment.ONLY_B, alignment.SHAPE)]
   if unlike:
@@ -131,7 +131,7 @@ def hints(comparison: Comparison) -> Iterator[str]:
 
 
 def head(comparison: Comparison) -> Iterator[tuple[str, str]]:
-  """What was compared, and how: titles, each with what is said under it."""
+  """What was compared, and how, by title."""
   yield from (("note", hint) for hint in hints(comparison))
   for side, tree in zip("AB", comparison.trees):
     yield side, f"{tree.path}  ({tree.layout}, {'scanned' if tree.is_scanned else 'not scanned'})"
@@ -181,7 +181,7 @@ def lines(comparison: Comparison, *, color: bool, most_leaves: int) -> Iterator[
   Args:
     comparison: what was found.
     color: whether to colour it with ANSI escapes.
-    most_leaves: how many leaves to show whose structure differs, and how many whose values do; the others are counted.
+    most_leaves: how many leaves to show of those whose structure, and of those whose values, differ; others are counted.
   """
   paint = (lambda text, kind: f"\033[{COLORS[kind]}m{text}\033[0m") if color else (lambda text, _: text)
   yield from (f"{title}  {said}" for title, said in head(comparison))
@@ -198,7 +198,7 @@ def lines(comparison: Comparison, *, color: bool, most_leaves: int) -> Iterator[
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-  """The report as a JSON document. Leaves that are equal are in it too, with their number of elements."""
+  """The report as a JSON document, which also has the equal leaves with their number of elements."""
   differing, elements = comparison.elements()
   side = lambda tree: {"path": tree.path, "layout": tree.layout, "is_scanned": tree.is_scanned}
   tolerance = comparison.tolerance
@@ -224,7 +224,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 def _tree_lines(
     pairs: Iterable[Pair], depth: int, shown: Set[alignment.Path], paint: Callable[[str, str], str]
 ) -> Iterator[str]:
-  """The tree of names, down to the leaves that are shown; the rest is counted where it branches off."""
+  """The tree of names down to the leaves that are shown; the rest is counted where it branches off."""
   indent, hidden = "  " * depth, []
   for name, is_leaf, below in branches(pairs, depth):
     is_shown = any(pair.keys in shown for pair in below)
@@ -243,7 +243,7 @@ def _values(found: difference.Difference) -> str:
   """How the values of a leaf differ, in one line."""
   if not found.differing:
     return "equal to the bit" if found.elements else "no elements"
-  outside = f", {found.outside:,} outside of the tolerance" if found.outside < found.differing else ""
+  outside = f", {found.outside:,} outside the tolerance" if found.outside < found.differing else ""
   said = [f"{found.differing:,} of {found.elements:,} differ{outside}"]
   said += [f"{largest} at {list(element.index)}" for largest, element in _largest(found)]
   if first := found.first:

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Says what a checkpoint is, by its metadata: layout, step, weights, optimizer, layers, storage, and who reads it.
+"""Says what a checkpoint is, from its metadata: layout, step, weights, optimizer, layers, storage, and who reads it.
 
 From the command line: `python -m maxtext.checkpoint_conversion.linen_nnx_inspector PATH`.
 """

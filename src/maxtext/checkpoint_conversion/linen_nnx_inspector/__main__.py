@@ -36,9 +36,9 @@ USAGE = """Says what MaxText checkpoints are: layout, step, weights, optimizer, 
 usage: python -m maxtext.checkpoint_conversion.linen_nnx_inspector PATH [PATH …] [flags] [base.yml model_name=… …]
 
 A PATH is a checkpoints folder (its latest step), a step, an items folder, or a pytree's folder. Only metadata is read.
-With a config, whose name ends with .yml, it says where the checkpoint differs from the installed MaxText's own state.
-Exit codes: 0 all was answered; 1 it differs from the config's model; 2 something was not answered, with one line that
-says why.
+With a config, whose name ends in .yml, it says where the checkpoint differs from the installed MaxText's own state.
+Exit codes: 0 everything was answered; 1 it differs from the config's model; 2 something could not be answered, and one
+line says why.
 """
 
 
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the program's name and its arguments.
 
   Returns:
-    The exit code: 0 all was answered, 1 it is not of the config's model, 2 something was not answered, 130 interrupted.
+    The exit code: 0 everything was answered, 1 it differs from the config's model, 2 something could not be answered, 130
+    interrupted.
   """
   values = define_flags()
   try:
@@ -97,7 +98,7 @@ def _answer(values, paths) -> int:
 
   paths, config = _apart(paths)
   try:
-    with contextlib.redirect_stdout(sys.stderr):  # Where MaxText and its libraries may have their say.
+    with contextlib.redirect_stdout(sys.stderr):  # MaxText and its libraries may print.
       config = run_config.load(config) if config else None
   except errors.ConversionError as e:
     return _refuse(e)
@@ -109,7 +110,7 @@ def _answer(values, paths) -> int:
         found.append(look(path))
     except errors.ConversionError as e:
       code = _refuse(str(e).replace("--source_path", "PATH"))
-    except Exception as e:  # Whatever is wrong with one, the others are told.  pylint: disable=broad-except
+    except Exception as e:  # Whatever is wrong with one, the others are still answered.  pylint: disable=broad-except
       code = _refuse(f"{path}: {'' if isinstance(e, OSError) else f'{type(e).__name__}: '}{errors.one_line(e)}")
   if any(each.problems for each in found) or (values.html and not _write_page(values.html, found)):
     code = REFUSED
@@ -127,7 +128,7 @@ def _answer(values, paths) -> int:
 
 
 def _write_page(path, found) -> bool:
-  """Writes the page, and returns whether that could be done."""
+  """Writes the page; returns whether it could."""
   from maxtext.checkpoint_conversion.linen_nnx_inspector import page  # pylint: disable=import-outside-toplevel
 
   try:

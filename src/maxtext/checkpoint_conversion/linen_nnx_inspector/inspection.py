@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a checkpoint is, as far as its metadata tell. No array is read but the step."""
+"""What a checkpoint is, as far as its metadata say. Of its arrays only the step is read."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
@@ -43,7 +43,7 @@ from maxtext.checkpoint_conversion.linen_nnx_inspector import readers as readers
 Path = abstract_state.Path
 Variable = leaf_roles.Variable
 
-_SCAN_AXES = (1, 0, 2)  # MaxText's default first; the tree tells of most others that they are not it.
+_SCAN_AXES = (1, 0, 2)  # MaxText's default first; a wrong axis rarely fits the tree.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,29 +67,29 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-  """What a checkpoint is. What could not be told is None or empty, and among `problems`.
+  """What a checkpoint is. What could not be determined is None or empty, and among `problems`.
 
   Attributes:
     path: the folder of its pytree.
-    step: the number of its step, by the state itself, else by its folder.
-    item: the name of its item, where it is not the one that MaxText looks for.
+    step: the number of its step, from the state itself, else from its folder.
+    item: the name of its item, unless it is the one that MaxText looks for.
     items: the other items of the step.
-    layout: its state layout, and the trainer as far as the tree tells.
-    layers: for each group of layers, how it is arranged.
+    layout: its state layout, and the trainer as far as the tree shows it.
+    layers: how each group of layers is arranged.
     scan_axis: the layer axis of scanned Params; None if there are none.
-    families: the decoder families that have such layers, where the tree tells.
-    optimizer: its names, as far as its states tell.
-    optimizer_states: the fields of each of its states, by the path below `opt_state`.
+    families: the decoder families that have such layers, if the tree shows them.
+    optimizer: its names, as far as its states show them.
+    optimizer_states: the fields of each of its states, by path below `opt_state`.
     amounts: what there is, by part and dtype. Parts are `params`, `opt_state`, `step`, `nnx_aux`, other collections.
     rng_leaves: the keys and counts of RNG streams.
     rng_streams: the names of these streams.
     storage: how the arrays are stored.
     readers: which trainers read it.
-    record: what the converter put on record when it wrote it.
-    model: how it and the model of a config differ, if there is a config.
-    sizes: the bytes of every leaf, by its path.
-    leaves: every leaf: its path, and its shape and dtype or what it is.
-    problems: what stands in the way of saying more, a line each.
+    record: the record of the converter that wrote it.
+    model: how it differs from the model of a config, if there is one.
+    sizes: the bytes of every leaf, by path.
+    leaves: every leaf's shape and dtype, or what it is, by path.
+    problems: why no more can be said, a line each.
   """
 
   path: str
@@ -120,10 +120,10 @@ def inspect_checkpoint(path: str | os.PathLike[str], config: Any = None) -> Insp
 
   Args:
     path: a checkpoints folder (its latest step is taken), a step, an items folder, or a pytree's folder.
-    config: a MaxText config, with whose model it is compared.
+    config: a MaxText config with whose model to compare it.
 
   Raises:
-    ConversionError: there is no checkpoint. What is wrong with one that is there is among the `problems` of the result.
+    ConversionError: there is no checkpoint. What is wrong with an existing one is among the `problems` of the result.
   """
   location = locations.find_source(path)
   is_other = location.step_folder is not None and not location.split and location.items.name != locations.ITEMS
@@ -133,7 +133,7 @@ def inspect_checkpoint(path: str | os.PathLike[str], config: Any = None) -> Insp
 
 
 def _with_all(found, looks, *seen) -> Inspection:
-  """What each of the looks adds, or what stands in its way."""
+  """The inspection with what each of the looks adds, or why it could not."""
   for look in looks:
     try:
       found = look(found, *seen)
@@ -148,7 +148,7 @@ def _with_record(found, location, _) -> Inspection:
 
 
 def _with_state(found, location, config) -> Inspection:
-  """What its own metadata tell, as far as they are whole."""
+  """What its metadata say, as far as they are whole."""
   checkpoint = opening.open_source(location)
   leaves = {"/".join(path): leaf for path, leaf in checkpoint.state.leaves.items()}
   said = {path: plan_lib.described(leaf) for path, leaf in leaves.items()}
@@ -160,7 +160,7 @@ def _with_state(found, location, config) -> Inspection:
 
 
 def _with_roles(found, location, checkpoint) -> Inspection:
-  """What the tree tells: layout, parts, step, optimizer and layers."""
+  """What the tree shows: layout, parts, step, optimizer and layers."""
   leaves, layout = checkpoint.state.leaves, layouts.detect(checkpoint.state)
   roles = {
       path: role
@@ -195,7 +195,7 @@ def _with_readers(found, location, checkpoint) -> Inspection:
 
 
 def _layout(layout, variables, custom_metadata) -> str:
-  """The layout, and whose it is beyond that."""
+  """The layout, and whose it is if the tree shows it."""
   if layouts.is_tunix(layout) and training_engine.is_engine(custom_metadata):
     return f"{layout}, of MaxText's training engine"
   has_aux = layout.framework == "linen" and any(variable.collection == layouts.NNX_AUX for variable in variables)
@@ -227,7 +227,7 @@ def _part(role) -> str:
 
 
 def _optimizer(leaves, roles) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-  """The names that its states tell, and the fields of each state by its path."""
+  """The names that its states suggest, and the fields of each state by path."""
   others = {role.path: leaves[path] for path, role in roles.items() if isinstance(role, leaf_roles.OptimizerLeaf)}
   variables = [(path, role) for path, role in roles.items() if isinstance(role, Variable)]
   moments = {(role.subtree, role.path): leaves[path] for path, role in variables if role.subtree}
@@ -244,7 +244,7 @@ def _optimizer(leaves, roles) -> tuple[tuple[str, ...], dict[str, tuple[str, ...
 
 
 def _with_step(found, checkpoint, roles) -> Inspection:
-  """The step that the state holds; that of the folder where it holds none, or none that is a number."""
+  """The step that the state holds, or else the folder's."""
   for path in (path for path, role in roles.items() if isinstance(role, leaf_roles.Step)):
     leaf = checkpoint.state.leaves[path]
     if isinstance(leaf, int):
@@ -255,7 +255,7 @@ def _with_step(found, checkpoint, roles) -> Inspection:
 
 
 def _with_layers(found, checkpoint, roles) -> Inspection:
-  """How the layers are arranged, along the first axis of which that makes sense."""
+  """How the layers are arranged, along the first axis that makes sense."""
   paths = {role: path for path, role in roles.items() if isinstance(role, Variable)}
   variables = {role: checkpoint.state.leaves[path] for role, path in paths.items()}
   arrays = {role: leaf for role, leaf in variables.items() if abstract_state.is_array(leaf)}
@@ -291,9 +291,9 @@ def _storage(checkpoint: reader.Checkpoint) -> Storage:
   """How the arrays are stored."""
   values, chunks = checkpoint.index.values, [np.empty((0, 3), np.int64)]
   for leaf in checkpoint.stored.values():
-    if below := values.arrays.get(leaf.name):  # Else it is held in memory.
+    if below := values.arrays.get(leaf.name):  # Otherwise it is held in memory.
       document = below.rows_of[f"/{chunk_keys.DOCUMENT_NAMES[leaf.document['zarr_format']]}"]
       chunks.append(np.delete(below.rows, document, axis=0))
   rows, kind = np.concatenate(chunks), f"{'OCDBT' if checkpoint.use_ocdbt else 'files'}, zarr {2 + checkpoint.use_zarr3}"
-  files = {values.files[number] for number in np.unique(rows[:, 0])} - {""}  # A small value stands in the tree itself.
+  files = {values.files[number] for number in np.unique(rows[:, 0])} - {""}  # Small values are in the tree itself.
   return Storage(kind, len(rows), int(rows[:, 2].sum()), len(files | checkpoint.index.tree_files))

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Where a checkpoint and the model of a MaxText config differ, as the installed MaxText would save that model."""
+"""Where a checkpoint differs from the model of a MaxText config, as the installed MaxText would save it."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
@@ -30,16 +30,16 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_sta
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """How a checkpoint and the model of a config differ, leaf by leaf.
+  """How a checkpoint differs from the model of a config, leaf by leaf.
 
   Attributes:
     reader: the installed MaxText's release and trainer.
     leaves: how many leaves of the model were compared.
-    is_converted: whether the checkpoint was not compared as it is, but as the converter would write it for this config.
-    refusal: why the converter would not write it, if so; how many layers there are, for instance.
-    lacking: the leaves that the checkpoint lacks, each with what it is in the model.
-    beyond: the leaves that the model does not have, each with what it is in the checkpoint.
-    unlike: the leaves of another shape or dtype, each with what it is in both.
+    is_converted: whether it was compared as the converter would write it for this config, rather than as it is.
+    refusal: why the converter would refuse it, if it would: for its number of layers, for instance.
+    lacking: the leaves that only the model has, and what they are.
+    beyond: the leaves that only the checkpoint has, and what they are.
+    unlike: the leaves of another shape or dtype, and what they are in both.
     cast: floats of another width, which MaxText casts when it loads them.
   """
 
@@ -54,11 +54,11 @@ class Model:
 
   @property
   def differing(self) -> int:
-    """How many leaves differ, but for those that MaxText casts."""
+    """How many leaves differ, not counting those that MaxText casts."""
     return len(self.lacking) + len(self.beyond) + len(self.unlike)
 
   def lines(self) -> Iterator[tuple[str, str]]:
-    """What is said of it, under its titles; layers that are alike are one line."""
+    """What there is to say, by title, with like layers folded into one line."""
     form = ", in the form that it reads" if self.is_converted else ""
     differ = "1 leaf differs" if self.differing == 1 else f"{self.differing:,} leaves differ"
     said = differ if self.differing else f"all {self.leaves:,} leaves fit"
@@ -75,7 +75,7 @@ class Model:
 
 
 def compare(state: abstract_state.AbstractState, config: Any) -> Model:
-  """Compares a checkpoint with the model of a config, which is traced and not made.
+  """Compares a checkpoint with the model of a config, which is only traced.
 
   Weights without an optimizer are compared with the model's weights alone.
 
@@ -108,10 +108,10 @@ def compare(state: abstract_state.AbstractState, config: Any) -> Model:
 
 
 def _converted(state, config, run) -> tuple[abstract_state.AbstractState, str | None]:
-  """What the converter would write for this config.
+  """What the converter would write for this config, and why it would refuse to.
 
-  If it refuses, then why, and what it would write without `nnx_aux`, which is not compared, or if it did not know the
-  config's decoder, which has other layers; else the state as it is.
+  If it refuses, this is what it would write without `nnx_aux`, which is not compared, or without knowing the config's
+  decoder, which has other layers; failing that, the state as it is.
   """
   options, refusal = run_config.with_config(options_lib.Options.of(), config), None
   dropped = dataclasses.replace(options, nnx_aux="drop")

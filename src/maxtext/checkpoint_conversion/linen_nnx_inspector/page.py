@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What was found as one HTML page: no script, and nothing fetched from anywhere."""
+"""What was found, as one self-contained HTML page without scripts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
@@ -25,7 +25,7 @@ from maxtext.checkpoint_conversion.linen_nnx_inspector import inspection
 from maxtext.checkpoint_conversion.linen_nnx_inspector import text
 
 _WIDTH, _HEIGHT = 1000.0, 420.0  # Of the map, in units of its own.
-_SMALLEST = 90.0  # The area below which a box of the map is not divided.
+_SMALLEST = 90.0  # Smaller boxes of the map are not divided.
 _LABEL = 7.0  # The width of a letter.
 _OPEN_LEVELS = 2
 _NUMBERED = re.compile(r"(.*?)(0|[1-9]\d*)")
@@ -46,14 +46,14 @@ svg text { font-size: 11px; fill: #000; pointer-events: none; }
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-  """A name of the tree, or several that are alike but for their numbers.
+  """A name in the tree, or several that differ only in their numbers.
 
   Attributes:
-    name: the name, as `layers_0…31` of several.
-    said: what the leaf is; "" of an inner node.
-    nbytes: the size of all that it stands for.
-    leaves: how many leaves that are.
-    children: what is below it; of several, below each of them.
+    name: the name; `layers_0…31` for several.
+    said: what the leaf is; "" for an inner node.
+    nbytes: the bytes of all that it stands for.
+    leaves: how many leaves these are.
+    children: what is below it, or below each of several.
   """
 
   name: str
@@ -81,7 +81,7 @@ def page(found: Iterable[inspection.Inspection]) -> str:
 
 
 def tree(leaves: Mapping[str, str], sizes: Mapping[str, int]) -> tuple[Node, ...]:
-  """The tree of these leaves, given by path, in which layers that are alike are one node."""
+  """The tree of these leaves, given by path, with like layers folded into one node."""
   root = {}
   for path in leaves:
     node = root
@@ -104,7 +104,7 @@ def tree(leaves: Mapping[str, str], sizes: Mapping[str, int]) -> tuple[Node, ...
 
 
 def _folded(nodes: Iterable[Node]) -> Iterator[Node]:
-  """The nodes, with those as one that differ in their numbers alone, if these are all from the least to the largest."""
+  """The nodes, folding those that differ only in their numbers, if these are consecutive."""
   alike = {}
   for node in nodes:
     match = _NUMBERED.fullmatch(node.name)
@@ -138,7 +138,7 @@ Box = tuple[float, float, float, float]  # Left, top, width and height.
 
 
 def _boxes(nodes: Sequence[Node], box: Box) -> Iterator[tuple[Node, Box]]:
-  """Divides a box among nodes by their sizes, the largest first, each time across its longer side."""
+  """Divides a box among nodes by size, the largest first, always across its longer side."""
   nodes = sorted((node for node in nodes if node.nbytes), key=lambda node: -node.nbytes)
   todo = [(nodes, box)] if nodes else []
   while todo:
@@ -158,7 +158,7 @@ def _boxes(nodes: Sequence[Node], box: Box) -> Iterator[tuple[Node, Box]]:
 
 
 def _map(node: Node, above: str, box: Box, color: str) -> Iterator[str]:
-  """The boxes of a node in the map; what it is shows where the pointer rests."""
+  """The boxes of a node in the map; the pointer shows what each is."""
   left, top, width, height = box
   path = f"{above}{node.name}"
   if node.children and width * height > _SMALLEST:

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Which trainers read a checkpoint as it is, by the converter's own plans for them; for the others, its commands."""
+"""Which trainers read a checkpoint as it is, by the converter's own plans for them; and its commands for the others."""
 
 from collections.abc import Callable, Iterator
 import dataclasses
@@ -38,7 +38,7 @@ _NNX_CONFIG = "base.yml model_name=… enable_nnx=True pure_nnx=True pure_nnx_de
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """A trainer of a release: whether it reads the checkpoint as it is, else what to do, or why it cannot."""
+  """A trainer of a release: whether it reads the checkpoint as it is, or else what to run, or why it cannot."""
 
   release: str
   trainer: str
@@ -48,14 +48,14 @@ class Reader:
 
 
 def find(state: abstract_state.AbstractState, location: locations.Location, scan_axis: int | None) -> Iterator[Reader]:
-  """Which trainers read it, and how it becomes what the others read.
+  """Which trainers read it, and how to convert it for the others.
 
   Args:
     state: the checkpoint's abstract state.
-    location: where it stands.
+    location: where it is.
     scan_axis: the layer axis of its scanned Params; None if it has none.
   """
-  is_named = location.step_folder is None or location.items.name == locations.ITEMS  # Under which MaxText looks for it.
+  is_named = location.step_folder is None or location.items.name == locations.ITEMS  # The name that MaxText looks for.
   flag = location.custom_metadata().get("scan_layers")
   is_piped = any(layer_names.PIPELINE_LAYERS[0] in path for path in state.leaves)
   plan = _planner(state)
@@ -77,9 +77,9 @@ def find(state: abstract_state.AbstractState, location: locations.Location, scan
 
 
 def _planner(state) -> Callable[[options_lib.PlanOptions, planner.Run], tuple[bool, bool | None]]:
-  """Plans conversions; says of each whether it changes nothing, and what `scan_layers` is in the source.
+  """Plans conversions; returns whether each changes nothing, and the source's `scan_layers`.
 
-  The source is read once, and what differs in the release alone is planned once.
+  The source is read once, and what differs only in the release is planned once.
   """
   layout, known = layouts.detect(state), []
   read = functools.cache(lambda: planner.read(state, layout, params_only=False))
@@ -98,7 +98,7 @@ def _planner(state) -> Callable[[options_lib.PlanOptions, planner.Run], tuple[bo
 
 
 def _command(location, release, trainer, options) -> str:
-  """The converter's command. Only a config tells it of a trainer that is not the release's first."""
+  """The converter's command. Only a config names a trainer other than the release's first."""
   is_first = releases.find(releases.parse(release)).trainer == trainer
   return " ".join(
       (
@@ -118,7 +118,7 @@ def _quoted(path: str) -> str:
 
 
 def _changes_nothing(plan: plan_lib.Plan) -> bool:
-  """Whether the target is the source, leaf by leaf and node by node."""
+  """Whether the target is identical to the source, leaf by leaf and node by node."""
   source, target = plan.source.leaves, plan.target.leaves
   return (
       source.keys() == target.keys()

@@ -27,7 +27,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_fil
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """A step: its folder's name, the bytes of its files, and what is wrong with it, or ""."""
+  """A step: its folder's name, the bytes of its files, and what is wrong with it; "" if nothing is."""
 
   name: str
   nbytes: int
@@ -36,7 +36,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-  """The steps of a folder, by their numbers, unfinished ones too."""
+  """The steps of a folder, by number, including unfinished ones."""
 
   path: str
   steps: tuple[Step, ...]
@@ -64,14 +64,14 @@ def listed(path: str | os.PathLike[str]) -> Steps:
   children = remote_files.children(folder) if folder.is_dir() else []
   steps = [child for child in children if locations.is_step(_number(child)) and child.is_dir()]
   if not steps:
-    locations.find_source(path)  # Which says it if there is nothing, or nothing that can be read.
+    locations.find_source(path)  # This refuses it if there is nothing, or nothing readable.
     raise errors.NotACheckpointError(folder, "a folder of steps", "none", "Leave out --steps.")
   steps.sort(key=lambda step: (int(_number(step)), step.name))
   return Steps(os.fspath(folder), tuple(Step(step.name, _nbytes(step), _problem(step)) for step in steps))
 
 
 def _number(step) -> str:
-  """The number of a step's folder; of one that Orbax was still writing, the first part of its name."""
+  """The number of a step's folder: the first part of its name while Orbax was still writing it."""
   return step.name.partition(".")[0] if locations.is_temporary(step.name) else step.name
 
 

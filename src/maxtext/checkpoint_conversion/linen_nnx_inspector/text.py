@@ -22,8 +22,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import folding
 from maxtext.checkpoint_conversion.linen_nnx_inspector import inspection
 
-SCHEMA = 1  # The version of the JSON document: a field that goes, or means something else, is another one.
-_MOST_STATES = 8  # That are shown of an optimizer.
+SCHEMA = 1  # The version of the JSON document, which changes if a field is removed or changes its meaning.
+_MOST_STATES = 8  # Shown of an optimizer.
 
 
 def lines(found: inspection.Inspection, *, tree: bool = False) -> Iterator[str]:
@@ -50,7 +50,7 @@ def facts(found: inspection.Inspection) -> Iterator[tuple[str, str]]:
 
 
 def _told(found) -> Iterator[tuple[str, str]]:
-  """What its metadata tell."""
+  """What its metadata say."""
   item = found.item and f"{found.item}; MaxText looks for items, but for emergency checkpoints"
   for title, said in (
       ("layout", found.layout),
@@ -95,7 +95,7 @@ def _optimizer(found) -> str:
 
 
 def _readers(readers, how) -> Iterator[tuple[str, str]]:
-  """Who reads it as it is; the commands for the others; why there is none."""
+  """Who reads it as it is, and for the others the command, or why there is none."""
   named = lambda some: ", ".join(f"{reader.release} ({reader.trainer})" for reader in some)
   if as_it_is := [reader for reader in readers if reader.as_it_is]:
     yield "read by", f"{named(as_it_is)}, {how}"
@@ -105,7 +105,7 @@ def _readers(readers, how) -> Iterator[tuple[str, str]]:
 
 
 def _origin(record) -> str:
-  """What the converter's record says, of what any version of it wrote."""
+  """What the converter's record says, whichever version wrote it."""
   versions, dropped, casts = (record.get(name) or {} for name in ("versions", "dropped", "casts"))
   version = versions.get("linen_nnx_converter", "") if isinstance(versions, dict) else ""
   said = [

@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Follows tokens through a traced forward pass: which layers they have gone through where they meet a layer's weights.
+"""Follows tokens through a traced forward pass: which layers they have passed when they meet a layer's weights.
 
-Nothing is computed. A stack of layers is followed through transposed axes into a scan, whose body is gone through once
-for each layer. What cannot be followed has gone through all layers, and so has all that comes of it: that is no order.
+Nothing is computed. A stack of layers is followed through transposed axes into a scan, whose body is followed once per
+layer. What cannot be followed counts as having passed all layers, and so does all that comes of it, which is no order.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_sta
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """A value that comes of the tokens, and of the weights of some layers: a set, in the bits of an integer."""
+  """A value that depends on the tokens and on the weights of some layers, a set in the bits of an integer."""
 
   after: int = 0
 
@@ -42,11 +42,11 @@ _KEEPING_PLACES = frozenset(("convert_element_type", "copy", "device_put", "shar
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
-  """A value that comes of weights alone.
+  """A value that depends on weights alone.
 
   Attributes:
-    layers: the layer that each element is of, broadcast to the value's shape.
-    leaves: the paths of the leaves that it comes of.
+    layers: the layer of each element, broadcast to the value's shape.
+    leaves: the paths of the leaves that it depends on.
   """
 
   layers: np.ndarray
@@ -54,11 +54,11 @@ class Weights:
 
   @property
   def distinct(self) -> frozenset[int]:
-    """The layers, sought once along each axis along which they are broadcast."""
+    """The layers, looking only once along broadcast axes."""
     return frozenset(np.unique(self.layers[tuple(slice(None if step else 1) for step in self.layers.strides)]).tolist())
 
 
-Value = Tokens | Weights | None  # None is neither.
+Value = Tokens | Weights | None  # None depends on neither.
 
 
 def _joined(values: Sequence[Value]) -> Value:
@@ -75,10 +75,10 @@ def _tokens(values: Iterable[Value]) -> Tokens | None:
 
 
 class Follower:
-  """Goes through a program, and keeps what has met what.
+  """Goes through a program and records what has met what.
 
   Attributes:
-    met: of each leaf and layer, the set of layers whose weights the tokens that meet it have gone through.
+    met: for each leaf and layer, the set of layers that the tokens have passed when they meet it.
   """
 
   def __init__(self):
@@ -106,7 +106,7 @@ class Follower:
     return [self._meet(weights, tokens)] * len(equation.outvars)
 
   def _meet(self, weights, tokens) -> Tokens:
-    """What comes of tokens that meet weights."""
+    """The result of tokens that meet weights."""
     after = tokens.after
     for value in weights:
       for layer in value.distinct:
@@ -116,7 +116,7 @@ class Follower:
     return Tokens(after)
 
   def _of_weights(self, equation, weights) -> list[Value]:
-    """What comes of weights alone: a stack of layers is followed while its elements keep their places or axes move."""
+    """The result of weights alone: a stack is followed while its elements keep their places or axes are transposed."""
     shapes = [variable.aval.shape for variable in equation.outvars]
     distinct = frozenset().union(*(value.distinct for value in weights))
     if len(distinct) == 1:
@@ -130,9 +130,9 @@ class Follower:
     return [self._meet(weights, LOST)] * len(shapes)
 
   def _scan(self, equation, body, values) -> list[Value]:
-    """A loop: over layers, once for each; over anything else, until nothing new is met."""
+    """A loop: over layers, once for each; over anything else, until nothing changes."""
     is_stacked = lambda outer, inner: outer.aval.shape != inner.aval.shape
-    first = len(values) - sum(map(is_stacked, equation.invars, body.invars))  # Of what is looped over.
+    first = len(values) - sum(map(is_stacked, equation.invars, body.invars))  # Of those looped over.
     carried = sum(not is_stacked(*pair) for pair in zip(equation.outvars, body.outvars))
     before, carry, stacks = values[: first - carried], values[first - carried : first], values[first:]
     at = lambda i: [Weights(it.layers[i], it.leaves) if isinstance(it, Weights) else it for it in stacks]

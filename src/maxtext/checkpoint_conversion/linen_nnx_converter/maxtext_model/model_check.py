@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Compares a plan's target with the state that MaxText itself would restore into."""
+"""Compares a plan's target with the state into which MaxText itself would restore it."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -31,14 +31,14 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 
 _SHOWN = 3
-Sides = tuple[abstract_state.Leaf, abstract_state.Leaf]  # The target's leaf and the model's; None for one that is absent.
+Sides = tuple[abstract_state.Leaf, abstract_state.Leaf]  # The target's leaf and the model's; None if absent.
 
 
 def check_plan(plan: plan_lib.Plan, config: Any, release: releases.Version) -> tuple[str, ...]:
-  """Compares the target with the model of the config, where the installed MaxText is the one that shall read it.
+  """Compares the target with the model of the config, if the installed MaxText is the one that will read it.
 
   Returns:
-    What `check` notes.
+    The notes of `check`.
   """
   if layouts.is_tunix(plan.target_layout):
     return (
@@ -55,10 +55,10 @@ def check_plan(plan: plan_lib.Plan, config: Any, release: releases.Version) -> t
 
 
 def check_scan_flag(plan: plan_lib.Plan, step: Any, custom_metadata: Mapping[str, Any]):
-  """Refuses a checkpoint whose own `scan_layers`, which MaxText >= 0.2.4 records, is not true of its layers.
+  """Refuses a checkpoint whose recorded `scan_layers` (MaxText >= 0.2.4) is not true of its layers.
 
-  A config's `scan_layers` is the target's. But which of the two contradicting ones its other settings belong to, nobody
-  can tell.
+  The config's `scan_layers` is the target's, but nobody can tell which of the two contradicting ones its other settings
+  belong to.
   """
   flag = custom_metadata.get("scan_layers")
   if isinstance(flag, bool) and plan.source_scan_layers is not None and flag != plan.source_scan_layers:
@@ -66,24 +66,24 @@ def check_scan_flag(plan: plan_lib.Plan, step: Any, custom_metadata: Mapping[str
         step / "_CHECKPOINT_METADATA",
         f"scan_layers={plan.source_scan_layers}, as the layers in the checkpoint are written",
         f"scan_layers={flag}",
-        "Check which run wrote the checkpoint, and correct the flag; without a config it is left aside.",
+        "Check which run wrote the checkpoint, and correct the flag; without a config it is ignored.",
     )
 
 
 def check(target: abstract_state.AbstractState, model: abstract_state.AbstractState) -> tuple[str, ...]:
   """Checks that the target has the model's leaves, each of the model's shape.
 
-  NNX state beside the params (`nnx_aux`) may be absent, for a Linen source has none and MaxText >= 0.2.4 initializes it
-  then; where it is there, it may be other than the model's, which MaxText says and leaves aside. Floats of another width
-  are no reason to refuse: MaxText's restore casts them, and its own first steps with bfloat16 weights save some moments
-  in float32.
+  NNX state beside the params (`nnx_aux`) may be absent, because a Linen source has none and MaxText >= 0.2.4 then
+  initializes it; it may also differ from the model's, which MaxText reports and ignores. Floats of another width are no
+  reason to refuse: MaxText's restore casts them, and its own first steps with bfloat16 weights save some moments in
+  float32.
 
   Args:
     target: what the plan writes.
-    model: what MaxText saves of the model that the config describes.
+    model: what MaxText saves of the config's model.
 
   Returns:
-    A note, if MaxText will cast leaves.
+    A note if MaxText will cast leaves.
 
   Raises:
     ConfigError: naming the first leaves that differ.
@@ -115,7 +115,7 @@ def _key_data(leaf):
 def differences(
     target: abstract_state.AbstractState, model: abstract_state.AbstractState
 ) -> dict[abstract_state.Path, Sides]:
-  """The leaves that the target and the model do not have alike. Empty nodes and `nnx_aux` do not count."""
+  """The leaves in which target and model differ, not counting empty nodes and `nnx_aux`."""
   found, wanted = arrays(target), arrays(model)
   sides = {path: (found.get(path), wanted.get(path)) for path in (*wanted, *found)}
   return {path: (a, b) for path, (a, b) in sides.items() if _text(a) != _text(b)}
@@ -134,7 +134,7 @@ def _unlike(differing) -> errors.ConfigError:
 
 
 def is_cast(found: abstract_state.Leaf, wanted: abstract_state.Leaf) -> bool:
-  """Whether both are arrays of one shape, of floats: MaxText casts one into the other when it loads it."""
+  """Whether both are float arrays of one shape, which MaxText casts when it loads them."""
   if not abstract_state.is_array(found) or not abstract_state.is_array(wanted):
     return False
   are_floats = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (found, wanted))
@@ -146,7 +146,7 @@ def _text(leaf) -> str:
 
 
 def arrays(state: abstract_state.AbstractState) -> dict[abstract_state.Path, abstract_state.Leaf]:
-  """The leaves that count."""
+  """The leaves that are compared."""
   return {
       path: leaf
       for path, leaf in state.leaves.items()

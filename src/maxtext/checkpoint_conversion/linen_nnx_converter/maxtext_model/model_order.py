@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The order of layers of a decoder block that `decoder_families` has not, as the installed MaxText's models prove it.
+"""The order of layers of a decoder block unknown to `decoder_families`, as the installed MaxText's models prove it.
 
-The config's model is traced at its real size, scanned and unscanned; no weight is made. Each layer's weights must meet
-tokens that have gone through all layers before it and none after. If the layers of both models, as names and shapes tell
-them, are applied in the same order, then names and shapes tell them right.
+The config's model is traced at its real size, scanned and unscanned, and no weight is made. Each layer's weights must
+meet tokens that have passed all layers before it and none after. If both models apply the layers, as found from names
+and shapes, in the same order, then these were found correctly.
 """
 
 import copy
@@ -42,7 +42,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
 
 Layer = tuple[abstract_state.Path, int]  # Its group, and its number there.
-Leaf = tuple[leaf_roles.Variable | None, Any]  # A variable, None for RNG state, and its shape.
+Leaf = tuple[leaf_roles.Variable | None, Any]  # A variable (None for RNG state) and its shape.
 
 
 def plan_conversion(
@@ -51,7 +51,7 @@ def plan_conversion(
   """The planner's plan, and a note if the installed MaxText's models had to prove the order of layers.
 
   Raises:
-    ConversionError: the planner's, which says why there is no proof, where one was tried.
+    ConversionError: the planner's; if a proof was tried, it says why there is none.
   """
   try:
     return planner.plan_conversion(state, options, run, empty_nodes), ()
@@ -69,7 +69,7 @@ def plan_conversion(
 
 
 def _is_new(decoder, run) -> bool:
-  """Whether the table has not the decoder block of a run of the installed MaxText, whose models may prove its order."""
+  """Whether a run of the installed MaxText has a decoder block that the table lacks, and whose order may be proven."""
   is_installed = run.release == run_config.version() and run.trainer == "nnx"
   is_open = is_installed and decoder.known_order and not decoder.pipeline
   return is_open and not decoder_families.for_release(decoder, run.release).known_order
@@ -79,7 +79,7 @@ def proven_schedules(config: Any) -> tuple[layer_stacks.Schedule, layer_stacks.S
   """The schedules of the config's decoder, unscanned and scanned.
 
   Raises:
-    LayerStackError: the two models do not apply the layers in one order, as names and shapes tell them.
+    LayerStackError: the two models do not apply the layers, as found from names and shapes, in one order.
   """
   (unscanned, wanted), (scanned, found) = (_applied(_with(config, scan_layers)) for scan_layers in (False, True))
   if found != wanted:
@@ -89,17 +89,17 @@ def proven_schedules(config: Any) -> tuple[layer_stacks.Schedule, layer_stacks.S
 
 
 def _with(config, scan_layers):
-  """The config with scanned layers or without; how attention is computed does not count, and may need an accelerator."""
+  """The config with or without scanned layers, and with an attention that needs no accelerator, which does not matter."""
   changed = copy.deepcopy(config)
   changed.get_keys().update(scan_layers=scan_layers, attention="dot_product")
   return changed
 
 
 def _applied(config) -> tuple[layer_stacks.Schedule, list[Layer]]:
-  """The schedule of the decoder, as names and shapes tell it, and its layers in the order in which they are applied.
+  """The decoder's schedule, from names and shapes, and its layers in the order in which they are applied.
 
   Raises:
-    LayerStackError: they are applied in no order.
+    LayerStackError: they are not applied one after the other.
   """
   jaxpr, leaves = _traced(config)
   variables = {variable: shape for variable, shape in leaves if variable is not None}
@@ -118,7 +118,7 @@ def _applied(config) -> tuple[layer_stacks.Schedule, list[Layer]]:
     raise _unproven(("decoder",), "layers that are applied one after the other", "layers in no order")
   stacked = {stack.prefix for stack in schedule if stack.sizes}
   for (path, layer), after in before.items():
-    # What tokens meet early, as a table of their ids, is known by its path where it is of one layer alone.
+    # Tokens may meet some variables early, such as a table of their ids; of a single layer, these are known by path.
     if after != sets[layer] and layer_names.prefix_of(path) in stacked:
       raise _unproven(path, "weights applied with the others of their layer", "others")
   return schedule, [layers[i] for i in order]
@@ -129,7 +129,7 @@ def _unproven(path, expected, found) -> errors.LayerStackError:
 
 
 def _weights(variable, shape, schedule, layers, param_scan_axis) -> dataflow.Weights | None:
-  """What is known of a leaf, if it is of the decoder's layers."""
+  """What is known of a leaf, if it belongs to the decoder's layers."""
   prefix = layer_names.prefix_of(variable.path) if variable is not None else None
   if (stack := next((stack for stack in schedule if stack.prefix == prefix), None)) is None:
     return None
@@ -140,7 +140,7 @@ def _weights(variable, shape, schedule, layers, param_scan_axis) -> dataflow.Wei
 
 
 def _traced(config) -> tuple[core.Jaxpr, list[Leaf]]:
-  """The model's forward pass, of its leaves, tokens and positions; and the leaves."""
+  """The model's forward pass as a function of leaves, tokens and positions; and the leaves."""
   # pylint: disable=import-outside-toplevel
   from flax import nnx
 

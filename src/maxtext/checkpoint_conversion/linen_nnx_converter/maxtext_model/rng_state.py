@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""RNG state that a Linen source cannot have, made by MaxText's own model and put into a plan."""
+"""RNG state that a Linen source cannot have, made with MaxText's own model and added to a plan."""
 
 import dataclasses
 from typing import Any
@@ -29,12 +29,12 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 
-# What the trainers draw from: MaxText's set it, Tunix's have JAX's default.
+# The trainers' generators: MaxText's set theirs, Tunix's use JAX's default.
 _MAXTEXTS_PRNG, _TUNIXS_PRNG = "unsafe_rbg", "threefry2x32"
 
 
 def add(plan: plan_lib.Plan, source: reader.Checkpoint, config: Any, options: options_lib.Options, run: planner.Run):
-  """Adds the RNG state of the config's model that the plan's target lacks, of the config's seed.
+  """Adds the RNG state that the plan's target lacks, from the config's model and seed.
 
   Args:
     plan: the plan.
@@ -44,7 +44,7 @@ def add(plan: plan_lib.Plan, source: reader.Checkpoint, config: Any, options: op
     run: the run of the config.
 
   Returns:
-    The plan with more leaves, and a source that has them too, below `plan.MADE`.
+    The plan with more leaves, and a source that has them below `plan.MADE`.
 
   Raises:
     ConfigError: there is no config, or its model's RNG state has no place in the target.
@@ -72,7 +72,7 @@ def add(plan: plan_lib.Plan, source: reader.Checkpoint, config: Any, options: op
 
 
 def _check(plan, config, options, run):
-  """Refuses a target that the model's RNG state does not belong to."""
+  """Refuses a target in which the model's RNG state has no place."""
   layout = plan.target_layout
   if config is None:
     raise _error("a MaxText config, base.yml and settings, whose model makes it", "none", "Give the config of the run.")

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a MaxText config says. The one module that imports MaxText, and only when a config is given."""
+"""What a MaxText config says. Imports MaxText, but only when a config is given."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -34,7 +34,7 @@ def load(arguments: Sequence[str]) -> Any:
   """Reads a config as MaxText's own commands do: `base.yml model_name=… scan_layers=…`.
 
   Args:
-    arguments: the path of a config, or its name in MaxText's configs folder, and settings that override it.
+    arguments: a config's path, or its name in MaxText's configs folder, and settings that override it.
 
   Raises:
     ConfigError: MaxText cannot read it.
@@ -67,7 +67,7 @@ def version() -> releases.Version:
 
 
 def trainer(config: Any, release: releases.Version) -> str:
-  """Which trainer the config runs, in a release that may have both."""
+  """Which trainer the config runs in a release that may have both."""
   if release > releases.LINEN_UNTIL:
     return "nnx"
   return "nnx" if getattr(config, "pure_nnx", False) else "linen"
@@ -89,7 +89,7 @@ def decoder(config: Any) -> decoder_families.Decoder:
 
 
 def _pipeline(config) -> pipelines.Pipeline | None:
-  """The pipeline that the config sets up; its numbers are those that MaxText works out."""
+  """The config's pipeline, with the numbers that MaxText has worked out."""
   if not getattr(config, "using_pipeline_parallelism", False):
     return None
   return pipelines.Pipeline(
@@ -106,17 +106,17 @@ def adamw_mask(config: Any) -> bool:
 
 
 def run(config: Any, maxtext_release: str | None) -> planner.Run:
-  """The run of a config, in this release or the installed one."""
+  """The run of a config, in this or else the installed release."""
   release = releases.parse(maxtext_release) if maxtext_release else version()
   has_clip = getattr(config, "gradient_clipping_threshold", 0) > 0
   return planner.Run(release, trainer(config, release), decoder(config), adamw_mask(config), has_clip)
 
 
 def with_config(options: options_lib.Options, config: Any) -> options_lib.Options:
-  """The options, with what the config says where they leave it open.
+  """The options, completed by what the config says.
 
-  Of `checkpoint_storage_*`, a format that the config turns off counts, for MaxText reads any, and has all of them on. The
-  size of data files is for saving: to give linked files another one is to copy them.
+  Of `checkpoint_storage_*`, only formats that the config turns off count, because MaxText reads any and has them all on
+  by default. Its size of data files is for saving; giving linked files another size would mean copying them.
 
   Raises:
     ConfigError: an option contradicts the config.
@@ -158,10 +158,10 @@ def target_path(config: Any) -> str | None:
 
 
 def saved_state(config: Any, trainer_name: str) -> abstract_state.AbstractState:
-  """The abstract state of what the installed MaxText's trainer saves, by tracing alone: no weight is made.
+  """The abstract state of what the installed MaxText's trainer saves, by tracing: no weight is made.
 
   Args:
-    config: the config, whose optimizer counts too.
+    config: the config, including its optimizer.
     trainer_name: `linen` or `nnx`.
 
   Raises:
@@ -176,13 +176,13 @@ def saved_state(config: Any, trainer_name: str) -> abstract_state.AbstractState:
 
 # pylint: disable=import-outside-toplevel
 def rng_state(config: Any, prng_impl: str) -> dict[abstract_state.Path, Any]:
-  """The RNG state of the config's NNX model when it has just been made, of the config's seed, by path inside the model.
+  """The RNG state of a new NNX model of the config and its seed, by path inside the model.
 
-  No weight is made: the model is traced whole, and what its RNG state does not need is never compiled.
+  No weight is made: the whole model is traced, but what its RNG state does not need is never compiled.
 
   Args:
     config: the config.
-    prng_impl: JAX's name of what the trainer draws from.
+    prng_impl: JAX's name of the trainer's generator.
 
   Raises:
     ConfigError: MaxText cannot make the model.
@@ -217,7 +217,7 @@ def _untraceable(config, e, remedy) -> errors.ConfigError:
 
 
 def _optimizer(config, model, mesh):
-  """The optax transformation of the trainer; what it takes differs from release to release."""
+  """The trainer's optax transformation, whose arguments differ from release to release."""
   from maxtext.utils import train_utils
 
   make = train_utils.create_training_optimizer
@@ -225,7 +225,7 @@ def _optimizer(config, model, mesh):
 
 
 def device_mesh(config: Any) -> Any:
-  """The mesh of the devices that are here, as the config lays them out."""
+  """The mesh of the local devices, as the config lays them out."""
   import jax
 
   from maxtext.utils import maxtext_utils
@@ -250,7 +250,7 @@ def _linen_tree(config) -> dict[str, Any]:
 
 
 def saved_by_nnx(state: Any) -> dict[str, Any]:
-  """What the installed MaxText's NNX trainer saves of its state; 0.2.3's saves no RNG streams, nor the like."""
+  """What the installed MaxText's NNX trainer saves of its state; 0.2.3's leaves out RNG streams and the like."""
   from maxtext.common import train_state_nnx
 
   if hasattr(train_state_nnx, "to_checkpoint_dict"):
@@ -259,7 +259,7 @@ def saved_by_nnx(state: Any) -> dict[str, Any]:
 
 
 def nnx_state(config: Any) -> Any:
-  """The abstract `nnx.State` of the installed MaxText's `TrainStateNNX`, the model being traced once."""
+  """The abstract `nnx.State` of the installed MaxText's `TrainStateNNX`; the model is traced once."""
   from flax import nnx
 
   from maxtext.common import train_state_nnx
