@@ -96,7 +96,11 @@ class LoraRefusalsTest(lora_trees.LoraTestCase):
           lambda t: t | {"wo": {"kernel": t["wi"]["kernel_lora_a"]}},
           "wo/kernel: expected .* found another leaf",
       ),
-      ("of_another_leaf", lambda t: {"wi": {"scale_lora_a": t["wi"]["kernel_lora_a"]}}, "scale_lora_a: .*another leaf"),
+      (
+          "of_another_leaf",
+          lambda t: {"wi": {f"scale_lora_{x}": t["wi"][f"kernel_lora_{x}"] for x in "ab"}},
+          "scale_lora_a: expected its scale .* found none",
+      ),
       ("of_others", lambda t: {"query": t["out"], "out": t["query"]}, "expected adapters that fit .* found"),
       ("of_fewer_layers", lambda t: {"wi": {k: v[:, :2] for k, v in t["wi"].items()}}, "expected adapters that fit"),
       ("of_one_layer", lambda t: {"wi": {k: v[:, 0] for k, v in t["wi"].items()}}, "expected adapters that fit"),
@@ -108,6 +112,15 @@ class LoraRefusalsTest(lora_trees.LoraTestCase):
     with self.assertRaisesRegex(errors.LayoutError, message):
       self.convert(adapters="changed")
     self.assert_nothing_left("base", "adapters", "changed")
+
+  def test_a_weight_that_adapters_fit_in_two_ways(self):
+    """Its experts are as many as their inputs: either may be what A has."""
+    self.base["moe"] = {"wi_0": lora_trees.draw(1, 6, lora_trees.LAYERS, 6, 5)}
+    self.adapters["moe"] = {"wi_0_lora_a": lora_trees.draw(2, 6, 3, 2), "wi_0_lora_b": lora_trees.draw(3, 2, 3, 6, 5)}
+    self.source = self.save("moe", {"params": {"params": lora_trees.model(self.base)}})
+    self.save_adapters(self.adapters, "of_moe")
+    with self.assertRaisesRegex(errors.LayoutError, "moe/wi_0_lora_a: expected adapters .* in one way, .*, in 2 ways"):
+      self.convert(adapters="of_moe")
 
   @parameterized.parameters(
       ({}, None, "none, here or in their metadata"),

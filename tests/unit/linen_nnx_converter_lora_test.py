@@ -75,6 +75,30 @@ class LoraTest(lora_trees.LoraTestCase):
       wanted = np.stack([of["kernel"][:, 0], of["kernel"][:, 1], self.expected[name][2]], 1)
       np.testing.assert_array_equal(self.layers()["layers"][name]["kernel"], wanted)
 
+  @parameterized.parameters((True, 1), (False, 1), (True, 0))
+  def test_experts(self, is_scanned, axis):
+    """Weights of an einsum, as in a dense MoE: A has the axes that are summed over, or that the data has too."""
+    sizes = {"e": 4, "m": 6, "h": 10, "r": lora_trees.RANK}
+    shaped = lambda seed, axes: [lora_trees.draw((seed, i), *(sizes[axis] for axis in axes)) for i in range(3)]
+    base, adapters, expected = {}, {}, {}
+    for number, (name, weight, a, b) in enumerate(
+        (("wi_0", "emh", "mr", "reh"), ("wo", "ehm", "ehr", "rm"), ("scale", "m", "mr", "r"))
+    ):
+      weights, of_a, of_b = (shaped(10 * number + at, axes) for at, axes in enumerate((weight, a, b)))
+      added = [np.einsum(f"{a},{b}->{weight}", x, y) * lora_trees.ALPHA / lora_trees.RANK for x, y in zip(of_a, of_b)]
+      at = axis if is_scanned else None
+      base[name], expected[name] = lora_trees.stacked(weights, at), lora_trees.stacked(np.add(weights, added), at)
+      adapters |= {f"{name}_lora_a": lora_trees.stacked(of_a, at), f"{name}_lora_b": lora_trees.stacked(of_b, at)}
+    layers = "layers" if is_scanned else "layers_0"
+    self.source = self.save("experts", {"params": {"params": {"decoder": {layers: {"moe": base}}}}})
+    saved = lora_trees.boxed({"decoder": {layers: {"moe": adapters}}})
+    with ocp.CheckpointManager(self.tmp / "of_experts", item_names=("items",)) as manager:
+      manager.save(0, args=ocp.args.Composite(items=ocp.args.PyTreeSave(saved)))
+    with mock.patch.object(lora, "_STRIP", 7), mock.patch.object(merged, "_ELEMENTS", 11):
+      self.convert(adapters="of_experts", param_scan_axis=axis, verify="full")
+    for name, wanted in expected.items():
+      np.testing.assert_array_equal(self.layers()[layers]["moe"][name], wanted, name)
+
   def test_to_nnx(self):
     converter.convert_checkpoint(
         self.source, self.tmp / "out", lora_restore_path=str(self.tmp / "adapters"), lora_alpha=lora_trees.ALPHA

@@ -16,6 +16,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -30,7 +31,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles
 Path = abstract_state.Path
 
 _FLAG = "--lora_restore_path"
-_A, _B = "kernel_lora_a", "kernel_lora_b"  # Beside `kernel`, of MaxText's `DenseGeneral`: Qwix names them so.
+_A, _B = "_lora_a", "_lora_b"  # Qwix appends these to the name of a weight.
+_KERNEL = "kernel"  # Of MaxText's `DenseGeneral`, inputs before outputs.
 _STRIP = 2**20  # Elements computed at a time.
 
 
@@ -38,23 +40,26 @@ _STRIP = 2**20  # Elements computed at a time.
 class Adapter:
   """What is added to a weight: `a` times `b`, scaled.
 
-  For a kernel (inputs …, outputs …), Qwix flattens the inputs in `a` and the outputs in `b`.
+  Qwix gives `a` the axes of the weight that are summed over, or that the data has too, and `b` the others (`lora.py`).
 
   Attributes:
-    a: (layers, inputs, rank), with one layer where the weight is not stacked.
-    b: (layers, rank, outputs).
+    a: (layers, the axes that it has …, rank), with one layer where the weight is not stacked.
+    b: (layers, rank, the others …).
     scale: alpha / rank.
-    shape: the weight's, without its layer axis.
-    inputs: how many of these axes are inputs.
+    rows: the axes of the weight, without its layer axis, that `a` has.
     layer_axis: the weight's layer axis, or None.
   """
 
   a: np.ndarray
   b: np.ndarray
   scale: float
-  shape: tuple[int, ...]
-  inputs: int
+  rows: tuple[int, ...]
   layer_axis: int | None
+
+  @property
+  def columns(self) -> tuple[int, ...]:
+    """The axes of the weight, without its layer axis, that `b` has."""
+    return tuple(axis for axis in range(self.a.ndim + self.b.ndim - 4) if axis not in self.rows)
 
   def merged(self, region: tuple[slice, ...], data: np.ndarray, dtype: np.dtype, path: Path) -> np.ndarray:
     """A region of the weight after the merge, given the `data` in it: in float32, rounded once, to `dtype`."""
@@ -72,12 +77,16 @@ class Adapter:
     """A times B in a region of the weight, in float32."""
     axis, inside = self.layer_axis, list(region)
     layers = slice(None) if axis is None else inside.pop(axis)
-    ins, outs = inside[: self.inputs], inside[self.inputs :]
-    a = self.a.reshape(len(self.a), *self.shape[: self.inputs], -1)[(layers, *ins)].astype(np.float32)
-    b = self.b.reshape(*self.b.shape[:2], *self.shape[self.inputs :])[(layers, slice(None), *outs)].astype(np.float32)
+    a = self.a[(layers, *(inside[row] for row in self.rows))].astype(np.float32)
+    b = self.b[(layers, slice(None), *(inside[column] for column in self.columns))].astype(np.float32)
     product = np.matmul(a.reshape(len(a), -1, a.shape[-1]), b.reshape(*b.shape[:2], -1))
-    product = product.reshape(len(a), *a.shape[1:-1], *b.shape[2:])
-    return product[0] if axis is None else np.moveaxis(product, 0, axis)
+    return self._as_weight(product, (*a.shape[1:-1], *b.shape[2:]))
+
+  def _as_weight(self, product, sizes) -> np.ndarray:
+    """What is (layers, rows, columns) with the axes of the weight; `sizes` are those of rows and columns."""
+    order = np.argsort((*self.rows, *self.columns)) + 1
+    product = product.reshape(len(product), *sizes).transpose(0, *order)
+    return product[0] if self.layer_axis is None else np.moveaxis(product, 0, self.layer_axis)
 
 
 def alpha_of(given: float | None, metadata: Mapping[str, Any]) -> float:
@@ -106,7 +115,7 @@ def merge(plan: plan_lib.Plan, adapters: Mapping[Path, np.ndarray], alpha: float
 
   Args:
     plan: the plan, of the weights alone.
-    adapters: `…/kernel_lora_a` and `…/kernel_lora_b`, by path inside the model.
+    adapters: `…/W_lora_a` and `…/W_lora_b` of weights `…/W`, by path inside the model.
     alpha: what they are scaled by, with their rank.
     scan_axis: the layer axis of stacked adapters, that of all Params.
 
@@ -120,23 +129,27 @@ def merge(plan: plan_lib.Plan, adapters: Mapping[Path, np.ndarray], alpha: float
     if isinstance(role, leaf_roles.Variable) and path not in plan.dropped:
       _refuse_moments(path, role)
       weights |= {role.path: path} if role.collection == layouts.PARAMS else {}
-  pairs = {path[:-1]: _pair(path, adapters) for path in adapters}
+  pairs = {_weight_of(path): _pair(path, adapters) for path in adapters}
   if not pairs:
     raise errors.LayoutError(_FLAG, "adapters", "none", "Give the checkpoint that the LoRA run saved.")
   return dataclasses.replace(plan, merges=dict(_merges(pairs, weights, plan.source.leaves, alpha, scan_axis)))
 
 
 def _merges(pairs, weights, leaves, alpha, scan_axis):
-  for module, (a, b) in pairs.items():
-    path = weights.get((*module, "kernel"))
-    if path is None or (*module, _A) in weights:
+  for inner, (a, b) in pairs.items():
+    path, adapter = weights.get(inner), (*inner[:-1], inner[-1] + _A)
+    if path is None or adapter in weights:
       raise errors.LayoutError(
-          (*module, _A),
-          "its kernel in the source, without adapters",
+          adapter,
+          f"its {inner[-1]} in the source, without adapters",
           "none" if path is None else "one with them",
           "Give the base that the adapters were trained on, arranged alike.",
       )
-    yield path, _fitted((*module, _A), a, b, leaves[path], alpha, scan_axis)
+    yield path, _fitted(adapter, a, b, leaves[path], alpha, scan_axis)
+
+
+def _weight_of(path) -> Path:
+  return (*path[:-1], path[-1].removesuffix(_A).removesuffix(_B))
 
 
 def _refuse_moments(path, role):
@@ -147,11 +160,12 @@ def _refuse_moments(path, role):
 
 
 def _pair(path, adapters) -> tuple[np.ndarray, np.ndarray]:
-  a, b = ((*path[:-1], name) for name in (_A, _B))
+  *module, name = _weight_of(path)
+  a, b = ((*module, name + suffix) for suffix in (_A, _B))
   if path not in (a, b) or not {a, b} <= adapters.keys():
     raise errors.LayoutError(
         path,
-        f"{_A} and {_B}, the adapters of a kernel",
+        f"…{_A} and …{_B}, the adapters of a weight",
         "one alone" if path in (a, b) else "another leaf",
         f"Give {_FLAG} a checkpoint of such adapters alone.",
     )
@@ -159,19 +173,42 @@ def _pair(path, adapters) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fitted(path, a, b, weight, alpha, scan_axis) -> Adapter:
-  """The adapter of a weight, if it fits the weight's axes."""
-  axis = None if a.ndim == 2 else scan_axis
-  shape = list(weight.shape)
-  if a.ndim == b.ndim and a.ndim in (2, 3) and len(shape) >= a.ndim and (axis is None or axis < 2):
-    layers = 1 if axis is None else shape.pop(axis)
-    a, b = (array[None] if axis is None else np.moveaxis(array, axis, 0) for array in (a, b))
-    for inputs in range(1, len(shape)):
-      wanted = (layers, math.prod(shape[:inputs])), (layers, a.shape[-1], math.prod(shape[inputs:]))
-      if (a.shape[:2], b.shape) == wanted and {str(x.dtype) for x in (a, b, weight)} <= abstract_state.FLOATS:
-        return Adapter(a, b, alpha / a.shape[-1], tuple(shape), inputs, axis)
+  """The adapter of a weight, if it fits the weight's axes in one way."""
+  are_floats = {str(array.dtype) for array in (a, b, weight)} <= abstract_state.FLOATS
+  is_kernel, found = path[-1] == _KERNEL + _A, {}
+  for axis in (None, scan_axis) if are_floats else ():
+    for rows, of_a, of_b in _splits(a, b, weight.shape, axis, is_kernel):
+      key = axis, tuple(row for row in rows if _layer_shape(weight.shape, axis)[row] != 1)
+      found.setdefault(key, Adapter(of_a, of_b, alpha / a.shape[-1], rows, axis))
+  if len(found) == 1:
+    return next(iter(found.values()))
+  ways = f", in {len(found)} ways" if found else ""
   raise errors.LayoutError(
       path,
-      f"adapters that fit its kernel, {plan_lib.described(weight)}, scanned along axis {scan_axis} or not as it is",
-      f"{a.shape} {a.dtype} and {b.shape} {b.dtype}",
+      f"adapters that fit their weight, {plan_lib.described(weight)}, in one way, scanned as it along axis {scan_axis}",
+      f"{a.shape} {a.dtype} and {b.shape} {b.dtype}{ways}",
       "Give the base that they were trained on, arranged alike, and --param_scan_axis.",
   )
+
+
+def _splits(a, b, shape, axis, is_kernel):
+  """The ways to share a weight's axes out between A and B: the axes of A, and both by layers, with all axes.
+
+  Of a kernel, Qwix flattens the inputs, the first axes, in A and the outputs in B. Of other weights it keeps the axes.
+  """
+  layer = _layer_shape(shape, axis)
+  if axis is not None and axis >= min(a.ndim, b.ndim, len(shape)):
+    return
+  a, b = (array[None] if axis is None else np.moveaxis(array, axis, 0) for array in (a, b))
+  layers, rank = 1 if axis is None else shape[axis], a.shape[-1]
+  sizes = lambda axes: tuple(layer[axis] for axis in axes)
+  stored = lambda axes: (math.prod(sizes(axes)),) if is_kernel else sizes(axes)
+  for count in range(1, len(layer) + (not is_kernel)):
+    for rows in (tuple(range(count)),) if is_kernel else itertools.combinations(range(len(layer)), count):
+      columns = [axis for axis in range(len(layer)) if axis not in rows]
+      if (a.shape, b.shape) == ((layers, *stored(rows), rank), (layers, rank, *stored(columns))):
+        yield rows, a.reshape(layers, *sizes(rows), rank), b.reshape(layers, rank, *sizes(columns))
+
+
+def _layer_shape(shape, axis) -> tuple[int, ...]:
+  return tuple(size for at, size in enumerate(shape) if at != axis)

@@ -15,6 +15,7 @@
 """What weights should be when adapters are merged, found in float64, and how far float32 may be from it."""
 
 from collections.abc import Iterator
+import functools
 from typing import Any
 
 import numpy as np
@@ -34,24 +35,18 @@ def sums(adapter: Any, box: tuple[tuple[int, int], ...], data: np.ndarray) -> It
     box: (start, stop) for each axis of the weight.
     data: the weight, before the merge, in that box.
   """
-  a, b = _factors(adapter, box)
-  norms = np.linalg.norm(a, axis=2)[:, :, None] * abs(adapter.scale), np.linalg.norm(b, axis=1)[:, None]
-  inner = [stop - start for axis, (start, stop) in enumerate(box) if axis != adapter.layer_axis]
   operations = adapter.a.shape[-1] + 3  # Products, additions, the scale, and the cast of it.
   least = _LEAST * (1 + abs(adapter.scale))
   rows = max(1, _ELEMENTS * len(data) // max(1, data.size))
   for begin in range(0, len(data), rows):
     values = rounding.exact(np.ascontiguousarray(data[begin : begin + rows]))
     strip = ((box[0][0] + begin, box[0][0] + begin + len(values)), *box[1:])
-    if adapter.layer_axis == 0:
-      of_layers, inside, lengths = slice(begin, begin + len(values)), slice(None), inner
-    else:  # The first axis is the slowest of the inputs.
-      step, of_layers, lengths = a.shape[1] // len(data), slice(None), [len(values), *inner[1:]]
-      inside = slice(begin * step, (begin + len(values)) * step)
-    placed = lambda array, lengths=lengths: _as_weight(array, adapter.layer_axis, lengths)
+    a, b = _factors(adapter, strip)
+    placed = functools.partial(_as_weight, adapter=adapter, box=strip)
     found = np.empty(values.shape, _SUM)
-    found["value"] = values + placed(a[of_layers, inside] @ b[of_layers] * adapter.scale)
-    size = np.abs(values) + placed(norms[0][of_layers, inside] * norms[1][of_layers])  # By Cauchy and Schwarz.
+    found["value"] = values + placed(a @ b * adapter.scale)
+    norms = np.linalg.norm(a, axis=2)[:, :, None] * np.linalg.norm(b, axis=1)[:, None]
+    size = np.abs(values) + placed(norms * abs(adapter.scale))  # By Cauchy and Schwarz.
     found["leeway"] = operations * (1.01 * _UNIT * size + least)
     yield strip, found
 
@@ -67,17 +62,25 @@ def first_difference(found: np.ndarray, expected: np.ndarray) -> int | None:
 
 
 def _factors(adapter, box) -> tuple[np.ndarray, np.ndarray]:
-  """What of A and of B counts in a box of the weight, as (layers, inputs, rank) and (layers, rank, outputs)."""
-  bounds = [np.arange(*of) for axis, of in enumerate(box) if axis != adapter.layer_axis]
-  layers = np.arange(1) if adapter.layer_axis is None else np.arange(*box[adapter.layer_axis])
-  rows, columns = (
-      np.ravel_multi_index(np.ix_(*bounds[of]), adapter.shape[of]).ravel()
-      for of in (slice(adapter.inputs), slice(adapter.inputs, None))
-  )
-  return rounding.exact(adapter.a[layers][:, rows]), rounding.exact(adapter.b[layers][:, :, columns])
+  """What of A and of B counts in a box of the weight, as (layers, rows, rank) and (layers, rank, columns)."""
+  layers, bounds = _bounds(adapter, box)
+  ranks = range(adapter.a.shape[-1])
+  a = adapter.a[np.ix_(layers, *(bounds[axis] for axis in adapter.rows), ranks)]
+  b = adapter.b[np.ix_(layers, ranks, *(bounds[axis] for axis in adapter.columns))]
+  return rounding.exact(a.reshape(len(layers), -1, len(ranks))), rounding.exact(b.reshape(len(layers), len(ranks), -1))
 
 
-def _as_weight(array, layer_axis, lengths) -> np.ndarray:
-  """What is (layers, inputs, outputs), with the axes of the weight."""
-  array = array.reshape(len(array), *lengths)
-  return array[0] if layer_axis is None else np.moveaxis(array, 0, layer_axis)
+def _bounds(adapter, box) -> tuple[range, list[range]]:
+  """The layers in a box of the weight, and its indices along each other axis."""
+  bounds = [range(*of) for of in box]
+  layers = range(1) if adapter.layer_axis is None else bounds.pop(adapter.layer_axis)
+  return layers, bounds
+
+
+def _as_weight(array, adapter, box) -> np.ndarray:
+  """What is (layers, rows, columns), with the axes of the weight."""
+  _, bounds = _bounds(adapter, box)
+  axes = (*adapter.rows, *adapter.columns)
+  array = array.reshape(len(array), *(len(bounds[axis]) for axis in axes))
+  array = np.moveaxis(array, range(1, array.ndim), [axis + 1 for axis in axes])
+  return array[0] if adapter.layer_axis is None else np.moveaxis(array, 0, adapter.layer_axis)
