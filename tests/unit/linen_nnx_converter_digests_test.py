@@ -264,7 +264,7 @@ class DigestsTest(util.CheckpointTestCase):
           "no flag of a conversion, found --source_path",
       ),
       ("a_config", ["--verify_only", "--target_path=x", "base.yml"], "no flag of a conversion, found base.yml"),
-      ("nothing_there", ["--verify_only", "--target_path=/nowhere"], "/nowhere: expected a checkpoint, found nothing"),
+      ("nothing_there", ["--verify_only", "--target_path=/nowhere"], "found nothing. Check --target_path."),
   )
   def test_a_refusal(self, args, message):
     code, out, err = self.call(*args)

@@ -36,6 +36,7 @@ import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion import linen_nnx_inspector as inspector
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import leaf_metadata
@@ -242,6 +243,22 @@ class FoldersTest(util.CheckpointTestCase):
     for paths in ((url, self.tmp / "target"), (source, url)):
       with self.assertRaisesRegex(errors.TargetError, f"{url}: expected a local path or gs://, found [a-z0-9]+://"):
         converter.convert_checkpoint(*paths)
+
+  @parameterized.parameters(5, None, 1.5, (["x"],), b"/tmp/x", "a\0b", "\ud800")
+  def test_what_is_no_path(self, path):
+    """What neither is a path, nor can be one here; a conversion without any asks for one."""
+    source = self.source("source")
+    for refused in (
+        functools.partial(converter.convert_checkpoint, path or 5, self.tmp / "target"),
+        functools.partial(converter.convert_checkpoint, source, path or 5),
+        functools.partial(converter.load_checkpoint, path),
+        functools.partial(converter.save_checkpoint, {}, path),
+        functools.partial(converter.verify_checkpoint, path),
+        functools.partial(comparator.compare_checkpoints, source, path),
+        functools.partial(inspector.inspect_checkpoint, path),
+    ):
+      with self.assertRaisesRegex(errors.PathNameError, "expected a path(, as str or os.PathLike| of UTF-8 without NUL)"):
+        refused()
 
   def test_what_is_no_url(self):
     """A colon and slashes inside of a path."""

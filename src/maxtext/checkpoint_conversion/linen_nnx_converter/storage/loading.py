@@ -34,7 +34,7 @@ def load_checkpoint(path: PathLike) -> Any:
   Raises:
     ConversionError: there is no finished checkpoint at `path`.
   """
-  location = locations.find_source(path)
+  location = locations.find_source(path, "path")
   source_files.survey(location.final)
   opening.open_source(location)  # What it refuses is not for Orbax to read.
   if location.split:

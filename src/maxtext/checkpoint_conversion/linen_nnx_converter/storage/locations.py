@@ -136,9 +136,11 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 
   Raises:
     TargetError: a URL of storage that Orbax does not know. Up to 0.12.4 it takes any but `gs://` for a relative path.
-    PathNameError: it has a name that TensorStore would not take as it stands, or begins with `~`, or is empty.
+    PathNameError: it is no path, or empty, or begins with `~`, or has a name that TensorStore would not take as it stands.
   """
-  text = os.fspath(path)
+  text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+  if not isinstance(text, str):
+    raise errors.PathNameError(repr(path), "a path, as str or os.PathLike", type(text).__name__, "Give one.")
   if text.partition("/")[0] == "~" or not text:
     raise errors.PathNameError(
         text, "a path, which is taken literally", repr(text), "A shell expands no ~ after =: write $HOME, or ./~ for a ~."
@@ -152,7 +154,10 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     )
   if remote_files.is_remote(text):
     return epath.Path(text)
-  path = epath.Path(os.path.realpath(text))
+  try:
+    path = epath.Path(os.path.realpath(text))
+  except ValueError as e:
+    raise errors.PathNameError(text, "a path of UTF-8 without NUL", errors.one_line(e), "Give another one.") from e
   ocdbt_index.check_place(path)
   return path
 

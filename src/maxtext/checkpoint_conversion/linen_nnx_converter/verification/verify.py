@@ -95,7 +95,7 @@ def verify_checkpoint(
   """
   begin = time.monotonic()
   budget = options.Options.of(memory_budget_gib=memory_budget_gib).memory_budget
-  location = locations.find_source(target_path)
+  location = locations.find_source(target_path, "--target_path")
   pytrees = [(place.items.name,) * bool(location.split) for place in location.pytrees]
   expected = {key: digests.read(place.items) for key, place in zip(pytrees, location.pytrees)}
   checkpoints = {key: _opened(place.items) for key, place in zip(pytrees, location.pytrees)}
