@@ -117,6 +117,35 @@ class ProcessesTest(parameterized.TestCase):
     self.assertEqual(os.listdir(self.tmp), ["source"])
 
   @parameterized.parameters(0, 1)
+  def test_what_one_process_refuses_all_refuse(self, index):
+    given = [f"--target_path={self.tmp}/together", "--scan_layers=False"]
+    sources = [[f"--source_path={self.tmp}/source"], [f"--source_path={self.tmp}/source"]]
+    sources[index] = ["--source_path=/nowhere"]
+    begin = time.monotonic()
+    processes = start(2, *given, each=sources)
+    outputs = [process.communicate(timeout=300)[1] for process in processes]
+    self.assertEqual([process.returncode for process in processes], [1, 1], outputs)
+    self.assertIn("linen_nnx_converter: /nowhere: expected a checkpoint, found nothing. Check", outputs[index])
+    self.assertIn("--process_id: expected no process that refuses, found /nowhere: expected a", outputs[1 - index])
+    self.assertLess(time.monotonic() - begin, 20)  # After which JAX would have aborted the other one.
+    self.assertEqual(os.listdir(self.tmp), ["source"])
+
+  def test_the_first_process_is_stopped(self):
+    """It clears up when the other one, which JAX aborts, writes no more."""
+    target = self.tmp / "together"
+    processes = start(2, f"--source_path={self.tmp}/source", "--scan_layers=False", f"--target_path={target}")
+    while not list(self.tmp.glob("together*")):
+      time.sleep(0.01)
+    processes[0].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=300)[1].splitlines()[-1] for process in processes]
+    self.assertEqual([process.returncode for process in processes], [130, 128 + signal.SIGABRT])
+    self.assertEqual(said[0], f"linen_nnx_converter: interrupted: nothing was left at {target}.")
+    self.assertRegex(
+        said[1], "ended by SIGABRT, as JAX does .*: (nothing was made|the first process says what stands at .*)"
+    )
+    self.assertEqual(os.listdir(self.tmp), ["source"])
+
+  @parameterized.parameters(0, 1)
   def test_a_killed_process_leaves_no_target(self, killed):
     arguments = (f"--source_path={self.tmp}/source", "--scan_layers=False")
     processes = start(2, *arguments, f"--target_path={self.tmp}/together")

@@ -40,7 +40,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.command import stopping, 
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 
 def work(announce):
-  with atomic_target.staged(epath.Path(sys.argv[1]), check_free=lambda: None, is_primary=True, announce=announce) as path:
+  with atomic_target.staged(epath.Path(sys.argv[1]), check_free=lambda: None, announce=announce) as path:
     path.mkdir()
     (path / "file").write_text("new")
     streams.show("making")

@@ -90,8 +90,9 @@ def convert_checkpoint(
     ConversionError: one of its subclasses. Nothing is left at the target then.
   """
   begin = time.monotonic()
-  job = _job(source_path, target_path, config, options_lib.Options.of(**options), progress or progress_lib.Progress())
-  processes.check_alike(vars(job.options) | {"source_path": job.source.final, "target_path": job.target.final})
+  find = lambda: _job(source_path, target_path, config, options, progress or progress_lib.Progress())
+  given = lambda job: vars(job.options) | {"source_path": job.source.final, "target_path": job.target.final}
+  job = processes.begin_alike(find, given)
   if not job.options.dry_run and jax.process_index() == 0:
     atomic_target.recover(job.target.final)
   job.check_free()
@@ -102,8 +103,7 @@ def convert_checkpoint(
   done = record.Conversion(plan, job.source.items, job.target.items, ways, notes=notes, dry_run=job.options.dry_run)
   done = dataclasses.replace(done, resumed="; ".join(dict.fromkeys(part.resumed for part in parts if part.resumed)))
   if done.dry_run:
-    estimate = cost.estimate([part.move for part in parts], job.target.final, job.options.verify)
-    done = dataclasses.replace(done, cost=estimate)
+    done = dataclasses.replace(done, cost=cost.estimate([p.move for p in parts], job.target.final, job.options.verify))
   else:
     done = _write(job, parts, done, stamps, begin)
   return dataclasses.replace(done, seconds=time.monotonic() - begin)
@@ -154,14 +154,14 @@ class _Part:
   resumed: str = ""
 
 
-def _job(source_path, target_path, config, options, progress) -> _Job:
+def _job(source_path, target_path, config, values, progress) -> _Job:
   """What is asked for, with what the config and the release say of it."""
-  release = options.maxtext_release
-  run = planner.Run(releases.parse(release) if release else None)
+  options = options_lib.Options.of(**values)
+  run = planner.Run(releases.parse(options.maxtext_release) if options.maxtext_release else None)
   if config is not None:
     source_path = source_path or run_config.source_path(config)
     target_path = target_path or run_config.target_path(config)
-    options, run = run_config.with_config(options, config), run_config.run(config, release)
+    options, run = run_config.with_config(options, config), run_config.run(config, options.maxtext_release)
   for name, path in (("--source_path", source_path), ("--target_path", target_path)):
     if not path:
       raise errors.TargetError(name, "a path", "none", f"Give {name}.")
@@ -254,16 +254,14 @@ def _write(job, parts, done, stamps, begin) -> record.Conversion:
     verified = done
     for name, comparison in compared.items():
       verified = _verified(job, comparison, moves[name].source, folder / name, verified)
-    source_files.check_unchanged(job.source.final, stamps)
     verified = dataclasses.replace(verified, seconds=time.monotonic() - begin)
     record.finish_step(folder, job.source, verified)
+    source_files.check_unchanged(job.source.final, stamps)
     return verified
 
   job.progress.start("writing", sum(sum(part.move.nbytes().values()) // part.move.processes for part in parts))
   try:
-    with atomic_target.staged(
-        job.target.final, check_free=job.check_free, is_primary=jax.process_index() == 0, announce=job.progress.make_at
-    ) as path:
+    with atomic_target.staged(job.target.final, check_free=job.check_free, announce=job.progress.make_at) as path:
       pytrees = {name: orbax_writer.Pytree(move.leaves(), move) for name, move in moves.items()}
       seen = orbax_writer.save(path, pytrees, form=parts[0].move.form, before_commit=before_commit)
   except Exception:

@@ -28,6 +28,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
@@ -36,6 +37,11 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_tar
 STOPPED = 130  # The exit code, unless the target is there.
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+_REASONS = {
+    signal.SIGKILL: ", as the system does when memory runs out",
+    signal.SIGABRT: ", as JAX does to the others when one of several processes ends",
+}
+_SECONDS_TO_END = 3  # Within which JAX aborts the others when the first process ends.
 _PIPE_BYTES = 2**16  # What a pipe holds that nobody reads.
 _Announce = Callable[[atomic_target.Place], None]
 
@@ -102,6 +108,7 @@ def left(place: atomic_target.Place | None) -> tuple[bool, str]:
     return False, "nothing was made."
   if not place.is_primary:
     return False, "the first process clears up."
+  time.sleep(_SECONDS_TO_END if place.others else 0)  # They make folders anew as long as they write.
   is_there = atomic_target.is_there(place)
   try:
     atomic_target.clear_up(place)
@@ -116,12 +123,13 @@ def _died(place, number: signal.Signals) -> int:
   """Of a child that no one stopped: the system was short of memory, or a library crashed. What it made stays."""
   if place is None:
     what = "nothing was made."
+  elif not place.is_primary:
+    what = f"the first process says what stands at {place.final}."
   else:
     is_there = atomic_target.is_there(place)
     resumable = "" if is_there else f" What it was making lies in {place.making}; --resume goes on from there."
     what = _standing(place, is_there) + resumable
-  hint = ", as the system does when memory runs out" if number == signal.SIGKILL else ""
-  _tell(f"ended by {number.name}{hint}: {what}")
+  _tell(f"ended by {number.name}{_REASONS.get(number, '')}: {what}")
   return 128 + number
 
 

@@ -54,6 +54,7 @@ class Place:
     before: which file or folder stands at `final` already; None if none does.
     new_parents: how many of its parent folders do not exist yet.
     is_primary: whether this process makes and moves folders.
+    others: how many other processes write there.
   """
 
   final: str
@@ -61,6 +62,7 @@ class Place:
   before: str | None
   new_parents: int = 0
   is_primary: bool = True
+  others: int = 0
 
 
 def is_there(place: Place) -> bool:
@@ -86,26 +88,28 @@ def clear_up(place: Place):
 
 @contextlib.contextmanager
 def staged(
-    final: epath.Path, *, check_free: Callable[[], None], is_primary: bool, announce: Callable[[Place], None]
+    final: epath.Path, *, check_free: Callable[[], None], announce: Callable[[Place], None]
 ) -> Iterator[epath.Path]:
   """A path at which to make a checkpoint. It takes the place of `final` in the end, or leaves nothing if making it fails.
 
   Args:
     final: where the checkpoint shall appear.
     check_free: refuses what must not be replaced there; called again when it is about to be. Until then it stays whole.
-    is_primary: whether this process makes and moves folders; of several, one does, and Orbax lets the others wait for it.
     announce: called with the place before anything is made.
+
+  Of several processes, the first makes and moves folders, and Orbax lets the others wait for it.
 
   Raises:
     TargetError: the place cannot be written, or another conversion to it is under way.
   """
+  index, count = processes.index_and_count()
   if remote_files.is_remote(final):
-    with _staged_remotely(final, check_free, is_primary, announce) as new:
+    with _staged_remotely(final, check_free, index, count, announce) as new:
       yield new
     return
   missing = list(itertools.takewhile(lambda parent: not parent.exists(), final.parents))
-  announce(Place(os.fspath(final), os.fspath(_staging(final)), _identity(final), len(missing), is_primary))
-  if not is_primary:
+  announce(Place(os.fspath(final), os.fspath(_staging(final)), _identity(final), len(missing), index == 0, count - 1))
+  if index:
     yield _staging(final) / final.name
     return
   created = folders.make_parents(final)
@@ -181,17 +185,17 @@ def _staging(final) -> epath.Path:
 
 
 @contextlib.contextmanager
-def _staged_remotely(final, check_free, is_primary, announce):
+def _staged_remotely(final, check_free, index, count, announce):
   """As `staged`, where Orbax itself sees to it that a checkpoint is whole or counts as unfinished."""
   new = final.parent / f"{final.name}.replacement-{_token()}" if final.exists() else final
-  announce(Place(os.fspath(final), os.fspath(new), _identity(final), is_primary=is_primary))
+  announce(Place(os.fspath(final), os.fspath(new), _identity(final), 0, index == 0, count - 1))
   try:
     yield new
-    if new == final or not is_primary:
+    if new == final or index:
       return
     check_free()
   except BaseException:
-    if is_primary:
+    if not index:
       folders.remove(new)
     raise
   old = final.parent / f"{final.name}{_OLD}-{uuid.uuid4().hex[:8]}"

@@ -27,6 +27,14 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 _NUMBERS = itertools.count()
 _TIMEOUT_MS = 300_000  # As long as JAX waits for processes to connect.
 _SECONDS_TO_SAY_SO = 3  # JAX aborts the others when the first process ends.
+_REFUSAL = "refusal"  # Instead of the names of options.
+
+
+def index_and_count() -> tuple[int, int]:
+  """The index of this process, and how many there are."""
+  import jax
+
+  return jax.process_index(), jax.process_count()
 
 
 def from_first(make: Callable[[], str], timeout_ms: int) -> str:
@@ -41,36 +49,55 @@ def from_first(make: Callable[[], str], timeout_ms: int) -> str:
   return client.blocking_key_value_get(key, timeout_ms)
 
 
-def check_alike(values: Mapping[str, Any]):
-  """Checks that all processes were given the same, before any of them writes.
+def begin_alike[T](begin: Callable[[], T], given: Callable[[T], Mapping[str, Any]]) -> T:
+  """What `begin` returns, if it does so in all processes, which were given the same, before any of them writes.
 
   Args:
-    values: what this one was given, by the names of options.
+    begin: begins; what it refuses, all refuse.
+    given: what this process was given, by the names of options.
 
   Raises:
-    OptionError: in all processes, naming a flag that differs; or not all of them have come so far in five minutes.
+    ConversionError: `begin` refuses.
+    OptionError: it does in another process, or a flag differs, or not all have come so far in five minutes.
   """
   import jax
 
   if jax.process_count() == 1:
-    return
-  key, client = _next()
-  client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(values, default=str))
+    return begin()
   try:
-    client.wait_at_barrier(key, _TIMEOUT_MS)
-  except jax.errors.JaxRuntimeError as e:
-    expected = f"all {jax.process_count()} processes to begin"
-    raise errors.OptionError("--num_processes", expected, "one that does not", "See what it says, and start all.") from e
-  given = [json.loads(text) for _, text in client.key_value_dir_get(key)]
+    begun = begin()
+  except errors.ConversionError as e:
+    _from_all({_REFUSAL: str(e)})
+    raise
+  everything = _from_all(values := given(begun))
+  if refusals := [each[_REFUSAL] for each in everything if _REFUSAL in each]:
+    raise errors.OptionError("--process_id", "no process that refuses", refusals[0], "Mend it, and start all again.")
   for name in values:
-    if len(found := sorted({str(each[name]) for each in given})) > 1:
-      time.sleep(_SECONDS_TO_SAY_SO if jax.process_index() == 0 else 0)
+    if len(found := sorted({str(each[name]) for each in everything})) > 1:
       raise errors.OptionError(
           f"--{name}",
           "the same value in all processes",
           " and ".join(found),
           "Start all with the same options.",
       )
+  return begun
+
+
+def _from_all(said: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """What all processes say, each of which calls this. If that is not all alike, the first one ends last."""
+  import jax
+
+  key, client = _next()
+  client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(said, default=str))
+  try:
+    client.wait_at_barrier(key, _TIMEOUT_MS)
+  except jax.errors.JaxRuntimeError as e:
+    expected = f"all {jax.process_count()} processes to begin"
+    raise errors.OptionError("--num_processes", expected, "one that does not", "See what it says, and start all.") from e
+  texts = [text for _, text in client.key_value_dir_get(key)]
+  if jax.process_index() == 0 and len(set(texts)) > 1:
+    time.sleep(_SECONDS_TO_SAY_SO)
+  return [json.loads(text) for text in texts]
 
 
 def _next():
