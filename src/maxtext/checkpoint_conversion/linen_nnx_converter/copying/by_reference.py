@@ -40,7 +40,13 @@ Pairs = Iterable[tuple[str, str]]
 
 
 async def bring(
-    source: epath.Path, target: epath.Path, files: Pairs, *, copy_mode: str, on_brought: Callable[[str], None]
+    source: epath.Path,
+    target: epath.Path,
+    files: Pairs,
+    *,
+    copy_mode: str,
+    on_brought: Callable[[str], None],
+    watch: durable.Watch | None = None,
 ):
   """Links or copies files.
 
@@ -51,6 +57,7 @@ async def bring(
     copy_mode: `link`, `copy`, or `auto`: a link where the file system can, else a copy. Only what nobody writes to may be
       linked: a file that is rewritten in place changes under all of its names.
     on_brought: called with the name in `source` of each when it is there.
+    watch: sees each file that is copied, but for those in remote storage.
 
   Raises:
     TargetError: `copy_mode` is `link`, and a file cannot be linked.
@@ -59,7 +66,7 @@ async def bring(
 
   async def bring_one(old, new):
     async with gate:
-      await asyncio.to_thread(_bring_file, source / old, target / new, copy_mode)
+      await asyncio.to_thread(_bring_file, source / old, target / new, copy_mode, watch)
       on_brought(old)
 
   files = list(files)
@@ -150,7 +157,7 @@ async def _open_moved(source, folder, target) -> ts.KvStore:
   return await ts.KvStore.open(spec, context=source.context)
 
 
-def _bring_file(source: epath.Path, target: epath.Path, copy_mode: str):
+def _bring_file(source: epath.Path, target: epath.Path, copy_mode: str, watch: durable.Watch | None):
   """Links or copies one file; what another leaf has brought already stays."""
   if remote_files.is_remote(source) or remote_files.is_remote(target):
     if copy_mode == "link":
@@ -168,7 +175,7 @@ def _bring_file(source: epath.Path, target: epath.Path, copy_mode: str):
         raise
       if copy_mode == "link":
         raise _no_link(source, target, os.strerror(e.errno or 0)) from e
-  durable.copy(source, target)
+  durable.copy(source, target, watch)
 
 
 def _no_link(source, target, found) -> errors.TargetError:

@@ -71,9 +71,10 @@ def _work(moves, target, is_verified) -> str:
     pieces = sum(len(_pieces(move)) for move in moves)
     return f"{len(files)} data files to copy, {pieces} pieces to read and write, time not measured in remote storage"
   sizes = [move.nbytes() for move in moves]
-  streamed, copied = (sum(size[each] for size in sizes) for each in (way.STREAMED, way.RAW))
-  if moves[0].copy_mode == "copy" or not targets.can_link(source.directory, target):
-    copied += sum(size[way.REFERENCE] for size in sizes)
+  streamed, raw, files = (sum(size[each] for size in sizes) for each in (way.STREAMED, way.RAW, way.REFERENCE))
+  if moves[0].copy_mode != "copy" and targets.can_link(source.directory, target):
+    files = 0
+  copied = raw + files
   if streamed + copied < _LITTLE:
     return f"{streamed + copied:,} bytes to read and write"
   encoded = sum(int(array.rows[:, 2].sum()) for array in source.index.values.arrays.values())
@@ -83,8 +84,8 @@ def _work(moves, target, is_verified) -> str:
     rates = {"written": (written, _rate(_write(targets.nearest(target), written)))}
   except OSError as e:
     return f"no time: nothing could be written to {targets.nearest(target)}: {errors.one_line(e)}"
-  if copied >= _LITTLE:  # To verify it, both sides are read.
-    rates["read"] = (copied * (3 if is_verified else 1), _rate(_read(source)))
+  if copied >= _LITTLE:  # To verify what is raw, both sides are read; files, while caches have them.
+    rates["read"] = (copied + 2 * raw * is_verified, _rate(_read(source)))
   if streamed >= _LITTLE:
     name = "decoded, encoded and read back" if is_verified else "decoded and encoded"
     rates[name] = (streamed, _rate(_stream(moves, is_verified)))

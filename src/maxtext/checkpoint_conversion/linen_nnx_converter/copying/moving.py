@@ -29,6 +29,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.copying import target_lea
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import durable
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
@@ -45,6 +46,10 @@ class Comparison(Protocol):
 
   async def compare(self, items: epath.Path, path: Path, array: Any, region: streaming.Region, data: Any) -> None:
     """Compares what stands in the target's pytree with what was read of a region of a source leaf's array."""
+
+  @property
+  def watch(self) -> durable.Watch:
+    """Compares a file with what it is copied from."""
 
   def hand_over(self, items: epath.Path) -> None:
     """All that this process streams has been compared."""
@@ -66,7 +71,7 @@ class Move:
     taken: what an interrupted run left, each with the leaves that are taken from it.
     process: which of several processes this is, each of which moves a share of the bytes.
     processes: how many there are.
-    comparison: compares what was streamed with the source.
+    comparison: compares what was streamed, and files that were copied, with the source.
   """
 
   plan: plan_lib.Plan
@@ -219,6 +224,7 @@ class Move:
         files,
         copy_mode=copy_mode,
         on_brought=lambda file: None if leftover else self.progress.advance(self.lengths.get(file, 0)),
+        watch=self.comparison.watch if self.comparison else None,
     )
 
   def _share[T](self, work: Iterable[T], nbytes_of: Callable[[T], int]) -> Iterator[T]:

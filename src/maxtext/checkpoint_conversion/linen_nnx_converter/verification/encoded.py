@@ -33,6 +33,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_sta
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import copied
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reopen
 
 Path = abstract_state.Path
@@ -40,28 +41,33 @@ Pairs = Callable[[], Iterator[tuple[str, str]]]  # Keys, in the source and in th
 
 _PAIRS_AT_ONCE = 2  # Chunks, each in the source and in the target.
 _REMOTE_PAIRS_AT_ONCE, _REMOTE_SHARE = 8, 1 / 8  # Those that are held whole; their share of the budget.
-_PIECE_BYTES = 2**18  # Of a file: two pieces stay in a core's cache.
 
 
 async def prove(
-    plan: plan_lib.Plan, source: reopen.Arrays, written: reopen.Arrays, *, memory_budget: int
+    plan: plan_lib.Plan,
+    source: reopen.Arrays,
+    written: reopen.Arrays,
+    *,
+    files: copied.CopiedFiles,
+    memory_budget: int,
 ) -> frozenset[Path]:
   """Finds the target leaves whose equality can be proven; of the others, which must be decoded, nothing is known.
 
-  Nothing is read of chunks that lie at the same place of one file, which is what hard links are. Others are read as they
-  are encoded.
+  Nothing is read of chunks that lie at the same place of one file, which is what hard links are, or of two that were
+  compared when they were copied. Others are read as they are encoded.
 
   Args:
     plan: the plan that was carried out.
     source: the source, whose places are read.
     written: the target, whose places are read.
+    files: those that were compared.
     memory_budget: bytes, for the encoded chunks that are compared in remote storage, but for two pairs of large ones.
   """
   candidates = await _candidates(plan, source, written)
   largest = max(source.places.largest(), written.places.largest(), 1)
   at_once = min(_REMOTE_PAIRS_AT_ONCE, int(memory_budget * _REMOTE_SHARE) // (2 * largest))
   gate = asyncio.Semaphore(max(_PAIRS_AT_ONCE, at_once))
-  is_one_file = _OneFile(source.directory, written.directory)
+  is_one_file = _OneFile(source.directory, written.directory, files)
 
   async def is_equal(path, document, pairs) -> bool:
     if plan.moves[path].kind == "copy" and await _lies_where_it_lay(path, plan, source, written, document, is_one_file):
@@ -162,24 +168,24 @@ def _chunk_pairs(move, names, documents, target_name, target) -> Iterator[tuple[
 
 
 class _OneFile:
-  """Tells of files, in the one folder and in the other, whether they are one, or two that the store says are equal."""
+  """Tells of files, in the one folder and in the other, whether they are one, or two that are known to be equal."""
 
-  def __init__(self, ours: epath.Path, theirs: epath.Path):
-    self._ours, self._theirs = ours, theirs
+  def __init__(self, ours: epath.Path, theirs: epath.Path, files: copied.CopiedFiles):
+    self._ours, self._theirs, self._files = ours, theirs, files
     self._found: dict[tuple[str, str], asyncio.Task[bool]] = {}
 
   async def __call__(self, old: str, new: str) -> bool:
     if (old, new) not in self._found:
-      found = asyncio.to_thread(_is_one_file, self._ours / old, self._theirs / new)
+      found = asyncio.to_thread(_is_one_file, self._ours / old, self._theirs / new, self._files)
       self._found[old, new] = asyncio.create_task(found)
     return await self._found[old, new]
 
 
-def _is_one_file(ours: epath.Path, theirs: epath.Path) -> bool:
+def _is_one_file(ours: epath.Path, theirs: epath.Path, files: copied.CopiedFiles) -> bool:
   remote = [remote_files.is_remote(path) for path in (ours, theirs)]
   if any(remote):
     return all(remote) and remote_files.have_one_checksum(ours, theirs)
-  return ours.exists() and theirs.exists() and os.path.samefile(ours, theirs)
+  return ours.exists() and theirs.exists() and (os.path.samefile(ours, theirs) or files.have(ours, theirs))
 
 
 async def _have_equal_bytes(keys: tuple[str, str], source, written, gate) -> bool:
@@ -194,13 +200,8 @@ async def _have_equal_bytes(keys: tuple[str, str], source, written, gate) -> boo
 
 
 def _are_equal_ranges(ours: epath.Path, begin: int, theirs: epath.Path, their_begin: int, nbytes: int) -> bool:
-  """Compares two ranges of files, in pieces: fresh memory for whole chunks takes longer than reading them."""
+  """Compares two ranges of files."""
   with open(ours, "rb", buffering=0) as one, open(theirs, "rb", buffering=0) as other:
     one.seek(begin)
     other.seek(their_begin)
-    while nbytes > 0:
-      pieces = one.read(min(nbytes, _PIECE_BYTES)), other.read(min(nbytes, _PIECE_BYTES))
-      if pieces[0] != pieces[1] or not pieces[0]:
-        return False
-      nbytes -= len(pieces[0])
-  return True
+    return copied.have_equal_bytes(one, other, nbytes)

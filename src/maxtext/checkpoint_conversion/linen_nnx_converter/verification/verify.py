@@ -20,6 +20,7 @@ Alone, by the digests that were taken when it was verified with the source, so t
 import asyncio
 from collections.abc import Mapping
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -158,7 +159,8 @@ def verify_written(
   for state, arrays in ((plan.source, ours), (plan.target, theirs)):
     decoded.verify_names(state, arrays.name, arrays.names())
   taken = {} if is_full else coroutines.run(compared.digests(theirs))
-  proven = frozenset() if is_full else coroutines.run(encoded.prove(plan, ours, theirs, memory_budget=budget))
+  prove = functools.partial(encoded.prove, plan, ours, theirs, files=compared.files, memory_budget=budget)
+  proven = frozenset() if is_full else coroutines.run(prove())
   known = {path for path in proven if not plan.is_merged(path)} | taken.keys()
   unproven = [path for path in plan.moves if path not in known and path in written.stored]
   parts, chunk_shape_of = plan.parts(), lambda path: written.stored[path].chunk_shape

@@ -18,6 +18,7 @@ The target is read back from the store that it was just written to, by arrays th
 is taken but the block: that it is the source's is seen from where its array lies, and what its zarr metadata are. A block
 is whole chunks of the target, so nothing that is written later changes what was compared; that the target's keys still
 refer to it, `digests` makes sure of. What is not proven here is compared like all others, by decoding both sides.
+Files are compared while they are copied.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ import numpy as np
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
+from maxtext.checkpoint_conversion.linen_nnx_converter.verification import copied
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests as digests_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reopen
@@ -42,7 +44,13 @@ _FILE = "linen_nnx_converter_compared.process_{}"
 
 
 class Comparison:
-  """Compares the blocks that a process writes. The first puts together what all have compared."""
+  """Compares the blocks that a process writes. The first puts together what all have compared.
+
+  Attributes:
+    plan: the plan.
+    source: the source.
+    files: the files that were copied and compared.
+  """
 
   def __init__(self, move: Any, source: reopen.Arrays):
     """Begins without any block.
@@ -52,7 +60,8 @@ class Comparison:
         many processes this is.
       source: the source.
     """
-    self.plan, self.source = move.plan, source
+    self.plan, self.source, self.files = move.plan, source, copied.CopiedFiles()
+    self.watch = self.files.watch
     self._process, self._processes = move.process, move.processes
     # Orbax has every chunk written. One that is not must not be taken for zeros.
     self._metadata = {"use_zarr3": move.form.use_zarr3, "store_array_data_equal_to_fill_value": True}
@@ -89,7 +98,9 @@ class Comparison:
     """Lets the first process know what this one has compared."""
     if self._process:
       unsure = sorted(".".join(path) for path in self._unsure)
-      (items / _FILE.format(self._process)).write_text(json.dumps(self._collector.parts() | {"unsure": unsure}))
+      (items / _FILE.format(self._process)).write_text(
+          json.dumps(self._collector.parts() | {"unsure": unsure, "files": self.files.parts()})
+      )
 
   async def digests(self, written: reopen.Arrays) -> dict[Path, digests_lib.Digest]:
     """The digests of the target leaves that are proven equal, as the first process knows.
@@ -102,6 +113,7 @@ class Comparison:
       if file.exists():  # Nothing is streamed, if there is none.
         parts = json.loads(file.read_text())
         unsure.update(parts["unsure"])
+        self.files.merge(parts["files"])
         self._collector.merge(parts)
         file.unlink()
     found = self._collector.digests()
