@@ -23,13 +23,8 @@ largest checkpoint must be free there. A process that takes more than `--memory_
 has left, is ended, and its row says so.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-import datetime
-import importlib.metadata
-import os
+from collections.abc import Iterator, Sequence
 import pathlib
-import platform
-import re
 import shutil
 import tempfile
 import time
@@ -37,6 +32,7 @@ import time
 from absl import app
 from absl import flags
 import page
+import report
 import runs
 
 _GIB = flags.DEFINE_float("gib", 4.0, "GiB of the arrays of the large checkpoints.")
@@ -54,20 +50,7 @@ _PIECE = 16  # MiB of the chunks that these are split into.
 _SMALL = 1 / 64  # GiB of the checkpoint that Orbax opens and commits.
 _COPIES = 3.0  # Of a checkpoint, that are on the disk at a time.
 
-_HEADINGS = (
-    "Job",
-    "Way",
-    "Seconds",
-    "Start",
-    "Beyond start",
-    "CPU s",
-    "Peak RSS, MiB",
-    "Read, MiB",
-    "From disk, MiB",
-    "Written, MiB",
-    "New, MiB",
-    "Bound",
-)
+_HEADINGS = ("Job", "Way", *report.FIGURES, "Bound")
 _UNSCANNED = "--scan_layers=False"
 # What the converter is asked for, and the straightforward way.
 _LAYERS = _UNSCANNED, {"scan_layers": False}
@@ -173,50 +156,10 @@ def sizes(scratch: runs.Scratch, gibs: Sequence[float]) -> Iterator[tuple[str, f
       yield "straightforward: scanned -> unscanned", gib, scratch.straightforward(source, scan_layers=False)
 
 
-def _cells(run: runs.Run) -> Iterator[str]:
-  """The figures of a row."""
-  number = lambda value, digits, unit=1: "" if value is None else f"{value / unit:,.{digits}f}"
-  yield f"{run.seconds:.2f}: {run.failure}" if run.failure else f"{run.seconds:.2f}"
-  yield number(run.start, 2)
-  yield number(run.work, 2)
-  yield number(run.cpu, 1)
-  yield number(run.rss, 0, runs.MIB)
-  yield number(run.read, 0, runs.MIB)
-  yield number(run.disk_read, 0, runs.MIB)
-  yield number(run.written, 0, runs.MIB)
-  yield number(run.new, 2, runs.MIB)
-
-
-def _printed(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> tuple[list[Sequence[str]], str]:
-  """The lines, each printed as soon as it is there, and why there are no more if a checkpoint cannot be made."""
-  print(page.table([headings]), flush=True)
-  measured = []
-  try:
-    for cells in lines:
-      measured.append(cells)
-      print(f"| {' | '.join(cells)} |", flush=True)
-  except runs.NoCheckpointError as e:
-    print(why := f"\n\nNothing more was measured: {e}.", flush=True)
-    return measured, why
-  return measured, ""
-
-
-def _machine() -> str:
-  """What it was measured on."""
-  cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
-  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / runs.GIB
-  versions = [f"{name} {importlib.metadata.version(name)}" for name in ("orbax-checkpoint", "tensorstore", "jax")]
-  return (
-      f"{datetime.date.today()}, {os.cpu_count()} cores ({cpu[1] if cpu else platform.machine()}), "
-      f"{memory:.0f} GiB of memory, load {os.getloadavg()[0]:.1f} before,\n"
-      f"Python {platform.python_version()}, {', '.join(versions)}"
-  )
-
-
 def _measured_table(scratch) -> str:
-  machine, begin = _machine(), time.monotonic()
-  lines = ((job, way, *_cells(run), bound) for job, way, run, bound in rows(scratch, _GIB.value, _SMALL_GIB.value))
-  measured, why = _printed(_HEADINGS, lines)
+  machine, begin = report.machine(), time.monotonic()
+  lines = ((job, way, *report.cells(run), bound) for job, way, run, bound in rows(scratch, _GIB.value, _SMALL_GIB.value))
+  measured, why = report.printed(_HEADINGS, lines)
   minutes = f"{(time.monotonic() - begin) / 60:.0f} minutes"
   return f"{machine}; all rows in one run of {minutes}.\n\n{page.tables(_HEADINGS, measured)}{why}"
 
@@ -224,25 +167,17 @@ def _measured_table(scratch) -> str:
 def _measured_plot(scratch, path: pathlib.Path) -> str:
   import plot  # pylint: disable=import-outside-toplevel  # It needs the dependency group `bench`.
 
-  machine, gibs, curves = _machine(), [float(size) for size in _SIZES.value], {}
+  machine, gibs, curves = report.machine(), [float(size) for size in _SIZES.value], {}
 
   def lines():
     for way, gib, run in sizes(scratch, gibs):
       curves.setdefault(way, []).append(run)
-      yield f"{gib:g} GiB", way, *_cells(run)
+      yield f"{gib:g} GiB", way, *report.cells(run)
 
   headings = ("Size", *_HEADINGS[1:-1])
-  measured, why = _printed(headings, lines())
+  measured, why = report.printed(headings, lines())
   plot.draw(path, gibs, curves)
   return f"![Seconds and memory against size]({path.name})\n\n{machine}.\n\n{page.by_size(headings, measured)}{why}"
-
-
-def _write(docs: pathlib.Path, mark: str, text: str):
-  """Puts text between two marks of performance.md."""
-  path = docs / "performance.md"
-  begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-  before, _, rest = path.read_text().partition(begin)
-  path.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 def _check_room(folder: str):
@@ -264,11 +199,11 @@ def main(argv):
     if _TABLE.value:
       text = _measured_table(scratch)
       if docs:
-        _write(docs, "table", text)
+        report.write(docs, "table", text)
     if _PLOT.value:
       text = _measured_plot(scratch, (docs or pathlib.Path.cwd()) / "performance.svg")
       if docs:
-        _write(docs, "plot", text)
+        report.write(docs, "plot", text)
 
 
 if __name__ == "__main__":

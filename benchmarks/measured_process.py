@@ -16,12 +16,13 @@
 
 usage: measured_process.py start
        measured_process.py convert FLAGS…
+       measured_process.py inspect SOURCE
        measured_process.py straightforward SOURCE TARGET OPTIONS
        measured_process.py decode SOURCE
        measured_process.py encode SOURCE TARGET
-       measured_process.py make TARGET OPTIONS
+       measured_process.py make TARGET MODULE OPTIONS
 
-OPTIONS are JSON: of `convert_linen_to_nnx`, or of `checkpoint_data.save`.
+OPTIONS are JSON: of `convert_linen_to_nnx`, or of the `save` of a module of this folder.
 """
 
 import asyncio
@@ -55,6 +56,13 @@ def convert(*arguments: str):
       sys.exit(code)
 
   return run
+
+
+def inspect(source: str):
+  """The inspector's command."""
+  start()
+  command = importlib.import_module("maxtext.checkpoint_conversion.linen_nnx_inspector.__main__")
+  return lambda: command.main(["inspect", source])
 
 
 def straightforward(source: str, target: str, options: str):
@@ -131,9 +139,9 @@ def _opened(source):
   return reader.Checkpoint(importlib.import_module("etils.epath").Path(source))
 
 
-def make(target: str, options: str):
+def make(target: str, module: str, options: str):
   """Makes a checkpoint."""
-  data = importlib.import_module("checkpoint_data")
+  data = importlib.import_module(module)
   return lambda: data.save(pathlib.Path(target), **json.loads(options))
 
 
@@ -153,7 +161,7 @@ def usage() -> dict[str, float]:
 
 def main(argv):
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # As the command does, before it imports JAX.
-  jobs = (start, convert, straightforward, decode, encode, make)
+  jobs = (start, convert, inspect, straightforward, decode, encode, make)
   run = {job.__name__: job for job in jobs}[argv[1]](*argv[2:])
   begin = time.monotonic()
   run()

@@ -81,9 +81,9 @@ class Scratch:
     self.folder, self.memory_limit = folder, memory_limit
 
   @contextlib.contextmanager
-  def source(self, **options) -> Iterator[pathlib.Path]:
-    """A checkpoint, made as `checkpoint_data.save` is told to."""
-    with self._kept("source", "make", json.dumps(options)) as folder:
+  def source(self, module: str = "checkpoint_data", **options) -> Iterator[pathlib.Path]:
+    """A checkpoint, made as the module's `save` is told to."""
+    with self._kept("source", "make", module, json.dumps(options)) as folder:
       yield folder
 
   @contextlib.contextmanager
@@ -101,6 +101,11 @@ class Scratch:
     """This converter."""
     target = self.folder / "target"
     return self._to_target(source, target, [sys.executable, _PROCESS, "convert", *_paths(source, target), *arguments])
+
+  def inspect(self, source: pathlib.Path) -> Run:
+    """The inspector."""
+    _warm(source)
+    return self._measure([sys.executable, _PROCESS, "inspect", source])
 
   def straightforward(self, source: pathlib.Path, **options) -> Run:
     """Restore all, transform with NumPy, save all."""
@@ -204,11 +209,11 @@ class _Guard(threading.Thread):
 
 def _warm(source):
   """Reads all of a checkpoint, so that every run finds it in the page cache, as far as that holds it."""
-  for path in source.rglob("*"):
-    if path.is_file():
-      with path.open("rb", buffering=0) as file:
-        while file.read(MIB):
-          pass
+  files = {path.stat().st_ino: path for path in source.rglob("*") if path.is_file()}
+  for path in files.values():
+    with path.open("rb", buffering=0) as file:
+      while file.read(MIB):
+        pass
 
 
 def _kib(path, name) -> int:
