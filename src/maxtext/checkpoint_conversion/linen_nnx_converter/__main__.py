@@ -33,17 +33,17 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.command import streams
 
 DONE, REFUSED, VERIFICATION_FAILED, INTERRUPTED = 0, 1, 2, 130  # Exit codes; 0 whenever the target is there.
 
-_OTHER_FLAGS = ("help", "traceback", "h", "verify_only", "version")  # Those that a conversion does not take.
+_OTHER_FLAGS = ("help", "traceback", "h", "verify_only", "version")  # Not for a conversion.
 _CLUSTER_FLAGS = ("coordinator_address", "num_processes", "process_id")
-_WORDS = frozenset({"full", "true", "false", "yes", "no", "t", "f", "y", "n", "1", "0"})  # No names of configs.
+_WORDS = frozenset({"full", "true", "false", "yes", "no", "t", "f", "y", "n", "1", "0"})  # Never names of configs.
 _VERIFY_ONLY_FLAGS = ("verify_only", "target_path", "memory_budget_gib", "traceback")
 
 _M_ARENA_MAX, _ARENAS = -8, 2  # The first of glibc's <malloc.h>.
-_HEARTBEAT_SECONDS = 20  # How long a process may be silent before the others give up.
+_HEARTBEAT_SECONDS = 20  # How long a process may be silent before the others give up on it.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command in this process, whose signal handlers it leaves alone.
+  """Runs the command in this process, and leaves its signal handlers alone.
 
   Args:
     argv: the program's name and its arguments, or the arguments alone if the first one is a flag.
@@ -75,19 +75,19 @@ def console_main() -> None:
     code = _main(sys.argv, announce)
     streams.settle()
     if code:
-      os._exit(code)  # Of several machines, the others learn of it at once; a clean exit would wait for them.
+      os._exit(code)  # Other machines learn of it at once; a clean exit would wait for them.
     return code
 
   sys.exit(stopping.supervise(work))
 
 
 def set_up():
-  """Makes the process the command's own."""
+  """Sets up the process for the command."""
   streams.set_environment()
-  # glibc's threads share what they free: by default each keeps its own, 0.1 to 0.2 of 0.6 GiB after 2 GiB of streaming.
+  # Makes glibc's threads share freed memory. By default each keeps its own: 0.1 to 0.2 of 0.6 GiB after streaming 2 GiB.
   with contextlib.suppress(AttributeError, OSError):  # Another C library.
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
-  # Metadata are trees without cycles: looking for these all the time takes a fifth of planning 20,000 leaves.
+  # Metadata have no cycles, and looking for them takes a fifth of planning 20,000 leaves.
   gc.set_threshold(50_000, 20, 20)
 
 
@@ -116,13 +116,13 @@ def _main(argv, announce) -> int:
 
 
 def _spelled_as_absl(values, argv) -> list[str]:
-  """The arguments, with `--no-flag` as `--noflag`, which is how absl spells that a boolean flag is off."""
+  """The arguments, with `--no-flag` spelled as absl does, `--noflag`."""
   spellings = {f"--no-{name}": f"--no{name}" for name in values if values[name].boolean}
   return [spellings.get(argument, argument) for argument in argv]
 
 
 def _check_words(values, argv):
-  """Refuses a value behind a flag that takes it with `=` only: absl takes it for an argument, here a config.
+  """Refuses a separate value behind a flag that takes it only with `=`; absl would take it for an argument.
 
   Raises:
     flags.Error: naming the flag.
@@ -140,17 +140,17 @@ def _check_words(values, argv):
 
 @contextlib.contextmanager
 def _quiet(show_all: bool) -> Iterator[None]:
-  """Keeps what libraries log as information away from what the command says; they print to standard error.
+  """Silences what libraries log as information, and sends what they print to standard error.
 
-  What goes wrong is said once, by `_convert`. Orbax's warnings are about options that it was given here on purpose, and
-  MaxText logs each of its 700 settings.
+  `_convert` reports failures once. Orbax's warnings are about options that were chosen on purpose, and MaxText logs each
+  of its 700 settings.
   """
   if show_all:
     yield
     return
   verbosity, disabled = logging.get_verbosity(), python_logging.root.manager.disable
   logging.set_verbosity(logging.FATAL)
-  python_logging.disable(python_logging.INFO)  # MaxText up to 0.2.3 logs by Python's own loggers.
+  python_logging.disable(python_logging.INFO)  # MaxText up to 0.2.3 uses Python's own loggers.
   try:
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
       warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # Orbax's, when one of them fails.
@@ -161,7 +161,7 @@ def _quiet(show_all: bool) -> Iterator[None]:
 
 
 def _convert(values, config_arguments, announce) -> int:
-  """Converts or verifies as the flags say, prints what was done, and returns the exit code."""
+  """Converts or verifies as the flags say, prints the result, and returns the exit code."""
   # pylint: disable=import-outside-toplevel
   import jax
 
@@ -177,7 +177,7 @@ def _convert(values, config_arguments, announce) -> int:
       raise
     _refuse(e)
     return VERIFICATION_FAILED if isinstance(e, errors.VerificationError) else REFUSED
-  except Exception as e:  # A full disk, a file that vanished: one line as well.  pylint: disable=broad-except
+  except Exception as e:  # A full disk or a vanished file gets one line too.  pylint: disable=broad-except
     if values.traceback:
       raise
     return _failed(e, values, told.place)
@@ -187,7 +187,7 @@ def _convert(values, config_arguments, announce) -> int:
 
 
 def _verified(values, told) -> list[str]:
-  """Verifies a checkpoint alone; what there is to say."""
+  """Verifies a checkpoint alone; returns what to print."""
   # pylint: disable-next=import-outside-toplevel
   from maxtext.checkpoint_conversion.linen_nnx_converter.verification import verify
 
@@ -196,7 +196,7 @@ def _verified(values, told) -> list[str]:
 
 
 def _converted(values, config_arguments, told) -> list[str]:
-  """Converts a checkpoint; what there is to say."""
+  """Converts a checkpoint; returns what to print."""
   # pylint: disable=import-outside-toplevel
   import jax
 
@@ -214,7 +214,7 @@ def _converted(values, config_arguments, told) -> list[str]:
 
 
 def _failed(e: Exception, values, place) -> int:
-  """Says in one line what went wrong that no refusal foresaw, and what is on the disk; returns the exit code."""
+  """Reports in one line an unforeseen failure, and what is on the disk; returns the exit code."""
   # pylint: disable=import-outside-toplevel
   from maxtext.checkpoint_conversion.linen_nnx_converter import errors
   from maxtext.checkpoint_conversion.linen_nnx_converter.command import stopping

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The conversion of a checkpoint on disk: a pipeline from what is asked for to what was done."""
+"""The conversion of a checkpoint on disk: a pipeline from what was asked for to what was done."""
 
 import dataclasses
 import functools
@@ -73,13 +73,14 @@ def convert_checkpoint(
 ) -> record.Conversion:
   """Converts a checkpoint on disk. The target appears whole or not at all; the source is only read.
 
-  Under `jax.distributed`, every process calls it alike and moves a share of the bytes; the first verifies and commits.
+  Under `jax.distributed`, all processes make the same call and each moves a share of the bytes; the first verifies and
+  commits.
 
   Args:
     source_path: a checkpoints folder (its latest step is taken), a step, an items folder, or a pytree's folder.
-    target_path: where to; it gets the shape of the source, `<target_path>/<step>/items` with its sibling items.
-    config: a MaxText config of the model. It says how the layers are scanned, and defaults for the paths: what a run with
-      it would load, and where it would resume from.
+    target_path: where to. It gets the source's shape, `<target_path>/<step>/items` with its sibling items.
+    config: a MaxText config of the model. It says how layers are scanned, and gives defaults for the paths: what its run
+      would load, and where it would resume.
     progress: is told how far the work of this process has come.
     **options: those of `options.Options`.
 
@@ -116,8 +117,8 @@ class _Job:
   Attributes:
     source: the checkpoint to convert.
     target: where to.
-    options: the options, with what the config says where they leave it open.
-    run: the run that shall go on from the target.
+    options: the options, completed by the config.
+    run: the run that will resume from the target.
     config: its MaxText config, or None.
     progress: is told how far the work has come.
     notes: clauses for a person on the step and its items.
@@ -132,20 +133,20 @@ class _Job:
   notes: tuple[str, ...]
 
   def check_free(self):
-    """Refuses what stands at the target, unless it may be replaced."""
+    """Refuses anything at the target that may not be replaced."""
     carried = {sibling.name for sibling in self.source.siblings()}
     targets.check_free(self.target, overwrite=self.options.overwrite, carried=carried)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-  """A pytree of the target, which Tunix's splits over two.
+  """A pytree of the target; Tunix splits its state over two.
 
   Attributes:
     place: where it goes.
-    key: its key in the plan of the whole, if there are several.
+    key: its key in the whole plan, if there are several.
     move: how its bytes go.
-    resumed: what is taken from an interrupted run, for a person.
+    resumed: what is taken over from an interrupted run, for a person.
   """
 
   place: locations.Location
@@ -155,7 +156,7 @@ class _Part:
 
 
 def _job(source_path, target_path, config, values, progress) -> _Job:
-  """What is asked for, with what the config and the release say of it."""
+  """What is asked for, completed by the config and the release."""
   options = options_lib.Options.of(**values)
   run = planner.Run(releases.parse(options.maxtext_release) if options.maxtext_release else None)
   if config is not None:
@@ -198,7 +199,7 @@ def _moves(job, whole, plans, checkpoint) -> list[moving.Move]:
   choose = functools.partial(leaf_routes.choose, source=checkpoint, lengths=lengths, form=form, room=room)
   copy_mode = options.copy_mode
   if len(plans) > 1 and copy_mode == "auto" and targets.can_link(job.source.final, job.target.final):
-    # Data files that hold something of each are linked into each, if the target as a whole is worth it.
+    # Data files that both parts need are linked into both, if that is worth it for the target as a whole.
     ways = {route.way for route in choose(whole, copy_mode=copy_mode).values()}
     copy_mode = "link" if leaf_routes.Way.REFERENCE in ways else copy_mode
   return [
@@ -219,7 +220,7 @@ def _moves(job, whole, plans, checkpoint) -> list[moving.Move]:
 
 
 def _resumed(job, part) -> _Part:
-  """The part, with what is taken from an interrupted run."""
+  """The part, with what is taken over from an interrupted run."""
   move, plan, checkpoint = part.move, part.move.plan, part.move.source
   resumption = resume_lib.take(
       part.place,
@@ -242,7 +243,7 @@ def _resumed(job, part) -> _Part:
 
 
 def _write(job, parts, done, stamps, begin) -> record.Conversion:
-  """Writes the target, verifies and commits it; returns what was done, as the first process knows it."""
+  """Writes, verifies and commits the target; returns what was done, as the first process knows it."""
   moves = {part.place.items.name if job.target.step_folder else "": part.move for part in parts}
   arrays = lambda: reopen.Arrays(job.source.items, job.source.split)
   compared = {name: while_written.Comparison(move, arrays()) for name, move in moves.items() if job.options.verify}
@@ -265,14 +266,14 @@ def _write(job, parts, done, stamps, begin) -> record.Conversion:
       pytrees = {name: orbax_writer.Pytree(move.leaves(), move) for name, move in moves.items()}
       seen = orbax_writer.save(path, pytrees, form=parts[0].move.form, before_commit=before_commit)
   except Exception:
-    source_files.check_unchanged(job.source.final, stamps)  # If it was, that is the cause of whatever failed.
+    source_files.check_unchanged(job.source.final, stamps)  # If it was, that is why it failed.
     raise
   resume_lib.discard(job.target.final)
   return seen or done  # Only the first process has seen it whole.
 
 
 def _verified(job, compared, source, items, done) -> record.Conversion:
-  """Compares a written pytree with the source, and keeps the digests."""
+  """Compares a written pytree with the source, and writes its digests."""
   budget, is_full = job.options.memory_budget, job.options.verify == "full"
   found = verify.verify_written(compared, source, items, budget, job.progress, is_full=is_full)
   digests.write(items, found)
@@ -280,7 +281,7 @@ def _verified(job, compared, source, items, done) -> record.Conversion:
 
 
 def _plan(job) -> tuple[plan_lib.Plan, reader.Checkpoint, tuple[str, ...]]:
-  """The plan, checked as far as metadata and small leaves allow; the source; and clauses for a person."""
+  """The plan, checked as far as metadata and small leaves allow; the source; and notes for a person."""
   checkpoint, config, custom_metadata = opening.open_source(job.source), job.config, job.source.custom_metadata()
   nodes = record.recorded_empty_nodes(custom_metadata)
   plan, notes = model_order.plan_conversion(checkpoint.state, job.options, job.run, nodes, config)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What the converter refuses, one class for each cause.
+"""What the converter refuses, with one class for each cause.
 
 Every message is one line: which path, what was expected there, what was found, and what to do.
 """
@@ -31,21 +31,21 @@ _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def one_line(e: BaseException, most: int = 300) -> str:
-  """What an exception of a library says, in one line of at most so many characters."""
+  """A library's exception in one line of at most so many characters."""
   return " ".join(str(e).split())[:most]
 
 
 def escaped(text: str) -> str:
-  """A text in one line, even with a path that holds line breaks."""
+  """A text in one line, even if a path in it has line breaks."""
   return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class ConversionError(ValueError):
-  """A conversion that cannot be done without guessing, or whose input is damaged.
+  """A conversion that would need guessing, or whose input is damaged.
 
   Attributes:
     path, expected, found, remedy: the parts of the message, as they were given.
-    REMEDY: what the user can do where nothing else is said.
+    REMEDY: what the user can do, unless the instance says otherwise.
   """
 
   REMEDY = ""
@@ -57,7 +57,7 @@ class ConversionError(ValueError):
       path: a leaf path (a tuple of strings), or the path of a file or folder.
       expected: what the converter needs at `path`.
       found: what is there.
-      remedy: what the user can do about it; None is the class's own.
+      remedy: what the user can do about it; None is the class's remedy.
     """
     self.path = "/".join(path) if isinstance(path, tuple) else str(path)
     self.expected, self.found = expected, found
@@ -65,7 +65,7 @@ class ConversionError(ValueError):
     super().__init__(escaped(f"{self.path}: expected {expected}, found {found}. {self.remedy}"))
 
   def __reduce__(self):
-    # Copies and pickles are made of an exception's `args`, which hold the message alone.
+    # Exceptions are copied and pickled by their `args`, which hold only the message.
     return type(self), (self.path, self.expected, self.found, self.remedy), self.__dict__
 
 
@@ -158,14 +158,14 @@ class VerificationError(ConversionError):
 
 
 def check_access(path, e: Exception):
-  """Tells what keeps a process from reading from what is wrong with the data.
+  """Tells failures to access data apart from faults in the data.
 
   Args:
     path: what was read, as for a `ConversionError`.
     e: what the system or TensorStore raised.
 
   Raises:
-    AccessError: it says nothing of the data. That a file is absent does.
+    AccessError: `e` says nothing about the data. (An absent file does.)
   """
   is_the_systems = isinstance(e, OSError) and not isinstance(e, _ABSENT)
   if is_the_systems or (isinstance(e, ValueError) and str(e).startswith(_NO_ACCESS)):

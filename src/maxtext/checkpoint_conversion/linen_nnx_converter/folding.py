@@ -12,20 +12,20 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Long lists and large numbers for a person: lines that differ in their numbers alone become one, as `layers_0…31`."""
+"""Long lists and large numbers for a person: lines that differ only in numbers become one, as `layers_0…31`."""
 
 from collections.abc import Iterable, Iterator
 import re
 
-# That stand alone between slashes, brackets or spaces, or after an underscore; one with a zero before it is a name.
+# Alone between slashes, brackets or spaces, or after an underscore; with leading zeros it is a name.
 _NUMBER = re.compile(r"(?:(?<![\w.])|(?<=_))(?:0|[1-9]\d*)(?![\w.])")
 
 
 def fold(lines: Iterable[str]) -> Iterator[str]:
   """The lines, in the order of the first of each kind.
 
-  Lines become one if they differ in one number alone, or in several that are always as far apart, and if that is each
-  number from the least to the largest: a layer's in a path, and an index that goes with it. So `0…3` is four lines.
+  Lines become one if they differ in one number only, or in several at constant distances, such as a layer's number in a
+  path and its index, and if these numbers are consecutive. So `0…3` is four lines.
   """
   kinds = {}
   for line in lines:
@@ -36,7 +36,7 @@ def fold(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _ranges(rows: list[tuple[int, ...]]) -> Iterator[list[str]]:
-  """The numbers of lines that differ in their numbers alone: those that rise together as `first…last`."""
+  """The numbers of lines that differ only in numbers, with those that rise together as `first…last`."""
   columns = list(zip(*rows))
   at = next((number for number, column in enumerate(columns) if len(set(column)) > 1), None)
   if at is None:

@@ -27,7 +27,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-  """What is told of the work under way. This one tells nobody."""
+  """Is told how far the work has come. This one tells nobody."""
 
   def make_at(self, place: atomic_target.Place) -> None:
     """The target is about to be made there."""
@@ -43,14 +43,14 @@ class Progress:
 
 
 class Shown(Progress):
-  """Tells how far the work has come: bytes, rate and time left.
+  """Shows how far the work has come: bytes, rate and time left.
 
   Attributes:
     place: where the target is being made; None if nothing was made yet.
   """
 
   def __init__(self, stream: TextIO | None = None, announce: Callable[[atomic_target.Place], None] = lambda _: None):
-    """Tells a stream, by default standard error, and `announce` the place of a target before anything is made there."""
+    """Shows it on a stream, by default standard error; `announce` gets a target's place before anything is made there."""
     self._stream = _Patient(sys.stderr if stream is None else stream)
     self._announce = announce
     self._bar: tqdm.tqdm | None = None
@@ -94,7 +94,7 @@ class Shown(Progress):
 
 
 class _Patient:
-  """A stream that may be closed, full or gone, which is no reason to end a conversion."""
+  """A stream that may be closed, full or gone without ending the conversion."""
 
   def __init__(self, stream: TextIO | None):
     self._stream = stream
@@ -113,4 +113,4 @@ class _Patient:
     return len(text)
 
   def flush(self) -> None:
-    """Each text was flushed when it was written."""
+    """Does nothing: every text is flushed when it is written."""

@@ -12,4 +12,4 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What the command has besides its work: streams, and stops."""
+"""The command's flags, its streams, and how it is stopped."""

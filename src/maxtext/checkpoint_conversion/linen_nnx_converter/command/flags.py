@@ -93,13 +93,13 @@ def define_options(kind: Any, common: dict[str, Any]):
 
 
 def define_questions(common: dict[str, Any]):
-  """What every command of this package answers about itself, by `answer`."""
+  """What every command of this package can be asked about itself; `answer` answers."""
   flags.DEFINE_boolean("version", False, "Print the version.", **common)
   flags.DEFINE_boolean("help", False, "Print this help.", short_name="h", **common)
 
 
 def answer(values: flags.FlagValues, module: str, usage: str) -> str | None:
-  """The help, or the version, if that is asked for."""
+  """The help or the version, if asked for."""
   if values.help:
     return usage + values.module_help(module)
   return __version__ if values.version else None

@@ -12,12 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Stops the command at any moment, and says what is on the disk then.
+"""Stops the command at any moment, and says what is then on the disk.
 
-The command works in a child process, and its parent waits. A signal ends the child at once, whatever it is doing: an
-import, MaxText's config, a compilation, an asyncio loop, a thread of TensorStore's. No exception has to find its way out,
-and nothing is still writing while the parent clears up. The disk is as `kill -9` leaves it: the old target or the new one
-stands in its place, whole, and what was being made lies beside it. The parent removes that, and says what stands there.
+The command works in a child process while its parent waits. A signal ends the child at once, whatever it is doing: an
+import, MaxText's config, a compilation, an asyncio loop, a TensorStore thread. No exception has to find its way out, and
+nothing still writes while the parent clears up. The disk is as `kill -9` leaves it: the old or the new target is in its
+place, whole, and what was being made lies beside it. The parent removes that, and says what is there.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,17 +42,17 @@ _REASONS = {
     signal.SIGABRT: ", as JAX does to the others when one of several processes ends",
 }
 _SECONDS_TO_END = 3  # Within which JAX aborts the others when the first process ends.
-_PIPE_BYTES = 2**16  # What a pipe holds that nobody reads.
+_PIPE_BYTES = 2**16  # The capacity of a pipe.
 _Announce = Callable[[atomic_target.Place], None]
 
 
 def supervise(work: Callable[[_Announce], int]) -> int:
-  """Does the work in a child process, which SIGHUP, SIGINT and SIGTERM stop unless this process was told to ignore them.
+  """Works in a child process, which SIGHUP, SIGINT and SIGTERM stop unless this process ignores them.
 
-  Both processes return from here, each with its exit code; what ends this process ends the child.
+  Both processes return from here, each with its exit code; whatever ends this process also ends the child.
 
   Args:
-    work: returns an exit code. It is given a function to call with the place of a target before anything is made there.
+    work: returns an exit code. Its argument must be called with the place of a target before anything is made there.
   """
   signals = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
   signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # Until each process knows what to do with them.
@@ -73,11 +73,11 @@ def supervise(work: Callable[[_Announce], int]) -> int:
     signal.signal(number, stop)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
   _, status = os.waitpid(child, 0)
-  for number in signals:  # A second one does not stop the clearing up.
+  for number in signals:  # A second one must not stop the clearing up.
     signal.signal(number, signal.SIG_IGN)
   code = os.waitstatus_to_exitcode(status)
   if code >= 0:
-    return code  # It has said itself how it ended.
+    return code  # It has reported by itself.
   place = _read_place(news[0])
   return interrupted(place) if stopped or -code in signals else _died(place, signal.Signals(-code))
 
@@ -91,7 +91,7 @@ def interrupted(place: atomic_target.Place | None) -> int:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-  """Ignores Ctrl-C meanwhile: of a thread that is not the main one, where none arrives, it asks nothing."""
+  """Ignores Ctrl-C meanwhile. It only arrives in the main thread; in others this does nothing."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
@@ -103,7 +103,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def left(place: atomic_target.Place | None) -> tuple[bool, str]:
-  """Clears up: whether the target is there now, whole, and in words what stands at its place."""
+  """Clears up; returns whether the target is now there, whole, and what is at its place, in words."""
   if place is None:
     return False, "nothing was made."
   if not place.is_primary:
@@ -120,7 +120,7 @@ def left(place: atomic_target.Place | None) -> tuple[bool, str]:
 
 
 def _died(place, number: signal.Signals) -> int:
-  """Of a child that no one stopped: the system was short of memory, or a library crashed. What it made stays."""
+  """Reports a child that nobody stopped: memory ran out, or a library crashed. What it made stays."""
   if place is None:
     what = "nothing was made."
   elif not place.is_primary:
@@ -145,7 +145,7 @@ def _tell(text):
 
 
 def _obey_the_parent(signals, guard):
-  """Leaves Ctrl-C, which the terminal sends to both, to the parent, and ends when that does, however it ends."""
+  """Leaves Ctrl-C, which the terminal sends to both, to the parent; and ends whenever the parent does."""
   for number in signals:
     signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
   threading.Thread(target=_end_with, args=(guard,), daemon=True).start()
@@ -153,7 +153,7 @@ def _obey_the_parent(signals, guard):
 
 
 def _end_with(guard):
-  os.read(guard, 1)  # Nobody writes: it returns when the parent's end is closed.
+  os.read(guard, 1)  # Nobody writes: this returns when the parent's end is closed.
   os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -162,10 +162,10 @@ def _write_place(descriptor, place):
 
 
 def _read_place(descriptor) -> atomic_target.Place | None:
-  """The last place that the child announced; it has ended."""
+  """The last place that the child announced before it ended."""
   os.set_blocking(descriptor, False)
   try:
     lines = os.read(descriptor, _PIPE_BYTES).splitlines()
-  except BlockingIOError:  # Nothing: this process holds the other end too.
+  except BlockingIOError:  # Empty, because this process also holds the other end.
     return None
   return atomic_target.Place(**json.loads(lines[-1])) if lines else None

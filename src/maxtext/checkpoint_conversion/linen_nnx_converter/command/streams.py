@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a command prints, on streams that may be closed, full, or read by nobody any more.
+"""Prints on streams that may be closed, full, or no longer read by anyone.
 
-What is on the disk decides the exit code. So a stream that cannot take a text is no failure: what standard output cannot
-take goes to standard error, and what that cannot take is lost.
+The exit code depends on what is on the disk, so a stream that cannot take a text is no failure: what standard output
+cannot take goes to standard error, and what that cannot take is lost.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +30,10 @@ from absl import logging
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
-  """Runs a command that only reads, in a process of its own, and exits with its code."""
+  """Runs a read-only command in this process, which is its own, and exits with its code."""
   open_closed()
   set_environment()
-  logging.set_verbosity(logging.FATAL)  # What goes wrong is said once, by `main`.
+  logging.set_verbosity(logging.FATAL)  # `main` reports failures once.
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # A clean stop, as for Ctrl-C.
   code = main(sys.argv)
   settle()
@@ -41,18 +41,18 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
 
 def set_environment() -> None:
-  """Sets what the libraries of a command look for when they are imported."""
-  # It computes next to nothing: it must not take hold of an accelerator that a training run may be using.
+  """Sets the variables that a command's libraries read when they are imported."""
+  # It computes next to nothing, and must not grab an accelerator that a training run may be using.
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would talk of its start.
-  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # MaxText imports it, to no use here.
+  os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # Importing maxtext sets it to 0, and XLA would report its start.
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # MaxText imports it, needlessly here.
 
 
 def open_closed() -> None:
   """Opens `os.devnull` for each of the three standard streams that is closed.
 
-  The next files that are opened would get their numbers, and a checkpoint's file what a library writes to number 2. For
-  Python, standard error is open then: libraries write there unasked.
+  Otherwise the next opened files would get their numbers, and a checkpoint's file whatever a library writes to number 2.
+  Python's standard error is opened too, because libraries write there unasked.
   """
   for number in range(3):
     try:
@@ -64,11 +64,11 @@ def open_closed() -> None:
 
 
 def show(text: str, *, must_be_read: bool = True) -> None:
-  """Prints on standard output, or on standard error what that cannot take.
+  """Prints on standard output, or else on standard error.
 
   Args:
     text: what to print, with any characters.
-    must_be_read: whether it is for standard error even if whoever was reading standard output, such as `head`, has left.
+    must_be_read: whether to use standard error even if the reader of standard output, such as `head`, has left.
   """
   try:
     _write(sys.stdout, text)
@@ -84,7 +84,7 @@ def tell(text: str) -> None:
 
 
 def settle() -> None:
-  """Lets go of what a standard stream could not take, which would fail again when the interpreter ends: exit code 120."""
+  """Drops what a standard stream could not take; it would fail again when the interpreter exits, with code 120."""
   for stream in (sys.stdout, sys.stderr):
     if stream is None:
       continue
@@ -96,7 +96,7 @@ def settle() -> None:
 
 
 def _write(stream: TextIO | None, text: str):
-  if stream is None:  # It was closed when the interpreter began.
+  if stream is None:  # Closed when the interpreter started.
     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-  encoding = getattr(stream, "encoding", None) or "utf-8"  # Names of files may be no Unicode.
+  encoding = getattr(stream, "encoding", None) or "utf-8"  # File names may not be Unicode.
   print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)

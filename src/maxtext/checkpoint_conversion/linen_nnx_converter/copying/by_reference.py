@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Moving encoded chunks from one store to another, under new keys. With `orbax_writer`, all that writes array bytes."""
+"""Moves encoded chunks from one store to another, under new keys. Only this and `orbax_writer` write array bytes."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +33,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_fil
 
 _FILES_AT_ONCE = 4
 _COPIES_AT_ONCE = 1000
-# What `os.link` says where a file cannot be linked: another file system, none that has links, or too many of them.
+# `os.link`'s errors if a file cannot be linked: another file system, one without links, or too many links.
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
 
 Pairs = Iterable[tuple[str, str]]
@@ -54,10 +54,11 @@ async def bring(
     source: the folder that they are in.
     target: the folder to bring them to.
     files: the name of each in `source`, and in `target`.
-    copy_mode: `link`, `copy`, or `auto`: a link where the file system can, else a copy. Only what nobody writes to may be
-      linked: a file that is rewritten in place changes under all of its names.
+    copy_mode: `link`, `copy`, or `auto`: a link where the file system can, otherwise a copy. Only files that nobody
+    writes
+      to may be linked, because a file that is rewritten in place changes under all its names.
     on_brought: called with the name in `source` of each when it is there.
-    watch: sees each file that is copied, but for those in remote storage.
+    watch: sees each file that is copied, except in remote storage.
 
   Raises:
     TargetError: `copy_mode` is `link`, and a file cannot be linked.
@@ -81,23 +82,23 @@ async def rename(
     ranges: Iterable[tuple[str, str, bool]],
     documents: Mapping[str, bytes],
 ):
-  """Makes the target's OCDBT store refer to the source's values, all in one transaction.
+  """Makes the target's OCDBT store refer to the source's values, in one transaction.
 
-  The data files, those of the tree's nodes too, must lie in the target at the same relative paths: TensorStore copies
-  ranges of keys only into a store whose base is the source's or above it, so each of the source's stores is opened with
-  its folder in the target as its base, and its own manifest.
+  The data files, including those with nodes of the tree, must be in the target at the same relative paths. TensorStore
+  copies ranges of keys only into a store whose base is the source's or above it; so each of the source's stores is opened
+  with its folder in the target as the base, and with its own manifest.
 
   Args:
     source: the source, with a `directory` and a TensorStore `context`.
     target: the folder of the target's pytree.
     ranges: old and new keys or prefixes, as `chunk_keys.ranges` gives them.
-    documents: values to write besides.
+    documents: other values to write.
   """
   old_stores = {folder: await _open_moved(source, folder, target) for folder in source.stores}
   new_store = await ts.KvStore.open(ocdbt_index.writable_spec(target), context=source.context)
   transaction = ts.Transaction(atomic=True)
   new_store = new_store.with_transaction(transaction)
-  single = ts.KvStore.KeyRange("", "\0")  # The empty key alone, relative to a store that is opened at a key.
+  single = ts.KvStore.KeyRange("", "\0")  # Only the empty key, relative to a store that is opened at a key.
   everything = ts.KvStore.KeyRange()
   operations = [
       (old_stores[folder] / old.removeprefix(folder)).experimental_copy_range_to(
@@ -120,14 +121,14 @@ async def copy_values(
     memory_budget: int,
     on_copied: Callable[[str], None],
 ):
-  """Copies encoded values into a process's own OCDBT store, which Orbax merges.
+  """Copies encoded values into a process's own OCDBT store, which Orbax will merge.
 
   Args:
     source: the source.
     store: TensorStore's spec of that store.
     pairs: old and new keys.
-    documents: values to write besides.
-    memory_budget: bytes, for all copies of the data that is under way; a larger value is held alone.
+    documents: other values to write.
+    memory_budget: bytes, for all copies of the data in flight; a larger value is held alone.
     on_copied: called with the old key of each value when it is there.
   """
   new_store = await ts.KvStore.open(store, context=ocdbt_index.new_context())
@@ -151,14 +152,14 @@ async def copy_values(
 
 
 async def _open_moved(source, folder, target) -> ts.KvStore:
-  """Opens one of the source's stores, whose data files lie in the target."""
+  """Opens one of the source's stores, whose data files are in the target."""
   manifest = ocdbt_index.spec(source.directory / folder, use_ocdbt=True)["base"]
   spec = ocdbt_index.spec(target / folder, use_ocdbt=True) | {"manifest": manifest}
   return await ts.KvStore.open(spec, context=source.context)
 
 
 def _bring_file(source: epath.Path, target: epath.Path, copy_mode: str, watch: durable.Watch | None):
-  """Links or copies one file; what another leaf has brought already stays."""
+  """Links or copies one file, unless another leaf has brought it already."""
   if remote_files.is_remote(source) or remote_files.is_remote(target):
     if copy_mode == "link":
       raise _no_link(source, target, "remote storage, which has no links")

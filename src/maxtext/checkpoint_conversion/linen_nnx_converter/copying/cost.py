@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a conversion would take: memory by its budget, time by what this disk and these cores do for a moment.
+"""What a conversion would take: memory by its budget, time by briefly measuring this disk and these cores.
 
-Nothing is left behind: what is written goes into memory, or into a file without a name, which ends with the process.
+Nothing is left behind: what is written goes into memory, or into an unnamed file that ends with the process.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,19 +37,19 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import targets
 
-_SECONDS, _BYTES, _PIECE_BYTES = 0.5, 2**28, 2**23  # Of one measurement, at most, and of what goes to a file at once.
-_LITTLE = 2**20  # Bytes, of which no rate is told.
-_KEY_BYTES = 330  # What a key still takes to be renamed and verified: 0.5 GiB of 1.6 million.
+_SECONDS, _BYTES, _PIECE_BYTES = 0.5, 2**28, 2**23  # At most, of one measurement; and of one write to a file.
+_LITTLE = 2**20  # Bytes; for less, no rate is measured.
+_KEY_BYTES = 330  # Memory to rename and verify a key: 0.5 GiB for 1.6 million.
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def estimate(moves: Sequence[moving.Move], target: epath.Path, verify: bool | str) -> str:
-  """A line for a person: the memory and the time that it would take.
+  """A line for a person: the memory and time that it would take.
 
   Args:
     moves: how the bytes of each of the target's pytrees go.
     target: where it would appear.
-    verify: the option; what verifying takes is part of the time, but for what `full` takes besides.
+    verify: the option. The time includes verification, but not what `full` takes besides.
   """
   held = max(streaming.held_bytes(_pieces(move), move.memory_budget) for move in moves)
   so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
@@ -59,12 +59,12 @@ def estimate(moves: Sequence[moving.Move], target: epath.Path, verify: bool | st
 
 
 def _pieces(move) -> list[int]:
-  """The sizes of all that is held in memory in turn."""
+  """The sizes of what is held in memory in turn."""
   return [*(block.nbytes for block in move.blocks(move.streamed())), *move.raw()]
 
 
 def _work(moves, target, is_verified) -> str:
-  """The time for what is read and written; in remote storage, what there is to transfer."""
+  """The time to read and write; for remote storage, how much there is to transfer."""
   way, source = leaf_routes.Way, moves[0].source
   if remote_files.is_remote(source.directory) or remote_files.is_remote(target):
     files = {file for move in moves for file in leaf_routes.data_files(move.routes, source.index)}
@@ -79,7 +79,7 @@ def _work(moves, target, is_verified) -> str:
     return f"{streamed + copied:,} bytes to read and write"
   encoded = sum(int(array.rows[:, 2].sum()) for array in source.index.values.arrays.values())
   share = encoded / sum(leaf.nbytes for leaf in source.stored.values())
-  written = int(streamed * min(1, share)) + copied  # As well encoded as the source is.
+  written = int(streamed * min(1, share)) + copied  # Assuming that it compresses like the source.
   try:
     rates = {"written": (written, _rate(_write(targets.nearest(target), written)))}
   except OSError as e:
@@ -95,14 +95,14 @@ def _work(moves, target, is_verified) -> str:
 
 
 def _rate(work: Iterator[int]) -> float:
-  """The bytes per second of work that tells what it has done, piece by piece."""
+  """The bytes per second of work that yields the bytes done, piece by piece."""
   begin = time.monotonic()
   done = sum(_enough(work, int))
   return done / (time.monotonic() - begin)
 
 
 def _enough[T](work: Iterable[T], nbytes_of: Callable[[T], int]) -> Iterator[T]:
-  """As much of the work as is measured."""
+  """As much of the work as is to be measured."""
   begin, done = time.monotonic(), 0
   for piece in work:
     yield piece
@@ -112,7 +112,7 @@ def _enough[T](work: Iterable[T], nbytes_of: Callable[[T], int]) -> Iterator[T]:
 
 
 def _write(folder, nbytes) -> Iterator[int]:
-  """Writes to the disk that a folder is on, into a file that has no name there."""
+  """Writes to a folder's disk, into an unnamed file."""
   piece = np.random.default_rng(0).bytes(_PIECE_BYTES)
   with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
     for _ in range(-(-nbytes // _PIECE_BYTES)):
@@ -129,7 +129,7 @@ def _read(source) -> Iterator[int]:
 
 
 def _stream(moves, is_read_back) -> Iterator[int]:
-  """Streams blocks of the source into memory, as they are streamed to a disk."""
+  """Streams blocks of the source into memory, as they would be to disk."""
   move = next(move for move in moves if move.streamed())
   chunk_shapes, stores, done = move.streamed(), _InMemory(move), []
 
@@ -152,7 +152,7 @@ def _stream(moves, is_read_back) -> Iterator[int]:
 
 
 class _InMemory(dict):
-  """Stores in memory for what is streamed, each made when it is asked for."""
+  """In-memory stores for what is streamed, made on demand."""
 
   def __init__(self, move: moving.Move):
     super().__init__()

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Carries a plan out on arrays in memory, NumPy's or JAX's, or on their `jax.ShapeDtypeStruct`s."""
+"""Carries out a plan on arrays in memory, NumPy's or JAX's, or on `jax.ShapeDtypeStruct`s."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,17 +28,17 @@ Path = abstract_state.Path
 
 
 def apply(plan: plan_lib.Plan, leaves: Mapping[Path, Any]) -> dict[Path, Any]:
-  """The target's leaves, made of the source's. Leaves that are copied are the very same objects.
+  """The target's leaves, made of the source's. Copied leaves are the very same objects.
 
-  A `jax.ShapeDtypeStruct` keeps its sharding; of one that is stacked, sliced or transposed a `NamedSharding`, of whose
-  spec a new axis gets None.
+  A `jax.ShapeDtypeStruct` keeps its sharding; if it is stacked, sliced or transposed, only a `NamedSharding`, whose spec
+  is None for a new axis.
   """
   moved = {path: _moved(move, leaves, plan.target.leaves[path]) for path, move in plan.moves.items()}
   return {path: moved.get(path, leaf) for path, leaf in plan.target.leaves.items()}
 
 
 def _moved(move, leaves, target):
-  """The target leaf as an array of the source's kind."""
+  """The target leaf, as an array of the source's kind."""
   sources = [leaves[source] for source in move.sources]
   if any(isinstance(source, jax.ShapeDtypeStruct) for source in sources):
     return _moved_struct(move, sources, target)
@@ -54,7 +54,7 @@ def _cast(path, source, dtype):
 
 
 def _made(move, arrays):
-  """The target leaf, of arrays that are all NumPy's or some JAX's."""
+  """The target leaf, made of arrays that are all NumPy's or partly JAX's."""
   pieces = []
   for source, index in move.pieces:
     inside: list[Any] = [slice(None)] * arrays[source].ndim
@@ -70,7 +70,7 @@ def _made(move, arrays):
 
 
 def _moved_struct(move, sources, target) -> jax.ShapeDtypeStruct:
-  """The target leaf: a copied one is the source's, others have its sharding as far as that is a matter of axes."""
+  """The target leaf: the source's if it is copied, otherwise with its sharding rearranged like its axes."""
   if move.kind == "copy":
     same = sources[0].dtype == target.dtype
     return sources[0] if same else jax.ShapeDtypeStruct(target.shape, target.dtype, sharding=sources[0].sharding)
@@ -84,7 +84,7 @@ def _moved_struct(move, sources, target) -> jax.ShapeDtypeStruct:
 
 
 def _on_bits(function, arrays):
-  """Applies `function` to the bits of floating-point JAX arrays: XLA's CPU changes the payload of a bfloat16 NaN."""
+  """Applies `function` to the bits of floating JAX arrays, because XLA on CPUs changes payloads of bfloat16 NaNs."""
   dtype = arrays[0].dtype
   if not (any(isinstance(array, jax.Array) for array in arrays) and jnp.issubdtype(dtype, jnp.floating)):
     return function(arrays)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How the bytes of each target leaf get there: by reference, raw or streamed. Chosen from metadata, without I/O."""
+"""How each target leaf's bytes get there: by reference, raw or streamed. Chosen from metadata, without I/O."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
@@ -32,13 +32,13 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_fo
 Path = abstract_state.Path
 
 _LONGEST_FILE_NAME = 255
-# Data files that are brought along whole may hold this much besides what the target refers to: other bytes of the
-# source, which would lie dead in the target. It is a share of the live bytes, and room for the tree's nodes.
+# How many dead bytes, which the target does not refer to, whole data files may bring along: a share of the live bytes,
+# and room for the tree's nodes.
 _DEAD_SHARE, _DEAD_BYTES = 0.1, 2**20
 
 
 class Way(enum.StrEnum):
-  """How the bytes of a target leaf get there, from the cheapest on."""
+  """How a target leaf's bytes get there, the cheapest first."""
 
   REFERENCE = "by reference"  # The target's keys point into the source's data files, linked or copied whole.
   RAW = "raw"  # Encoded chunks are copied as they are, into new data files.
@@ -48,13 +48,13 @@ class Way(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-  """How the bytes of a target leaf get there.
+  """How a target leaf's bytes get there.
 
   Attributes:
     way: how.
-    renamed: unless streamed, every key that is taken from the source, with its new name; for all keys of an array, the
-      array's name with a slash.
-    documents: unless streamed, the keys that are written anew: zarr metadata of another shape.
+    renamed: unless streamed, every key taken from the source, with its new name. An array's name with a slash stands for
+      all its keys.
+    documents: unless streamed, values to write: zarr metadata with another shape.
     chunk_shape: the shape of the target's chunks.
   """
 
@@ -77,12 +77,12 @@ def choose(
 
   Args:
     plan: the plan.
-    source: the source, of which only what was read of its metadata is used.
+    source: the source, of which only metadata are used.
     lengths: the lengths of its data files, in bytes.
     form: how the target is stored.
-    room: bytes of the source that may be held at once to fill chunks that are joined.
-    copy_mode: as `link`, data files are referred to whatever else they hold, and those of chunks too. Else the latter are
-      copied: without OCDBT, a save over the source may write into them.
+    room: bytes of the source that may be held at once to fill joined chunks.
+    copy_mode: `link` refers to data files whatever else they hold, even to files of single chunks. These are otherwise
+      copied, because without OCDBT a save over the source may write into them.
 
   Raises:
     DamagedSourceError: the source lacks a chunk.
@@ -105,7 +105,7 @@ def choose(
 
 
 def nbytes(plan: plan_lib.Plan, ways: Mapping[Path, Way]) -> dict[Way, int]:
-  """The bytes of the target's arrays by the way that they go."""
+  """The bytes of the target's arrays, by way."""
   totals = dict.fromkeys((Way.REFERENCE, Way.RAW, Way.STREAMED), 0)
   for path, way in ways.items():
     leaf = plan.target.leaves[path]
@@ -130,7 +130,7 @@ def _route(path, move, plan, source, form, room) -> Route:
 
 
 def _is_kept(source, form) -> bool:
-  """Whether encoded chunks of the source can stand in the target."""
+  """Whether the target can have encoded chunks of the source."""
   return source.is_uniform and (source.use_ocdbt, source.use_zarr3) == (form.use_ocdbt, form.use_zarr3)
 
 
@@ -142,13 +142,13 @@ def _encoded_route(path, move, plan, source, compression) -> Route | None:
     return None
   if compression not in (None, chunk_keys.compression(documents[0])):
     return None
-  if source.use_ocdbt and documents[0].get("dimension_separator") == "/":  # When it merges, Orbax misses such chunks.
+  if source.use_ocdbt and documents[0].get("dimension_separator") == "/":  # Orbax misses such chunks when it merges.
     return None
   name = ".".join(path)
   if move.kind == "copy" and _has_its_keys_alone(source, stored[0]):
     return Route(Way.REFERENCE, ((f"{stored[0].name}/", f"{name}/"),))
   renamed = tuple(chunk_keys.renamed(move, documents, [leaf.name for leaf in stored], name))
-  if any(old not in source.index.values for old, _ in renamed):  # Left out for holding the fill value alone.
+  if any(old not in source.index.values for old, _ in renamed):  # Left out because it holds only the fill value.
     return None
   document_name = chunk_keys.DOCUMENT_NAMES[documents[0]["zarr_format"]]
   if move.kind == "copy":
@@ -158,27 +158,27 @@ def _encoded_route(path, move, plan, source, compression) -> Route | None:
 
 
 def _has_its_keys_alone(source, leaf) -> bool:
-  """Whether the keys below the name of an array are its chunks', all of them, and its document's."""
-  below = source.index.values.arrays.get(leaf.name)  # None of a leaf that is held in memory.
+  """Whether the keys below an array's name are exactly those of its chunks and its document."""
+  below = source.index.values.arrays.get(leaf.name)  # None for a leaf that is held in memory.
   if below is None or len(below.rows) != chunk_keys.count(leaf.document) + 1:
     return False
   return source.has_all_chunks or all(key in source.index.values for key in chunk_keys.keys(leaf.name, leaf.document))
 
 
 def _referenced(routes) -> Iterator[str]:
-  """What is taken from the source by reference: keys, and names of arrays with a slash."""
+  """What is taken from the source by reference: keys, and arrays' names with a slash."""
   return (old for route in routes.values() if route.way == Way.REFERENCE for old, _ in route.renamed)
 
 
 def _has_dead_bytes(routes, index, lengths) -> bool:
-  """Whether the data files that would be brought along hold much that the target does not refer to."""
+  """Whether the data files that would be brought along have too many dead bytes."""
   live = sum(map(index.values.nbytes_of, _referenced(routes)))
   total = sum(lengths[file] for file in data_files(routes, index))
   return total - live > max(_DEAD_SHARE * live, _DEAD_BYTES)
 
 
 def _check_names(plan, use_ocdbt):
-  """Checks that no two leaves have one name: Orbax joins a path with dots."""
+  """Checks that no two leaves share a name, which is Orbax's: the path joined by dots."""
   names = {}
   for path in plan.target.leaves:
     name = ".".join(path)

@@ -37,27 +37,27 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_fo
 
 Path = abstract_state.Path
 
-# What is renamed in one transaction: 1.6 million keys at once took 1.2 GiB, in batches 0.7 GiB and 17 percent longer.
+# Keys per transaction: 1.6 million at once took 1.2 GiB; in batches they take 0.7 GiB, and 17 percent longer.
 _KEYS_AT_ONCE = 200_000
 
 
 class Comparison(Protocol):
-  """What compares what is streamed while it is in memory."""
+  """Compares what is streamed while it is in memory, and files while they are copied."""
 
   async def compare(self, items: epath.Path, path: Path, array: Any, region: streaming.Region, data: Any) -> None:
-    """Compares what stands in the target's pytree with what was read of a region of a source leaf's array."""
+    """Compares the target's pytree with what was read of a region of a source leaf's array."""
 
   @property
   def watch(self) -> durable.Watch:
     """Compares a file with what it is copied from."""
 
   def hand_over(self, items: epath.Path) -> None:
-    """All that this process streams has been compared."""
+    """Everything that this process streams has been compared."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-  """The moving of a plan's arrays: what `orbax_writer.save` fills its folder with.
+  """Moves a plan's arrays into the folder that `orbax_writer.save` is filling.
 
   Attributes:
     plan: the plan.
@@ -66,11 +66,11 @@ class Move:
     routes: the route of each target leaf that is an array.
     lengths: the lengths of the source's data files.
     copy_mode: how to bring data files, as `options.Options` has it.
-    memory_budget: bytes, for all copies of the data that is under way.
-    progress: is told of bytes: those of chunks that are decoded, of values and of files that are copied.
-    taken: what an interrupted run left, each with the leaves that are taken from it.
-    process: which of several processes this is, each of which moves a share of the bytes.
-    processes: how many there are.
+    memory_budget: bytes, for all copies of the data in flight.
+    progress: is told of the bytes of decoded chunks, and of copied values and files.
+    taken: what interrupted runs left, each with the leaves that are taken over from it.
+    process: the index of this process; each moves a share of the bytes.
+    processes: how many processes there are.
     comparison: compares what was streamed, and files that were copied, with the source.
   """
 
@@ -88,7 +88,7 @@ class Move:
   comparison: Comparison | None = None
 
   def nbytes(self) -> dict[leaf_routes.Way, int]:
-    """The bytes that the processes' `progress` will have been told of in the end: those of arrays, values and files."""
+    """The bytes, by way, of which the processes' `progress` will be told."""
     way = leaf_routes.Way
     ways = {path: route.way for path, route in self.routes.items()}
     return {
@@ -98,7 +98,7 @@ class Move:
     }
 
   def raw(self) -> list[int]:
-    """The sizes of the encoded values that are copied."""
+    """The sizes of the encoded values to copy."""
     return [self.source.index.values.nbytes_of(old) for old, _ in self._keys(leaf_routes.Way.RAW)]
 
   def blocks(self, chunk_shapes: Mapping[Path, tuple[int, ...]]) -> Iterator[streaming.Block]:
@@ -106,7 +106,7 @@ class Move:
     return streaming.blocks(self.plan, chunk_shapes, lambda path: self.source.stored[path].chunk_shape)
 
   def leaves(self) -> abstract_state.AbstractState:
-    """The leaves that Orbax is given to save, and their lists."""
+    """The leaves to give to Orbax, and their lists."""
     leaves = target_leaves.target_leaves(self.plan, self.source, self.routes)
     return dataclasses.replace(self.plan.target, leaves=leaves)
 
@@ -115,7 +115,7 @@ class Move:
     return {p: route.chunk_shape for p, route in self.routes.items() if route.way == leaf_routes.Way.STREAMED}
 
   async def stream(self, stores: Mapping[Path, Any], items: epath.Path):
-    """Writes the arrays that are streamed into open stores, of the pytree in this folder."""
+    """Streams arrays into open stores of the pytree in this folder."""
 
     async def on_written(block, array, data):
       if self.comparison:
@@ -135,7 +135,7 @@ class Move:
       self.comparison.hand_over(items)
 
   async def put_encoded(self, items: epath.Path):
-    """Puts the arrays that are not streamed into the folder of the pytree."""
+    """Puts all other arrays into the folder of the pytree."""
     if not self.source.use_ocdbt:
       await self._bring_chunks(items)
       await self._take_over(items)
@@ -154,7 +154,7 @@ class Move:
       )
 
   async def _refer(self, items):
-    """Makes the target's store refer to the source's data files, which are brought along."""
+    """Brings the source's data files, and makes the target's store refer to them."""
     renamed = self._renamed(leaf_routes.Way.REFERENCE)
     if not renamed:
       return
@@ -166,9 +166,10 @@ class Move:
       await self._refer_to(self.source, items, renamed, self._documents(leaf_routes.Way.REFERENCE))
 
   async def _refer_to(self, origin: reader.Checkpoint | resume.Leftover, items, renamed, documents):
-    """Makes the target's store refer to data files that are there already; brings those that hold nodes of the tree.
+    """Makes the target's store refer to data files that are already there.
 
-    These are read to rename keys. Those that the target does not need go again.
+    Files with nodes of the tree are brought, because they are read to rename keys, and removed if the target does not
+    need them.
     """
     tree_files = origin.index.tree_files
     await self._bring(
@@ -184,7 +185,7 @@ class Move:
       (items / file).unlink()
 
   def _value_files(self) -> set[str]:
-    """The data files that hold values which the target refers to."""
+    """The data files with values that the target refers to."""
     stores = [(leftover, paths) for leftover, paths in self.taken if leftover.use_ocdbt]
     taken = [leftover.index.values.files_of(key) for leftover, paths in stores for key, _ in self._kept(paths)]
     return leaf_routes.data_files(self.routes, self.source.index).union(*taken)
@@ -193,7 +194,7 @@ class Move:
     return [pair for path in paths for pair in self.routes[path].renamed]
 
   async def _take_over(self, items):
-    """Makes the target have what an interrupted run had finished, under the same keys."""
+    """Takes over what an interrupted run had finished, under the same keys."""
     for leftover, paths in self.taken:
       keys = self._kept(paths)
       if not keys:
@@ -214,7 +215,7 @@ class Move:
           (items / key).write_bytes(text)
 
   async def _bring(self, items, files, leftover: epath.Path | None = None):
-    """Brings files of the source, or of what an interrupted run left, which is nobody's and need not be copied."""
+    """Brings files of the source, or of an interrupted run, which nobody owns and which need not be copied."""
     copy_mode = "auto"
     if not leftover:  # Without OCDBT, whoever saves over the source may write into its files.
       copy_mode = "copy" if self.copy_mode == "auto" and not self.source.use_ocdbt else self.copy_mode
@@ -228,7 +229,7 @@ class Move:
     )
 
   def _share[T](self, work: Iterable[T], nbytes_of: Callable[[T], int]) -> Iterator[T]:
-    """This process's share of the work: each piece goes to the process that has the fewest bytes so far."""
+    """This process's share of the work: each piece goes to the process with the fewest bytes so far."""
     loads = [0] * self.processes
     for piece in work:
       owner = loads.index(min(loads))
@@ -237,7 +238,7 @@ class Move:
         yield piece
 
   def _keys(self, way) -> list[tuple[str, str]]:
-    """All keys, old and new, that go one by one."""
+    """All old and new keys of a way, one by one."""
     keys_of = self.source.index.values.keys_of
     return [(key, new + key[len(old) :]) for old, new in self._renamed(way) for key in keys_of(old)]
 

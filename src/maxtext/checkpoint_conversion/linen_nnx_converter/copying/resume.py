@@ -12,12 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Takes over what a conversion had finished that was killed.
+"""Takes over what a killed conversion had finished.
 
-It leaves the folder in which Orbax was making the target (see `atomic_target`): plain chunks, or an OCDBT store of each
-process, in which every committed transaction is whole. A leaf all of whose chunks are there is compared with the source
-as a target is, to the bit, and if it is equal, its chunks are taken by reference. So nothing depends on what made the
-folder: what is of another source, or damaged, is not equal.
+It leaves the folder in which Orbax was making the target (see `atomic_target`): plain chunks, or one OCDBT store per
+process, in which every committed transaction is whole. A leaf that has all its chunks is compared with the source, to the
+bit, like any target, and if it is equal its chunks are taken by reference. So it does not matter what made the folder:
+leaves of another source, or damaged ones, are not equal.
 """
 
 import asyncio
@@ -50,11 +50,11 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import target_lea
 
 Path = abstract_state.Path
 
-# Compares target leaves, whose arrays are opened by the second, and tells the third of those that are not equal.
+# Compares target leaves, whose arrays the second opens, and passes those that are not equal to the third.
 Compare = Callable[[Iterable[Path], Callable[[Path], Awaitable[Any]], Callable[[Path, Exception], None]], Awaitable[None]]
 
 _READS_AT_ONCE = 1000
-_TIMEOUT_MS = 7 * 24 * 3600 * 1000  # All of the source may have to be read. If the first process dies, the others do too.
+_TIMEOUT_MS = 7 * 24 * 3600 * 1000  # The whole source may have to be read. If the first process dies, so do the others.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Leftover:
 
   Attributes:
     directory: its folder.
-    context: the TensorStore context to read it in.
-    index: its keys, of all processes.
+    context: the TensorStore context for reading it.
+    index: its keys, from all processes.
     use_ocdbt: whether they are in OCDBT stores.
     use_zarr3: whether the arrays are zarr 3.
-    stores: as a `reader.Checkpoint` has it: one store of all that is in the folder.
+    stores: as in `reader.Checkpoint`: one store of everything in the folder.
   """
 
   directory: epath.Path
@@ -99,11 +99,11 @@ class Resumption:
   """What is taken over.
 
   Attributes:
-    routes: of these leaves.
-    origins: what they are taken from, each with the leaves.
-    redone: leaves that were finished, but are not equal to what the plan makes of the source.
+    routes: the new routes of these leaves.
+    origins: the leftovers, each with the leaves taken from it.
+    redone: leaves that were finished, but differ from what the plan makes of the source.
     folders: the leftovers' folders, which `discard` removes.
-    unreadable: pytrees in them that are too damaged to take anything from.
+    unreadable: pytrees in them that are too damaged to be used.
   """
 
   routes: Mapping[Path, leaf_routes.Route] = dataclasses.field(default_factory=dict)
@@ -132,9 +132,9 @@ def take(
     progress: Any,
     compare: Compare,
 ) -> Resumption:
-  """Finds the leaves that need not be streamed or copied, and keeps Orbax from removing what they are in.
+  """Finds the leaves that need not be streamed or copied again.
 
-  Of several processes, the first does so, and the others learn what it found.
+  The first of several processes does so, and the others learn what it found.
 
   Args:
     target: where the conversion goes to.
@@ -170,7 +170,7 @@ def _take(target, plan, source, routes, form, progress, compare) -> Resumption:
     try:
       leftover = coroutines.run(_open(directory, form))
       finished = coroutines.run(_finished(leftover, wanted, form.compression)) if leftover else {}
-    except (OSError, ValueError) as e:  # What the system, TensorStore and Orbax raise of a damaged store.
+    except (OSError, ValueError) as e:  # What the system, TensorStore and Orbax raise on a damaged store.
       errors.check_access(directory, e)
       unreadable.append(directory)
       continue
@@ -186,13 +186,13 @@ def _take(target, plan, source, routes, form, progress, compare) -> Resumption:
 
 
 def _resumed(route, keys=()) -> leaf_routes.Route:
-  """The route of a leaf whose keys are taken from what was left."""
+  """The route of a leaf whose keys are taken over."""
   renamed = tuple((key, key) for key in keys)
   return dataclasses.replace(route, way=leaf_routes.Way.RESUMED, renamed=renamed, documents={})
 
 
 def discard(final: epath.Path):
-  """Removes what earlier runs were resumed from."""
+  """Removes the leftovers of earlier runs."""
   for folder in atomic_target.kept(final) if jax.process_index() == 0 else ():
     folder.rmtree()
 
@@ -209,14 +209,14 @@ async def _open(directory, form) -> Leftover | None:
   if has_stores != form.use_ocdbt:
     return None
   context = ocdbt_index.new_context()
-  if has_stores:  # One store of all, as Orbax makes it before it commits; the data files stay where they are.
+  if has_stores:  # Merged into one, as by Orbax before it commits; the data files stay where they are.
     await orbax_writer.merge_stores(directory, context, use_zarr3=form.use_zarr3)
   index = await ocdbt_index.read_index(directory, use_ocdbt=form.use_ocdbt, context=context)
   return Leftover(directory, context, index, form.use_ocdbt, form.use_zarr3)
 
 
 async def _finished(leftover, leaves: Mapping[Path, target_leaf.TargetLeaf], compression) -> dict[Path, list[str]]:
-  """The keys of those of the leaves that are there whole, in the chunks that are wanted, compressed as is asked for."""
+  """The keys of those leaves that are there whole, in the wanted chunks and compression."""
   lengths, found = _lengths(leftover), {}
   documents = {path: f"{'.'.join(path)}/{chunk_keys.DOCUMENT_NAMES[3 if leftover.use_zarr3 else 2]}" for path in leaves}
   present = [path for path in leaves if documents[path] in leftover.index.values]
@@ -230,7 +230,7 @@ async def _finished(leftover, leaves: Mapping[Path, target_leaf.TargetLeaf], com
 
 
 def _keys(path, leaf: target_leaf.TargetLeaf, text: bytes, compression: str | None) -> list[str]:
-  """The keys of a leaf's chunks; none if its zarr metadata are not those of the wanted leaf."""
+  """The keys of a leaf's chunks; none if its zarr metadata do not match."""
   try:
     document = json.loads(text)
     found = chunk_keys.shape(document), chunk_keys.chunk_shape(document), leaf_metadata.dtype(document)
@@ -256,13 +256,13 @@ def _is_there(value: stored_values.Value | None, lengths: Mapping[str, int]) -> 
 
 
 async def _unequal(plan, leftover, paths, progress, compare) -> set[Path]:
-  """Those of the leaves that are not what the plan makes of the source, or cannot be read."""
+  """Those leaves that are not what the plan makes of the source, or cannot be read."""
   failed: dict[Path, Exception | None] = {}
   leaves = plan.target.leaves
   progress.start("verifying what was left", sum(leaves[path].size * leaves[path].dtype.itemsize for path in paths))
   try:
     await compare(paths, leftover.open, failed.__setitem__)
-  except (OSError, ValueError):  # The source cannot be read: streaming it says so.
+  except (OSError, ValueError):  # The source cannot be read, which streaming it will report.
     failed = dict.fromkeys(paths, None)
   progress.finish()
   return set(failed)

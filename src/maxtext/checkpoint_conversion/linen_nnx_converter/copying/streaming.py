@@ -33,28 +33,28 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 Path = abstract_state.Path
 Region = tuple[slice, ...]
 
-# What a byte that is under way costs: it is held encoded and decoded on both sides, and the allocator keeps some of what
-# was freed. Measured as the growth of the peak RSS, verified (4 GiB in OCDBT, in chunks of 128 MiB): 4.5 with one of them
-# under way, 2.6 with three.
+# What a byte in flight costs: it is held encoded and decoded on both sides, and the allocator keeps some freed memory.
+# Measured as the growth of the peak RSS, verified (4 GiB in OCDBT, chunks of 128 MiB): 4.5 with one in flight, 2.6 with
+# three.
 _COST_OF_A_BYTE = 5
-# While one batch is read, another is encoded, and a third compared. A single chunk may be larger than a batch: three of
-# them are under way as well, if the budget allows it. With two, 2 cores took 36 s for what takes 31 s with three.
+# While one batch is read, another is encoded, and a third compared. A single chunk may be larger than a batch: then three
+# are in flight too, if the budget allows. With two, 2 cores took 36 s for what takes 31 s with three.
 _BATCHES_IN_FLIGHT = 3
 _BATCH_BYTES = 64 * 2**20
-# Chunks are read together up to this size, so that small ones do not cost a call each.
+# Small chunks are read together up to this size, to save calls.
 _BLOCK_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """A region of a source leaf, read once, and what is made of it.
+  """A region of a source leaf, which is read once, and what is made of it.
 
   Attributes:
     source: the source leaf.
     region: the region of it.
     nbytes: the size of the region.
     parts: the target leaves that get some of it.
-    merge: makes what is written of what is read, where adapters are merged.
+    merge: merges adapters into what was read, if there are any.
   """
 
   source: Path
@@ -64,7 +64,7 @@ class Block:
   merge: Callable[[Region, np.ndarray], np.ndarray] | None = None
 
   async def made(self, data: np.ndarray) -> np.ndarray:
-    """What is written of the data."""
+    """What to write, given the data read."""
     return await asyncio.to_thread(self.merge, self.region, data) if self.merge else data
 
 
@@ -83,7 +83,7 @@ def check_casts(plan: plan_lib.Plan, read: Callable[[Path], Any]):
 def blocks(
     plan: plan_lib.Plan, targets: Mapping[Path, tuple[int, ...]], chunk_shape_of: Callable[[Path], tuple[int, ...]]
 ) -> Iterator[Block]:
-  """The blocks that fill `targets`, whose chunk shapes are given: whole chunks on both sides, no chunk in two blocks."""
+  """The blocks that fill `targets`, given their chunk shapes: whole chunks on both sides, none in two blocks."""
   for source, parts in plan.parts().items():
     wanted = tuple(part for part in parts if part.target in targets)
     if not wanted:
@@ -109,15 +109,15 @@ async def stream(
     memory_budget: int,
     on_written: Callable[[Block, Any, np.ndarray], Awaitable[None]],
 ):
-  """Reads and writes blocks, several at a time, in memory bounded by the budget and the largest single block.
+  """Reads and writes blocks, several at a time, in memory bounded by the budget and the largest block.
 
   Args:
     work: the blocks.
     open_source: opens a source leaf's array for reading.
     targets: the target leaves' arrays, open for writing.
-    new_transaction: makes a transaction; the blocks of a batch are committed in one, a large one in several.
-    memory_budget: bytes, for all copies of the data that is under way.
-    on_written: called for each block when it is committed, with the array of its source and what was read of it.
+    new_transaction: makes a transaction; a batch is committed in one, a large block in several.
+    memory_budget: bytes, for all copies of the data in flight.
+    on_written: called for each committed block, with its source's array and what was read of it.
   """
 
   async def write_batch(batch):
@@ -133,7 +133,7 @@ async def in_batches[T](
     nbytes_of: Callable[[T], int],
     memory_budget: int,
 ):
-  """Runs over batches of work, three at a time if the budget allows it; a large piece is a batch of its own."""
+  """Runs over batches of work, three at a time if the budget allows; a large piece is a batch of its own."""
   gate = _ByteGate(memory_budget // _COST_OF_A_BYTE)
   tasks = []
   for batch in batches(work, nbytes_of, min(_BATCH_BYTES, batch_bytes(memory_budget))):
@@ -148,18 +148,18 @@ async def in_batches[T](
 
 
 def batch_bytes(memory_budget: int) -> int:
-  """The bytes that one of the batches in flight may have."""
+  """The bytes that each batch in flight may have."""
   return memory_budget // (_COST_OF_A_BYTE * _BATCHES_IN_FLIGHT)
 
 
 def held_bytes(sizes: Iterable[int], memory_budget: int) -> int:
-  """The bytes, about, that all copies of pieces of work of these sizes take at most at one time."""
+  """About how many bytes all copies of pieces of these sizes take at most at one time."""
   sizes = list(sizes)
   return _COST_OF_A_BYTE * max(min(sum(sizes), memory_budget // _COST_OF_A_BYTE), *sizes, 0)
 
 
 class _ByteGate:
-  """Lets three batches in while the bytes under way stay below a limit; one that is larger goes alone."""
+  """Admits three batches while the bytes in flight stay below a limit; a larger one goes alone."""
 
   def __init__(self, limit: int):
     self._limit, self._free = limit, limit
@@ -183,7 +183,7 @@ class _ByteGate:
 
 
 async def _write_batch(batch, open_source, targets, new_transaction, on_written):
-  """Reads blocks and writes what is made of them: at once, but for a large block's pieces, which take turns."""
+  """Reads blocks and writes what is made of them, at once except for a large block's pieces, which take turns."""
   sources = {source: await open_source(source) for source in dict.fromkeys(block.source for block in batch)}
   read = await coroutines.settle(reader.read_region(block.source, sources[block.source], block.region) for block in batch)
   made = await coroutines.settle(block.made(data) for block, data in zip(batch, read))
@@ -201,7 +201,7 @@ async def _write_piece(block, part, data, targets, transaction):
   region, values = part.piece(block.region, data)
   if values.dtype != target.dtype.numpy_dtype:
     values = abstract_state.checked_cast(block.source, values, target.dtype.numpy_dtype)
-  # Nobody changes `values`: TensorStore need not copy them before it encodes them.
+  # Nobody changes `values`, so TensorStore need not copy them before it encodes them.
   await target[region].write(values, can_reference_source_data_indefinitely=True)
 
 
@@ -213,7 +213,7 @@ def _regions(shape, block_shape) -> Iterator[Region]:
 
 
 def batches[T](work: Iterable[T], size_of: Callable[[T], int], limit: int) -> Iterator[list[T]]:
-  """Groups pieces of work up to a limit of their sizes; a larger piece is a batch of its own."""
+  """Groups pieces of work up to a size limit; a larger piece is a batch of its own."""
   batch, size = [], 0
   for piece in work:
     if batch and size + size_of(piece) > limit:

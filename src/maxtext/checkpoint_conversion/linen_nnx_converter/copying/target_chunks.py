@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Which chunks the arrays of the target get: those of the source, pieces of them, or several joined."""
+"""The chunks of the target's arrays: the source's, pieces of them, or several joined."""
 
 from collections.abc import Sequence
 import itertools
@@ -25,21 +25,21 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import write_spec
 
 Shape = tuple[int, ...]
 
-# What small chunks are joined to if nothing else is asked for: larger ones gain nothing, and a device that needs a piece
-# of one reads all of it.
+# Small chunks are joined up to this size by default: larger ones gain nothing, and a device that needs a piece of a chunk
+# reads all of it.
 _JOINED_BYTES = 16 * 2**20
 
 
 def kept(move: leaf_moves.Move, origin: Any) -> Shape:
-  """The chunks of a source leaf as a target leaf has them: of a layer's, with one layer to a chunk, in a stack.
+  """A source leaf's chunks in a target leaf: in a stack, with one layer per chunk.
 
-  So each source chunk is decoded once, no target chunk is written twice, and what is stacked can be sliced by reference.
+  So each source chunk is decoded once, no target chunk is written twice, and a stack can be sliced by reference.
   """
   return move.across(origin.chunk_shape, itertools.repeat(1))
 
 
 def wanted(move: leaf_moves.Move, origin: Any, leaf: Any, form: storage_form.StorageForm, room: int) -> Shape:
-  """The chunks that are asked for; those that are kept, if none are.
+  """The requested chunks, or the kept ones if none are requested.
 
   Args:
     move: what makes the target leaf.
@@ -52,16 +52,16 @@ def wanted(move: leaf_moves.Move, origin: Any, leaf: Any, form: storage_form.Sto
 
 
 def streamed(move: leaf_moves.Move, origin: Any, leaf: Any, form: storage_form.StorageForm, room: int) -> Shape:
-  """The chunks of a leaf that is decoded anyway: small ones are joined to the source's size, not to make more keys."""
+  """The chunks of a leaf that is decoded anyway: small ones are joined to the source's size, to save keys."""
   goal = form.chunk_byte_size or min(_JOINED_BYTES, math.prod(origin.chunk_shape) * origin.dtype.itemsize)
   return _fitted(move, origin, leaf, form.most_chunk_bytes, goal, room)
 
 
 def _fitted(move, origin, leaf, most, goal, room) -> Shape:
-  """The chunks that are kept, split to at most `most` bytes, or joined to at most `goal`.
+  """The kept chunks, split to at most `most` bytes, or joined to at most `goal`.
 
-  They are split as Orbax does, into equal pieces. They are never joined along the axes of layers, each of which is a leaf
-  of its own on the other side.
+  They are split into equal pieces, as by Orbax. They are never joined along layer axes, because each layer is a leaf of
+  its own on the other side.
   """
   chunk, itemsize = kept(move, origin), leaf.dtype.itemsize
   if math.prod(chunk) * itemsize > most:
@@ -74,7 +74,7 @@ def _fitted(move, origin, leaf, most, goal, room) -> Shape:
 
 
 def grown(bounds: Sequence[int], chunk_shape: Shape, elements: int) -> Shape:
-  """A multiple of the chunk shape of at most so many elements, or one chunk; the last axes grow first, to the bounds."""
+  """A multiple of the chunk shape, of at most so many elements or one chunk; the last axes grow first, to the bounds."""
   shape = list(chunk_shape)
   for axis in reversed(range(len(shape))):
     room = elements // max(1, math.prod(shape))

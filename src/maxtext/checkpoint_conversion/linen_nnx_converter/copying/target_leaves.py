@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How each leaf of the target is stored, as the plan makes it of what the source has stored."""
+"""How each target leaf is stored, by the plan and how the source is stored."""
 
 from collections.abc import Mapping
 import itertools
@@ -39,7 +39,7 @@ _LEAF_TYPES = {
 def target_leaves(
     plan: plan_lib.Plan, source: reader.Checkpoint, routes: Mapping[Path, leaf_routes.Route]
 ) -> dict[Path, Any]:
-  """The leaves to save: what is stored how, as the plan makes it of what the source has stored."""
+  """The leaves to give to Orbax: arrays as `TargetLeaf`s, and all others as they are."""
   leaves = dict(plan.target.leaves)
   for path, route in routes.items():
     move = plan.moves[path]
@@ -64,7 +64,7 @@ def target_leaves(
 
 
 def _moved_sharding(text: str, move, rank) -> str:
-  """Orbax's JSON of a sharding, with the layer axis, which is not sharded, put in or taken out."""
+  """Orbax's JSON of a sharding, with unsharded layer axes inserted or removed."""
   document = json.loads(text)
   if move.kind == "copy" or "partition_spec" not in document:
     return text

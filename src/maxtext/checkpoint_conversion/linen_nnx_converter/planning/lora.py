@@ -83,7 +83,7 @@ class Adapter:
     return self._as_weight(product, (*a.shape[1:-1], *b.shape[2:]))
 
   def _as_weight(self, product, sizes) -> np.ndarray:
-    """What is (layers, rows, columns) with the axes of the weight; `sizes` are those of rows and columns."""
+    """An array of (layers, rows, columns), rearranged to the weight's axes; `sizes` are those of rows and columns."""
     order = np.argsort((*self.rows, *self.columns)) + 1
     product = product.reshape(len(product), *sizes).transpose(0, *order)
     return product[0] if self.layer_axis is None else np.moveaxis(product, 0, self.layer_axis)

@@ -12,4 +12,4 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Where checkpoints stand and how they are read and written. The one folder that uses what is private to Orbax."""
+"""Where checkpoints are, and how they are read and written. The only folder that uses Orbax's private parts."""

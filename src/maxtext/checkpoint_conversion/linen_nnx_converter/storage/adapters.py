@@ -31,13 +31,13 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 
 Path = abstract_state.Path
 
-# Above the model, in the layouts that adapters are saved in, the longer ones first.
+# What is above the model in the layouts of adapters, the longer ones first.
 _ROOTS = (("params", "params"), ("model_params", "base"), ("model_params",), ("model",), ("base",), ())
 _NO_WEIGHTS = frozenset({"optimizer_state", "opt_state", "optimizer", "step", layouts.FOLDER_STEP[0], layouts.NNX_AUX})
 
 
 def merge(plan: plan_lib.Plan, options: options_lib.Options) -> tuple[plan_lib.Plan, tuple[str, ...]]:
-  """The plan, with the adapters that the options name, if any, merged into its weights; and clauses for a person.
+  """The plan with the adapters that the options name, if any, merged into its weights; and notes for a person.
 
   Raises:
     ConversionError: one of its subclasses: they cannot be read, or do not fit.
@@ -53,7 +53,7 @@ def merge(plan: plan_lib.Plan, options: options_lib.Options) -> tuple[plan_lib.P
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[Path, np.ndarray], Mapping[str, Any], locations.Location]:
-  """The adapters of a checkpoint by path inside the model, MaxText's metadata of them, and where it stands.
+  """A checkpoint's adapters by path inside the model, MaxText's metadata of them, and its location.
 
   Raises:
     ConversionError: one of its subclasses: it cannot be read.

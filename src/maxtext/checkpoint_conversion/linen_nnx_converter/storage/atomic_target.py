@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Where a target is made before it appears: beside its place, in a folder that the next run knows for a leftover.
+"""Where a target is made before it appears: beside its place, in a folder that the next run recognises as a leftover.
 
-The folder is `<name>.orbax-checkpoint-tmp-linen_nnx_converter`, which Orbax's tools take for unfinished. Who makes a
-target there holds a lock on it, which the system drops when the process ends, however it ends. So one that nobody holds
-was left behind by a run that was killed; one that somebody holds is never touched.
+The folder is `<name>.orbax-checkpoint-tmp-linen_nnx_converter`, which Orbax's tools treat as unfinished. Whoever makes a
+target there holds a lock on it, which the system releases whenever the process ends. So an unlocked one was left behind
+by a killed run, and a locked one is never touched.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,21 +37,21 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_fil
 
 SUFFIX = ".orbax-checkpoint-tmp-linen_nnx_converter"
 _A_DATA_FILE = "/ocdbt.process_0/d/0123456789abcdef0123456789abcdef"
-_ORBAX = ".orbax-checkpoint-tmp"  # What ends the name of the folder in which Orbax makes a checkpoint.
+_ORBAX = ".orbax-checkpoint-tmp"  # The end of the name of the folder in which Orbax makes a checkpoint.
 _KEPT = f"{_ORBAX}-resumed-"
-_OLD = ".replaced"  # What ends the old checkpoint's name beside the new one, where the two cannot change places at once.
+_OLD = ".replaced"  # The end of the old checkpoint's name, where the two cannot be exchanged at once.
 _TOKEN_TIMEOUT_MS = 60_000
 _COMMITTED = "commit_success.txt"  # Orbax's, in remote storage.
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where a target is made: all that clearing up after a process that was stopped takes.
+  """Where a target is made: all that is needed to clear up after a stopped process.
 
   Attributes:
-    final: where the target shall appear.
+    final: where the target will appear.
     making: the folder in which it is made.
-    before: which file or folder stands at `final` already; None if none does.
+    before: the identity of what is already at `final`; None if nothing is.
     new_parents: how many of its parent folders do not exist yet.
     is_primary: whether this process makes and moves folders.
     others: how many other processes write there.
@@ -66,12 +66,12 @@ class Place:
 
 
 def is_there(place: Place) -> bool:
-  """Whether the target was committed: something else stands in its place than before."""
+  """Whether the target was committed: something else is at its place than before."""
   return _identity(epath.Path(place.final)) not in (None, place.before)
 
 
 def clear_up(place: Place):
-  """Removes what a process that was stopped has left behind, and puts back what it had moved out of the way.
+  """Removes what a stopped process has left behind, and puts back what it had moved out of the way.
 
   Raises:
     OSError, TargetError: something cannot be removed.
@@ -90,11 +90,11 @@ def clear_up(place: Place):
 def staged(
     final: epath.Path, *, check_free: Callable[[], None], announce: Callable[[Place], None]
 ) -> Iterator[epath.Path]:
-  """A path at which to make a checkpoint. It takes the place of `final` in the end, or leaves nothing if making it fails.
+  """A path at which to make a checkpoint. In the end it takes the place of `final`; if making it fails, nothing is left.
 
   Args:
-    final: where the checkpoint shall appear.
-    check_free: refuses what must not be replaced there; called again when it is about to be. Until then it stays whole.
+    final: where the checkpoint will appear.
+    check_free: refuses what must not be replaced there. Called just before that happens; until then it stays whole.
     announce: called with the place before anything is made.
 
   Of several processes, the first makes and moves folders, and Orbax lets the others wait for it.
@@ -127,7 +127,7 @@ def staged(
 
 
 def check_name(final: epath.Path):
-  """Checks that the names of the files that are made below `final`, or beside it, are not too long.
+  """Checks that the names of files that are made below or beside `final` are not too long.
 
   Raises:
     TargetError: one is.
@@ -146,7 +146,7 @@ def check_name(final: epath.Path):
 
 
 def recover(final: epath.Path):
-  """Puts back what a killed conversion to `final` had moved out of the way. What it was making stays, to be resumed.
+  """Puts back what a killed conversion to `final` had moved out of the way. What it was making stays for `--resume`.
 
   Raises:
     TargetError: another conversion to `final` is under way.
@@ -154,7 +154,7 @@ def recover(final: epath.Path):
   staging = _staging(final)
   if remote_files.is_remote(final) or not staging.exists():
     return
-  with folders.locked(staging.parent, wait=True), contextlib.suppress(FileNotFoundError):  # It has ended meanwhile.
+  with folders.locked(staging.parent, wait=True), contextlib.suppress(FileNotFoundError):  # It has just ended.
     with folders.locked(staging, wait=False) as is_left:
       if not is_left:
         raise _under_way(final)
@@ -164,7 +164,7 @@ def recover(final: epath.Path):
 
 
 def keep(final: epath.Path):
-  """Moves what a killed conversion to `final` was making to a name of its own beside it, which `kept` finds."""
+  """Moves what a killed conversion to `final` was making to another name beside it, where `kept` finds it."""
   if remote_files.is_remote(final) or not _staging(final).exists():
     return
   with folders.locked(_staging(final), wait=False) as is_left:
@@ -186,7 +186,7 @@ def _staging(final) -> epath.Path:
 
 @contextlib.contextmanager
 def _staged_remotely(final, check_free, index, count, announce):
-  """As `staged`, where Orbax itself sees to it that a checkpoint is whole or counts as unfinished."""
+  """The same for remote storage, where Orbax itself ensures that a checkpoint is whole or counts as unfinished."""
   new = final.parent / f"{final.name}.replacement-{_token()}" if final.exists() else final
   announce(Place(os.fspath(final), os.fspath(new), _identity(final), 0, index == 0, count - 1))
   try:
@@ -205,17 +205,17 @@ def _staged_remotely(final, check_free, index, count, announce):
 
 
 def _token() -> str:
-  """A name that no one else has, the same in all processes."""
+  """A unique name, the same in all processes."""
   return processes.from_first(lambda: uuid.uuid4().hex[:8], _TOKEN_TIMEOUT_MS)
 
 
 @contextlib.contextmanager
 def _claimed(final) -> Iterator[epath.Path]:
-  """The staging folder of `final`, empty, and locked as long as this lasts; a failure removes it."""
+  """The staging folder of `final`, empty and locked meanwhile; a failure removes it."""
   staging, is_ours = _staging(final), False
   with contextlib.ExitStack() as locks:
     try:
-      with folders.locked(staging.parent, wait=True):  # So that none is between making its folder and locking it.
+      with folders.locked(staging.parent, wait=True):  # So that nobody is between making the folder and locking it.
         is_ours = not staging.exists()
         staging.mkdir(exist_ok=True)
         is_ours = locks.enter_context(folders.locked(staging, wait=False)) or is_ours
@@ -243,13 +243,13 @@ def _under_way(final) -> errors.TargetError:
 
 
 def _discard(staging):
-  """Removes a staging folder while nobody else can be about to lock it."""
+  """Removes a staging folder, when nobody else can be about to lock it."""
   with folders.locked(staging.parent, wait=True):
     staging.rmtree()
 
 
 def _identity(path) -> str | None:
-  """What tells two checkpoints apart that stand in one place at different times; None if there is none."""
+  """What distinguishes checkpoints that are at one place at different times; None if there is none."""
   try:
     if remote_files.is_remote(path):
       return str((path / _COMMITTED).stat().mtime)
@@ -260,7 +260,7 @@ def _identity(path) -> str | None:
 
 
 def _put(new, final, check_free):
-  """Puts the finished checkpoint in its place; one that stands there moves to `new`'s, or beside it."""
+  """Puts the finished checkpoint in its place; an old one moves to `new`'s place, or beside it."""
   is_free = not final.exists() or (final.is_dir() and not remote_files.children(final))
   if not is_free:
     check_free()
@@ -269,14 +269,14 @@ def _put(new, final, check_free):
     os.rename(final, new.parent / f"{final.name}{_OLD}")
   try:
     os.rename(new, final)
-  except OSError as e:  # Something has come there in the meantime.
+  except OSError as e:  # Something has appeared there in the meantime.
     raise errors.TargetError(
         final, "nothing there yet", str(e), "Choose another --target_path or pass --overwrite."
     ) from e
 
 
 def _put_back(staging, final):
-  """Puts the old checkpoint back, if it was moved away and none came in its place."""
+  """Puts the old checkpoint back if it was moved away and nothing took its place."""
   old = staging / f"{final.name}{_OLD}"
   if old.exists() and not final.exists():
     old.rename(final)

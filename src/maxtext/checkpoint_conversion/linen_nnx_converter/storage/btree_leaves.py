@@ -14,8 +14,8 @@
 
 """Decodes leaves of OCDBT's B-trees: which keys there are, and where their values lie. No I/O.
 
-`ts.ocdbt.dump` does so too, but it is for looking at a node or two: of each key it keeps half a KiB of memory for good
-(tensorstore 0.1.86), 2.4 GB where 1.6 million keys are moved and verified, and takes four times as long.
+`ts.ocdbt.dump` does so too, but is meant for a node or two: it never gives back half a KiB of memory per key (tensorstore
+0.1.86), 2.4 GB where 1.6 million keys are moved and verified, and takes four times as long.
 
 The format: https://google.github.io/tensorstore/kvstore/ocdbt/index.html#b-tree-node-format
 """
@@ -33,22 +33,22 @@ _MAGIC = bytes.fromhex("0cdb20de")
 _HEADER_BYTES, _CHECKSUM_BYTES = 14, 4
 _NOT_COMPRESSED, _ZSTD = 0, 1
 _MOST_BYTES = 2**30  # Orbax limits a node to 1e8 bytes.
-_MOST_PLACES = 9  # Of seven bits: what has 64 is no offset.
+_MOST_PLACES = 9  # Of seven bits each: no offset has 64 bits.
 
 
 def entries(
     node: bytes, base: str, prefix: bytes, statistics: Mapping[str, int]
 ) -> Iterator[tuple[str, stored_values.Value]]:
-  """The keys of a leaf in order, each with the place of its value.
+  """The keys of a leaf, in order, with the places of their values.
 
   Args:
     node: its bytes.
-    base: the folder that the node's data files are relative to, as the location of the node has it.
+    base: the folder that the node's data files are relative to, as its location says.
     prefix: what its keys begin with.
     statistics: what the node above says of it: `num_keys` and `num_indirect_value_bytes`.
 
   Raises:
-    ValueError: it is damaged, or of a version that is not known.
+    ValueError: it is damaged, or of an unknown version.
   """
   fields = _Fields(_body(node))
   height, files = fields.take(1)[0], _files(fields, base)
@@ -80,7 +80,7 @@ def entries(
 
 
 class _Fields:
-  """Reads one field after the other."""
+  """Reads one field after another."""
 
   def __init__(self, data: bytes):
     self._data, self._bytes, self._at = data, np.frombuffer(data, np.uint8), 0
@@ -93,7 +93,7 @@ class _Fields:
     return self._data[self._at - count : self._at]
 
   def numbers(self, count: int) -> list[int]:
-    """The next numbers in LEB128: of each byte seven bits, the lowest first; the last byte has no eighth."""
+    """The next numbers, in LEB128: seven bits per byte, the lowest first; the last byte has no eighth bit."""
     window = self._bytes[self._at : self._at + _MOST_PLACES * count]
     stops = np.flatnonzero(window < 0x80)[:count]
     starts = np.concatenate(([0], stops[:-1] + 1))[: len(stops)]
@@ -112,7 +112,7 @@ class _Fields:
 
 
 def _body(node: bytes) -> bytes:
-  """What is between the header and the checksum, not compressed."""
+  """What is between the header and the checksum, uncompressed."""
   if len(node) < _HEADER_BYTES + _CHECKSUM_BYTES:
     raise ValueError(f"a node of the B-tree has {len(node)} bytes")
   nbytes, version, compression = int.from_bytes(node[4:12], "little"), node[12], node[13]
@@ -132,7 +132,7 @@ def _files(fields, base) -> list[str]:
   """The data files that the node refers to."""
   (count,) = fields.numbers(1)
   shared, added = [0, *fields.numbers(max(0, count - 1))], fields.numbers(count)
-  fields.numbers(count)  # What is the base of the nodes below: a leaf has none.
+  fields.numbers(count)  # The bases of the nodes below, of which a leaf has none.
   files, file = [], b""
   for in_common, more in zip(shared, added):
     file = file[:in_common] + fields.take(more)

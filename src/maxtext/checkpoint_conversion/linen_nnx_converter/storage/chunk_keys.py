@@ -12,11 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The chunks of a stored array, and what becomes of them when a move leaves their bytes as they are. No I/O.
+"""The chunks of a stored array, and what becomes of them when a move leaves their bytes unchanged. No I/O.
 
 An array is a zarr metadata document and a grid of chunks. A layer `(d0, d1)` in chunks `(c0, c1)` and the slab of
 `(d0, N, d1)` at one index, in chunks `(c0, 1, c1)`, have the same bytes in C order, compressed or not. So a stack is the
-layers' chunks under keys with an index put in, and a new document; a slice is the reverse.
+layers' chunks under keys with an index inserted, and a new document; a slice is the reverse.
 
 The formats: https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html and …/v3/core/index.html.
 """
@@ -36,7 +36,7 @@ Index = tuple[int, ...]  # The place of a chunk in the grid.
 
 DOCUMENT_NAMES = {2: ".zarray", 3: "zarr.json"}
 
-# Codecs of a chunk's bytes, to which its shape is nothing.
+# Codecs of a chunk's bytes, which do not depend on its shape.
 _COMPRESSORS = frozenset({"zstd", "gzip", "blosc"})
 _SHAPELESS_CODECS = _COMPRESSORS | {"bytes", "crc32c"}
 _SEPARATOR = re.compile("[/.]")
@@ -48,14 +48,14 @@ def shape(document: Document) -> tuple[int, ...]:
 
 
 def chunk_shape(document: Document) -> tuple[int, ...]:
-  """The shape of a chunk: the smallest unit that is stored under a key of its own."""
+  """The shape of a chunk, the smallest unit with a key of its own."""
   if document["zarr_format"] == 3:
     return tuple(document["chunk_grid"]["configuration"]["chunk_shape"])
   return tuple(document["chunks"])
 
 
 def grid(document: Document, fixed: Iterable[tuple[int, int]] = ()) -> Iterator[Index]:
-  """The places of all chunks, in C order; of those alone that have the `fixed` place along an axis."""
+  """The places of all chunks, in C order, or only of those at the `fixed` places along some axes."""
   places: list[Iterable[int]] = [range(-(-n // step)) for n, step in zip(shape(document), chunk_shape(document))]
   for axis, place in fixed:
     places[axis] = (place,)
@@ -68,7 +68,7 @@ def count(document: Document) -> int:
 
 
 def key_of(document: Document) -> Callable[[Index], str]:
-  """What tells the key of a chunk, below the array's name, by its place in the grid."""
+  """A function from a chunk's place in the grid to its key below the array's name."""
   if document["zarr_format"] == 2:
     separator = document.get("dimension_separator", ".")
     return lambda index: separator.join(map(str, index)) or "0"
@@ -86,7 +86,7 @@ def keys(name: str, document: Document) -> Iterator[str]:
 
 
 def compression(document: Document) -> str:
-  """The name of what compresses the chunks, `none` if nothing does."""
+  """The name of the chunks' compressor, or `none`."""
   if document["zarr_format"] == 2:
     return (document.get("compressor") or {}).get("id", "none")
   codecs = document["codecs"]
@@ -110,7 +110,7 @@ def keeps_chunks(move: leaf_moves.Move, documents: Sequence[Document]) -> bool:
 
 
 def restated(document: Document, move: leaf_moves.Move) -> Document:
-  """The target's document, where `keeps_chunks`: another shape, and everything else as it is."""
+  """The target's document, if `keeps_chunks`: another shape, and otherwise unchanged."""
   if move.kind == "copy":
     return document
   document = copy.deepcopy(document)
@@ -129,7 +129,7 @@ def restated(document: Document, move: leaf_moves.Move) -> Document:
 def renamed(
     move: leaf_moves.Move, documents: Sequence[Document], names: Sequence[str], target_name: str
 ) -> Iterator[tuple[str, str]]:
-  """The keys of all chunks of a target leaf: where each is in the source, and where it goes.
+  """The keys of all chunks of a target leaf, in the source and in the target.
 
   Args:
     move: the target leaf's move, which `keeps_chunks`.
@@ -148,11 +148,11 @@ def renamed(
 def ranges(pairs: Iterable[tuple[str, str]], keys: Iterable[str]) -> list[tuple[str, str, bool]]:
   """The fewest prefix renamings that rename keys as `pairs` do, and no other key.
 
-  A store renames a whole prefix as fast as a single key. 76,800 keys took 21 s one by one and 1.6 s by 4,800 prefixes.
+  A store renames a whole prefix as fast as a single key: 76,800 keys took 21 s one by one, and 1.6 s as 4,800 prefixes.
 
   Args:
-    pairs: keys with their new names; none of the old or new ones twice. One that ends in a slash stands for all below it.
-    keys: all keys that there are, or what stands for them.
+    pairs: keys with their new names, both unique. A key that ends in a slash stands for all below it.
+    keys: all existing keys, or what stands for them.
 
   Returns:
     (old, new, whether these are prefixes rather than single keys).
@@ -161,7 +161,7 @@ def ranges(pairs: Iterable[tuple[str, str]], keys: Iterable[str]) -> list[tuple[
 
 
 def _has_plain_chunks(document) -> bool:
-  """Whether a chunk is its elements in C order through codecs that ignore its shape."""
+  """Whether chunks are their elements in C order, through codecs that ignore the shape."""
   if document["zarr_format"] == 2:
     return document["order"] == "C" and not document.get("filters")
   if "dimension_names" in document or document["chunk_grid"]["name"] != "regular":
@@ -176,7 +176,7 @@ def _has_plain_chunks(document) -> bool:
 
 
 def _ranges(pairs, keys, shared: int) -> Iterator[tuple[str, str, bool]]:
-  """The ranges of sorted pairs whose old keys have their first `shared` characters in common."""
+  """The ranges of sorted pairs whose old keys share their first `shared` characters."""
   for old, members in itertools.groupby(pairs, lambda pair: _longer_prefix(pair[0], shared)):
     group = list(members)
     new = group[0][1][: len(group[0][1]) - len(group[0][0]) + len(old)]
@@ -189,12 +189,12 @@ def _ranges(pairs, keys, shared: int) -> Iterator[tuple[str, str, bool]]:
 
 
 def _longer_prefix(key_of_chunk: str, shared: int) -> str:
-  """The key up to and with its next separator; the whole key if there is none."""
+  """The key up to and including its next separator, or the whole key."""
   separator = _SEPARATOR.search(key_of_chunk, shared)
   return key_of_chunk[: separator.end()] if separator else key_of_chunk
 
 
 def _is_range(old, new, pairs, keys) -> bool:
-  """Whether the pairs are all the keys with the prefix `old`, with `new` in its place."""
+  """Whether the pairs are all the keys with the prefix `old`, replaced by `new`."""
   count = bisect.bisect_left(keys, old[:-1] + chr(ord(old[-1]) + 1)) - bisect.bisect_left(keys, old)
   return len(pairs) == count and all(new_key == new + old_key[len(old) :] for old_key, new_key in pairs)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Runs coroutines to their end, also where an event loop runs already, as it does in Jupyter and Colab."""
+"""Runs coroutines to completion, even where an event loop is already running, as in Jupyter and Colab."""
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable
@@ -23,11 +23,11 @@ from typing import Any
 
 
 def run[T](coroutine: Coroutine[Any, Any, T]) -> T:
-  """As `asyncio.run`; in a thread of its own where a loop runs in this one, which waits as for any other computation."""
+  """Like `asyncio.run`, but in a thread of its own if a loop is running in this one, which waits."""
   result = []
 
   async def keep():
-    result.append(await coroutine)  # Not in the task, of which `asyncio` has a text made, its result included.
+    result.append(await coroutine)  # Not in the task, whose `repr`, which asyncio makes, includes its result.
 
   _run(keep())
   return result[0]
@@ -44,16 +44,16 @@ def _run(coroutine):
     future = executor.submit(contextvars.copy_context().run, _run_on, loop, coroutine)
     try:
       future.result()
-    except BaseException:  # Ctrl-C, which Python raises in the main thread only; else all is done already.
+    except BaseException:  # Ctrl-C, raised only in the main thread; otherwise all is done.
       with contextlib.suppress(RuntimeError):  # The loop has been closed.
         loop.call_soon_threadsafe(_cancel_all, loop)
       raise
 
 
 async def settle(awaitables: Iterable[Awaitable[Any]]) -> list[Any]:
-  """Waits for all, and then raises the first failure, if there is one.
+  """Waits for all, and then raises the first failure, if any.
 
-  A TensorStore operation that is still under way when its event loop closes complains about that on standard error.
+  TensorStore operations that are still running when their event loop closes complain on standard error.
   """
   results = await asyncio.gather(*awaitables, return_exceptions=True)
   for result in results:

@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Makes files outlast a power cut: the disk has them before the folder that they are in gets its name.
+"""Makes files survive a power cut: they are on the disk before their folder gets its name.
 
-TensorStore sees to that for what it writes; Orbax does not for its metadata. Of what is on the disk already, such as hard
-links, nothing is written again: 32 files of a 4 GiB checkpoint took 3 ms.
+TensorStore ensures this for what it writes, but Orbax does not for its metadata. What is on the disk already, such as
+hard links, is not written again: 32 files of a 4 GiB checkpoint took 3 ms.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,14 @@ PathLike = str | os.PathLike[str]
 Watch = Callable[[PathLike, PathLike], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 _PIECE_BYTES, _WATCHED_PIECE_BYTES = 2**25, 2**17  # What is looked at at once should still be in a core's cache.
-# What a system says that cannot copy from one file to another by itself: between two file systems, for one.
+# Errors of a system that cannot copy between the two files by itself, for example across file systems.
 _NO_COPY = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV})
-# What a file system says of a folder if it has no such call for folders.
+# Errors of a file system that has no such call for folders.
 _NOT_FOR_FOLDERS = frozenset({errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
 
 
 def copy(source: PathLike, target: PathLike, watch: Watch | None = None):
-  """Copies a file, which the disk has in the end. Where the file system can, the two share its blocks (a reflink)."""
+  """Copies a file and flushes it to the disk. Where the file system can, the two share blocks (a reflink)."""
   with open(source, "rb", buffering=0) as old, open(target, "wb", buffering=0) as new:
     with watch(source, target) if watch else contextlib.nullcontext(lambda _: None) as see:
       begin, size = 0, _WATCHED_PIECE_BYTES if watch else _PIECE_BYTES
@@ -46,7 +46,7 @@ def copy(source: PathLike, target: PathLike, watch: Watch | None = None):
 
 
 def sync_tree(folder: PathLike):
-  """Writes all files and folders below a folder, and itself, to the disk."""
+  """Flushes a folder, and everything below it, to the disk."""
   for parent, _, names in os.walk(folder, topdown=False):
     for name in names:
       sync(os.path.join(parent, name))
@@ -54,7 +54,7 @@ def sync_tree(folder: PathLike):
 
 
 def sync(path: PathLike):
-  """Writes a file, or the names that a folder holds, to the disk.
+  """Flushes a file, or the names in a folder, to the disk.
 
   Raises:
     OSError: the disk cannot take it.

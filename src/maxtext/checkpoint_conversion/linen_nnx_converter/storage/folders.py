@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Folders: made, locked, removed, and two of them exchanged."""
+"""Makes, locks, removes and exchanges folders."""
 
 from collections.abc import Iterable, Iterator
 import contextlib
@@ -28,13 +28,13 @@ from etils import epath
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
 _REMOVALS, _CHECKS_AFTER_REMOVAL, _SECONDS_BETWEEN_TRIES = 200, 4, 0.1
-_SECONDS_TO_END = 3.0  # What a process that was killed takes at most, to let go of its locks, on a busy machine.
+_SECONDS_TO_END = 3.0  # How long a killed process may take to release its locks on a busy machine.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Of Linux's <fcntl.h> and <stdio.h>.
 _NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 def make_parents(path: epath.Path) -> list[epath.Path]:
-  """Makes the parent folders, and returns those that were made, the lowest first."""
+  """Makes the parent folders; returns those that were made, the lowest first."""
   missing = list(itertools.takewhile(lambda parent: not parent.exists(), path.parents))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def make_parents(path: epath.Path) -> list[epath.Path]:
 
 @contextlib.contextmanager
 def locked(folder: epath.Path, *, wait: bool) -> Iterator[bool]:
-  """Holds the lock of a folder, and says whether it does: another has it, or the file system knows no locks."""
+  """Holds a folder's lock; yields whether it does, for another may, or the file system may have no locks."""
   descriptor = os.open(folder, os.O_RDONLY)
   try:
     yield _lock(descriptor, wait)
@@ -55,7 +55,7 @@ def locked(folder: epath.Path, *, wait: bool) -> Iterator[bool]:
 
 
 def _lock(descriptor, wait) -> bool:
-  """Locks a folder; without `wait`, it still waits as long as a process takes to end that was killed just now."""
+  """Locks a folder. Without `wait`, it still waits as long as a process that was just killed takes to end."""
   deadline = time.monotonic() + _SECONDS_TO_END
   while True:
     try:
@@ -70,7 +70,7 @@ def _lock(descriptor, wait) -> bool:
 
 
 def exchange(one: epath.Path, other: epath.Path) -> bool:
-  """Lets two folders change places at once; False where the system cannot."""
+  """Exchanges two folders atomically; False if the system cannot."""
   renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
   if renameat2 is None:
     return False
@@ -83,7 +83,7 @@ def exchange(one: epath.Path, other: epath.Path) -> bool:
 
 
 def remove(folder: epath.Path):
-  """Removes a folder into which TensorStore may still be writing, since what is under way cannot be called back.
+  """Removes a folder into which TensorStore may still be writing, which cannot be cancelled.
 
   Raises:
     TargetError: something remains.
@@ -103,7 +103,7 @@ def remove(folder: epath.Path):
 
 
 def remove_empty(folders: Iterable[epath.Path]):
-  """Removes folders, the lowest first, up to one in which another conversion has put something."""
+  """Removes empty folders, the lowest first, up to one that another conversion uses."""
   for folder in folders:
     with contextlib.suppress(OSError):
       os.rmdir(folder)

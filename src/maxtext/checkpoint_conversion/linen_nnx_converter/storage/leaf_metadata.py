@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The metadata of a pytree's leaves besides `_METADATA`: Orbax's and zarr's, checked for sense."""
+"""The metadata of a pytree's leaves besides `_METADATA`: Orbax's and zarr's, checked for plausibility."""
 
 import base64
 from collections.abc import Iterable, Iterator
@@ -36,11 +36,11 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_inde
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
 
-# No leaf has more: the largest of a model of 700 B parameters has 2**40 bytes, and what a device writes at once fits it.
+# No leaf exceeds these: the largest of a 700 B model has 2**40 bytes, and a chunk is what one device writes.
 _MOST_BYTES, _MOST_CHUNKS, _MOST_CHUNK_BYTES = 2**50, 2**24, 2**40
-_FOREIGN = re.compile("[/\0\ud800-\udfff]")  # In UTF-8, surrogates are nothing.
+_FOREIGN = re.compile("[/\0\ud800-\udfff]")  # UTF-8 has no surrogates.
 _FOREIGN_FOLDER = re.compile(rf"{_FOREIGN.pattern}|\\|\.__lock\Z")
-# What parsers raise on a document that is made of other things than theirs, besides ValueError.
+# What parsers raise, besides ValueError, on documents with unexpected content.
 _NONSENSE = ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError
 _DOCUMENT_KEYS = {
     False: {"zarr_format", "shape", "chunks", "dtype", "order", "compressor", "fill_value", "filters"},
@@ -50,9 +50,9 @@ _DOCUMENT_KEYS = {
 
 @contextlib.contextmanager
 def parsing() -> Iterator[None]:
-  """Makes a ValueError of whatever is raised when a parser finds a JSON document to be made of other things.
+  """Turns whatever a parser raises on a JSON document with unexpected content into a ValueError.
 
-  For the parsing alone: around more it would hide the errors of a program.
+  Only for parsing: around more it would hide defects.
   """
   try:
     yield
@@ -63,7 +63,7 @@ def parsing() -> Iterator[None]:
 def read_array_metadatas(directory: epath.Path) -> dict[str, Any]:
   """Orbax's array metadata, by name."""
   folder = directory / "array_metadatas"
-  # Orbax's own `Store.read` takes the folder's path for a pattern: it finds nothing in `[a]`, and in `?` what is in `b`.
+  # Orbax's own `Store.read` treats the folder's path as a pattern: it finds nothing in `[a]`, and in `?` what is in `b`.
   paths = sorted(remote_files.children(folder)) if folder.exists() else []
   with futures.ThreadPoolExecutor() as threads:
     lists = list(threads.map(_read_array_metadatas, [path for path in paths if path.name.startswith("process_")]))
@@ -87,7 +87,7 @@ def read_shardings(directory: epath.Path) -> dict[str, str]:
   with parsing():
     for sharding in set(document.values()):
       sharding_metadata.ShardingTypes(json.loads(sharding)["sharding_type"])
-      with contextlib.suppress(NotImplementedError):  # A kind that Orbax writes and does not read.
+      with contextlib.suppress(NotImplementedError):  # A kind that Orbax writes but does not read.
         sharding_metadata.from_serialized_string(sharding)
   return {base64.urlsafe_b64decode(name).decode(): sharding for name, sharding in document.items()}
 
@@ -95,7 +95,7 @@ def read_shardings(directory: epath.Path) -> dict[str, str]:
 def check_names(paths: Iterable[abstract_state.Path], *, use_ocdbt: bool):
   """Checks that each leaf's name in storage, its path joined by dots, can be the name of a folder.
 
-  With OCDBT it is none, so there it may be one that TensorStore does not take: see `ocdbt_index.check_place`.
+  With OCDBT it is not a folder's, so it may be one that TensorStore rejects: see `ocdbt_index.check_place`.
   """
   foreign = _FOREIGN if use_ocdbt else _FOREIGN_FOLDER
   for path in paths:
@@ -107,7 +107,7 @@ def check_names(paths: Iterable[abstract_state.Path], *, use_ocdbt: bool):
 
 
 def check_all_named(names: Iterable[str], paths: Iterable[abstract_state.Path], where: str):
-  """Checks that each name is a leaf's: an array that the tree does not name would be lost."""
+  """Checks that each name is a leaf's, because an array that the tree does not name would be lost."""
   if unknown := set(names) - {".".join(path) for path in paths}:
     raise errors.DamagedSourceError(min(unknown), f"a leaf in _METADATA, for {where} there is this name", "none")
 
@@ -122,7 +122,7 @@ def parse_document(text: bytes, use_zarr3: bool) -> tuple[chunk_keys.Document, n
   """A zarr metadata document, and the dtype that it names.
 
   Raises:
-    ValueError: it is none that `check_document` takes.
+    ValueError: `check_document` rejects it.
   """
   with parsing():
     document = json.loads(text)
@@ -131,7 +131,7 @@ def parse_document(text: bytes, use_zarr3: bool) -> tuple[chunk_keys.Document, n
 
 
 def check_document(document: chunk_keys.Document, use_zarr3: bool):
-  """Checks that a zarr metadata document is one that TensorStore would open, of a size that can be.
+  """Checks that TensorStore would open an array with this zarr metadata document, and that its size is plausible.
 
   Raises:
     ValueError: it is not.

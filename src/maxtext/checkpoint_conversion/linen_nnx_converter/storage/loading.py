@@ -29,14 +29,14 @@ PathLike = str | os.PathLike[str]
 def load_checkpoint(path: PathLike) -> Any:
   """Loads the pytree of a checkpoint into host memory, whole: nested dicts and lists of NumPy arrays.
 
-  Where Tunix has split the state, the items' names are the topmost keys.
+  If Tunix has split the state, the items' names are the top-level keys.
 
   Raises:
     ConversionError: there is no finished checkpoint at `path`.
   """
   location = locations.find_source(path, "path")
   source_files.survey(location.final)
-  opening.open_source(location)  # What it refuses is not for Orbax to read.
+  opening.open_source(location)  # Orbax must not read what this refuses.
   if location.split:
     return {name: opening.restore(location.items / name) for name in location.split}
   return opening.restore(location.items)

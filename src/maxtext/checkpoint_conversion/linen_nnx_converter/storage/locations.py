@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Where a checkpoint stands: the spellings of a path that users have at hand.
+"""Where a checkpoint is, from any path that users have at hand.
 
-`…/checkpoints` (its latest step), `…/checkpoints/2`, `…/checkpoints/2/items`, or a folder that is itself a pytree. A step
-of Tunix has `model_params` and `optimizer_state` in place of `items`.
+`…/checkpoints` (its latest step), `…/checkpoints/2`, `…/checkpoints/2/items`, or a folder that is itself a pytree.
+Tunix's steps have `model_params` and `optimizer_state` instead of `items`.
 """
 
 import dataclasses
@@ -32,18 +32,18 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_fil
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import training_engine
 
-DIGESTS = "linen_nnx_converter_digests.json"  # The file beside `_METADATA` that keeps the digests of leaves.
+DIGESTS = "linen_nnx_converter_digests.json"  # The file with the digests of leaves, beside `_METADATA`.
 RECORD = "linen_nnx_converter"  # The key of the converter's record in a target's custom metadata.
 ITEMS = "items"  # MaxText's name for the item that holds the train state.
-# Its other names: with MaxText's emergency checkpoints and in Orbax v1, in older Orbax v1, in Orbax's emergency manager.
+# Other names: MaxText's emergency checkpoints and Orbax v1; older Orbax v1; Orbax's emergency manager.
 STATE_ITEMS = ("state", "pytree", "default")
 METADATA = "_METADATA"
 STEP_METADATA = "_CHECKPOINT_METADATA"
 _PROCESS_METADATA = "process_metadata"
-# In the names of folders until Orbax commits them. The second marks V1's partial saves, each of which looks like a
-# checkpoint of a part of the state.
+# In the names of folders that Orbax has not committed. The second marks V1's partial saves, which look like checkpoints
+# of a part of the state.
 _TEMPORARY = (".orbax-checkpoint-tmp", ".partial_save")
-# Files of a step folder that are no items: Orbax writes them anew.
+# Files in a step folder that are not items; Orbax writes new ones.
 STEP_FILES = frozenset({STEP_METADATA, "commit_success.txt"})
 
 
@@ -53,9 +53,9 @@ class Location:
 
   Attributes:
     items: the folder of the pytree, or of the pytrees over which the train state is split.
-    step_folder: the folder that holds it and its sibling items; None where the pytree stands alone.
-    split: the names of the pytrees over which Tunix splits the train state; () where it is one pytree.
-    step: the number of the step, where the step folder's name is one.
+    step_folder: the folder of the pytree and its sibling items; None if the pytree is by itself.
+    split: the names of the pytrees over which Tunix splits the train state; () if it is one pytree.
+    step: the number of the step, if the step folder's name is one.
   """
 
   items: epath.Path
@@ -70,7 +70,7 @@ class Location:
 
   @property
   def under_way(self) -> str:
-    """What tells that MaxText's training engine saved this inside a step; "" of all others."""
+    """What shows that MaxText's training engine saved this inside a step; "" for all others."""
     if self.step_folder is None or not self.split:
       return ""
     return training_engine.under_way(
@@ -79,12 +79,12 @@ class Location:
 
   @property
   def updates(self) -> int:
-    """The updates that are done in a step of Tunix or of MaxText's training engine, by its folder's name."""
+    """The finished updates in a step of Tunix or MaxText's training engine, by its folder's name."""
     return (self.step or 0) - bool(self.under_way)
 
   @property
   def pytrees(self) -> tuple["Location", ...]:
-    """The places of its pytrees, each of which is one."""
+    """The locations of its pytrees."""
     return tuple(Location(self.items / name, self.step_folder) for name in self.split) or (self,)
 
   @property
@@ -100,10 +100,10 @@ class Location:
     return sorted(p for p in remote_files.children(self.step_folder) if p.name not in STEP_FILES | own)
 
   def step_metadata(self) -> dict[str, Any]:
-    """Orbax's metadata of the step; empty where there is none, as before Orbax 0.11.
+    """Orbax's metadata of the step; empty if there is none, as before Orbax 0.11.
 
     Raises:
-      UnfinishedCheckpointError: it makes no sense.
+      UnfinishedCheckpointError: it cannot be parsed.
     """
     path = self.final / STEP_METADATA
     try:
@@ -132,11 +132,11 @@ def update_step_metadata(folder: epath.Path, item_handlers: dict[str, str], cust
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-  """An absolute path; a URL such as `gs://…` is one already.
+  """The absolute path; a URL such as `gs://…` is one already.
 
   Raises:
-    TargetError: a URL of storage that Orbax does not know. Up to 0.12.4 it takes any but `gs://` for a relative path.
-    PathNameError: it is no path, or empty, or begins with `~`, or has a name that TensorStore would not take as it stands.
+    TargetError: a URL that Orbax does not support; up to 0.12.4 it takes any but `gs://` for a relative path.
+    PathNameError: it is not a path, is empty, begins with `~`, or has a name that TensorStore would not take literally.
   """
   text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
   if not isinstance(text, str):
@@ -167,12 +167,12 @@ def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Lo
 
   Raises:
     SourceNotFoundError: there is no such path.
-    NotACheckpointError: it is no Orbax checkpoint of a pytree, or holds several.
+    NotACheckpointError: it is not an Orbax checkpoint of a pytree, or holds several.
     UnfinishedCheckpointError: it was never committed.
     AccessError: it cannot be read from here.
   """
   path = absolute(path)
-  source_files.check_readable(path)  # What cannot be read does not exist, for epath.
+  source_files.check_readable(path)  # To epath, what cannot be read does not exist.
   if not path.exists():
     raise errors.SourceNotFoundError(path, "a checkpoint", "nothing", f"Check {flag}.")
   if is_temporary(os.fspath(path)):
@@ -204,7 +204,7 @@ def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Lo
 
 
 def copy_tree(source: epath.Path, target: epath.Path):
-  """Copies a file, or a folder with all that is in it."""
+  """Copies a file, or a folder with everything in it."""
   if not source.is_dir():
     source.copy(target)
     return
@@ -214,7 +214,7 @@ def copy_tree(source: epath.Path, target: epath.Path):
 
 
 def _refuse_local(folder):
-  """Refuses what Orbax's emergency checkpoint manager keeps on the disk of each host."""
+  """Refuses what Orbax's emergency checkpoint manager keeps on each host's disk."""
   if (folder / _PROCESS_METADATA).exists():
     raise errors.NotACheckpointError(
         folder,
@@ -225,19 +225,19 @@ def _refuse_local(folder):
 
 
 def is_step(name: str) -> bool:
-  """Whether a folder's name is the number of a step."""
+  """Whether a folder's name is a step's number."""
   return name.isascii() and name.isdigit()
 
 
 def is_in_step_folder(path) -> bool:
-  """Whether the pytree at `path` is an item of a step, not a checkpoint of its own."""
+  """Whether the pytree at `path` is an item of a step rather than a checkpoint of its own."""
   if (path / STEP_METADATA).exists():
     return False
   return (path.parent / STEP_METADATA).exists() or (path.name == ITEMS and is_step(path.parent.name))
 
 
 def _split_items(path, names) -> tuple[str, ...]:
-  """The items of Tunix's that this step has, or should have by its metadata."""
+  """Tunix's items that this step has, or should have according to its metadata."""
   if ITEMS in names or not names & set(layouts.TUNIX_ITEMS):
     return ()
   handlers = Location(path, path).step_metadata().get("item_handlers")
@@ -260,7 +260,7 @@ def _the_item(path, items) -> epath.Path:
 
 
 def is_temporary(name: str) -> bool:
-  """Whether a folder of this name, or at this path, was never committed."""
+  """Whether a folder of this name or path was never committed."""
   return any(mark in name for mark in _TEMPORARY)
 
 

@@ -15,7 +15,7 @@
 """The key-value store under a pytree: which keys it has, and where their values lie.
 
 A pytree's chunks and zarr metadata are the values of a store. Without OCDBT each is a file. With OCDBT the keys are in a
-B-tree, whose nodes and values lie in data files that are never changed once written. TensorStore describes the format:
+B-tree, whose nodes and values are in data files that never change once written. TensorStore describes the format:
 https://google.github.io/tensorstore/kvstore/ocdbt/index.html#storage-format
 """
 
@@ -37,7 +37,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_fil
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import stored_values
 
 _NODES_AT_ONCE = 64
-# As Orbax reads remote storage: values that lie near each other are read together.
+# As Orbax reads remote storage: neighbouring values are read together.
 _READ_COALESCING = {
     "experimental_read_coalescing_threshold_bytes": 1_000_000,
     "experimental_read_coalescing_merged_bytes": 500_000_000_000,
@@ -51,7 +51,7 @@ class Index:
 
   Attributes:
     values: where the value of each key lies.
-    tree_files: the data files that hold nodes of the B-tree; none without OCDBT.
+    tree_files: the data files with nodes of the B-tree; none without OCDBT.
   """
 
   values: stored_values.Values
@@ -59,12 +59,12 @@ class Index:
 
 
 def new_context() -> ts.Context:
-  """TensorStore's resources, as Orbax sets them: nodes of B-trees are cached, chunks are not."""
+  """TensorStore's resources as Orbax sets them: nodes of B-trees are cached, chunks are not."""
   return ts.Context({"file_io_concurrency": {"limit": 128}, "cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}})
 
 
 def spec(directory: epath.Path, name: str = "", *, use_ocdbt: bool) -> dict[str, Any]:
-  """TensorStore's spec of the store under a pytree, or of one leaf's part of it."""
+  """TensorStore's spec of the store under a pytree, or of one leaf's part."""
   if not use_ocdbt:
     place = _place_spec(directory)
     return place | {"path": f"{place['path']}{name}"}
@@ -73,9 +73,9 @@ def spec(directory: epath.Path, name: str = "", *, use_ocdbt: bool) -> dict[str,
 
 
 def writable_spec(directory: epath.Path, data_file_size: int | None = None) -> dict[str, Any]:
-  """TensorStore's spec of an OCDBT store to write, with the configuration that Orbax gives its own.
+  """TensorStore's spec of an OCDBT store to write, configured as Orbax configures its own.
 
-  A store that exists cannot be opened with another one, and Orbax merges others into this. Of the data files, the next
+  An existing store cannot be opened with another configuration, and Orbax merges others into this one. A new data file
   begins after `data_file_size` bytes.
   """
   config = {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000}
@@ -83,9 +83,9 @@ def writable_spec(directory: epath.Path, data_file_size: int | None = None) -> d
 
 
 def check_place(directory: epath.Path):
-  """Checks that TensorStore takes the path of a local folder as it stands.
+  """Checks that TensorStore takes the path of a local folder literally.
 
-  It takes `\\` for `/`, keeps names that end in `.__lock` to itself, and knows no bytes that are no UTF-8.
+  It takes `\\` for `/`, reserves names that end in `.__lock`, and knows only UTF-8.
 
   Raises:
     PathNameError: it does not.
@@ -108,7 +108,7 @@ def check_place(directory: epath.Path):
 
 
 def _place_spec(directory) -> dict[str, Any]:
-  """A folder's spec. No URL: in one, `%20`, `#` and `?` would not be what they are in a name."""
+  """A folder's spec, not as a URL, in which `%20`, `#` and `?` would not be literal."""
   path = os.path.join(os.fspath(directory), "")
   if not remote_files.is_remote(directory):
     return {"driver": "file", "path": path}
@@ -117,7 +117,7 @@ def _place_spec(directory) -> dict[str, Any]:
 
 
 async def read_index(directory: epath.Path, *, use_ocdbt: bool, context: ts.Context) -> Index:
-  """Reads the keys of a store and where their values lie. No value is read, but for those in the tree itself.
+  """Reads the keys of a store and where their values lie, but no values except those in the tree itself.
 
   Raises:
     ForeignFileError: a node or a value would lie outside the folder.
@@ -130,12 +130,12 @@ async def read_index(directory: epath.Path, *, use_ocdbt: bool, context: ts.Cont
 
 
 async def read_tree_files(directory: epath.Path, context: ts.Context) -> frozenset[str]:
-  """The data files that hold nodes of a store's B-tree."""
+  """The data files with nodes of a store's B-tree."""
   return (await _leaf_nodes(directory, await ts.KvStore.open(_place_spec(directory), context=context)))[1]
 
 
 def _entries(directory, nodes) -> Iterator[tuple[str, stored_values.Value]]:
-  """What the leaves of the B-tree say."""
+  """The keys in the leaves of the B-tree, with the places of their values."""
   for prefix, node in nodes:
     place = _place(directory, node["location"])
     encoded = remote_files.read_range(directory / place.file, place.offset, place.nbytes)
@@ -149,7 +149,7 @@ async def _leaf_nodes(directory, base) -> tuple[list[tuple[bytes, Any]], frozens
   """Walks the B-tree of the newest version, level by level, to its leaves.
 
   Returns:
-    What their keys begin with, and what the nodes above say of them; and the data files that hold nodes.
+    The prefix of their keys with what the nodes above say of them; and the data files with nodes.
   """
   versions = (await ts.ocdbt.dump(base))["versions"]
   if not versions:
@@ -184,10 +184,10 @@ def read_range(file: epath.Path, offset: int, nbytes: int) -> bytes:
 
 
 def file_lengths(directory: epath.Path, index: Index) -> dict[str, int]:
-  """The lengths of the data files, each of which must hold the values that the index says lie in it.
+  """The lengths of the data files, which must hold the values that the index places in them.
 
   Raises:
-    DamagedSourceError: a file is missing or too short, naming a key whose value is not there.
+    DamagedSourceError: a file is missing or too short; names a key whose value is not there.
   """
   lengths = {}
   for file, (end, key) in index.values.ends().items():
@@ -204,13 +204,13 @@ def file_lengths(directory: epath.Path, index: Index) -> dict[str, int]:
 
 
 def _place(directory, location: str) -> stored_values.Value:
-  """What TensorStore writes as `<type>:<base>:<file>:<offset>:<length>`, the base relative to the store's folder."""
+  """The place that TensorStore writes as `<type>:<base>:<file>:<offset>:<length>`, relative to the store's folder."""
   _, base, file, offset, nbytes = map(parse.unquote, location.split(":"))
   _check_inside(directory, base + file)
   return stored_values.Value(base + file, int(offset), int(nbytes))
 
 
-@functools.lru_cache(maxsize=2**12)  # Many values lie in a file.
+@functools.lru_cache(maxsize=2**12)  # Files hold many values.
 def _check_inside(directory, file: str):
   if file.startswith("/") or ".." in file.split("/"):
     raise errors.ForeignFileError(

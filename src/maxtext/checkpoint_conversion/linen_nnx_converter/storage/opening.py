@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Opens the checkpoint at a location, be it one pytree or several; restores and saves whole trees."""
+"""Opens the checkpoint at a location, of one pytree or several; restores and saves whole trees."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -36,10 +36,10 @@ Path = abstract_state.Path
 
 
 def open_source(location: locations.Location) -> reader.Checkpoint:
-  """The checkpoint at a location: one pytree, or Tunix's several, with the step that is its folder's name.
+  """The checkpoint at a location: one pytree, or several of Tunix's, with the step from the folder's name.
 
   Raises:
-    ConversionError: one of its subclasses: its metadata cannot be read, or make no sense.
+    ConversionError: one of its subclasses: its metadata cannot be read or parsed.
   """
   if not location.split:
     return reader.Checkpoint(location.items)
@@ -52,8 +52,8 @@ def open_source(location: locations.Location) -> reader.Checkpoint:
 class SplitCheckpoint(reader.Checkpoint):
   """The same view of a train state that is split over several pytrees of one folder.
 
-  The names of the pytrees are the topmost keys of the tree, and the first part of the stored leaves' names, of the keys
-  and of the data files, all of which are relative to the common folder.
+  The pytrees' names are the top-level keys of the tree, and the first part of the names of stored leaves, keys and data
+  files, which are all relative to the common folder.
   """
 
   def __init__(self, directory: epath.Path, names: Iterable[str]):
@@ -101,7 +101,7 @@ class SplitCheckpoint(reader.Checkpoint):
 
 
 def check_chunks(checkpoint: reader.Checkpoint, paths: Iterable[Path]):
-  """Checks that no chunk of the arrays at `paths` is absent, unless it may be. Those held in memory have none.
+  """Checks that no chunk of the arrays at `paths` is absent that must be there. Arrays held in memory have none.
 
   Raises:
     DamagedSourceError: one is.
@@ -115,13 +115,13 @@ def check_chunks(checkpoint: reader.Checkpoint, paths: Iterable[Path]):
 
 
 def check_whole(checkpoint: reader.Checkpoint):
-  """Checks, without reading them, that the chunks of all arrays and the data files that hold them are there.
+  """Checks, without reading them, that the chunks of all arrays and their data files are there.
 
   Raises:
     DamagedSourceError: one is missing, or a file is too short.
   """
   check_chunks(checkpoint, checkpoint.stored)
-  if checkpoint.use_ocdbt:  # Else each value is a file that was just listed.
+  if checkpoint.use_ocdbt:  # Otherwise each value is a file that was just listed.
     ocdbt_index.file_lengths(checkpoint.directory, checkpoint.index)
 
 

@@ -14,8 +14,8 @@
 
 """Saving a checkpoint: framed by Orbax, filled by us.
 
-Orbax makes the temporary folder, writes the metadata, merges and commits. What this module adds are the handlers of
-our own leaf type, `TargetLeaf`, which let the arrays be written block by block instead of whole.
+Orbax makes the temporary folder, writes the metadata, merges and commits. This module adds handlers of our own leaf type,
+`TargetLeaf`, so that arrays are written block by block instead of whole.
 """
 
 import asyncio
@@ -63,10 +63,10 @@ def new_transaction() -> ts.Transaction:
 
 
 def check_target(folder: epath.Path, *, use_ocdbt: bool):
-  """Checks that Orbax will find what it writes below a folder: it looks for the files of processes by `glob`.
+  """Checks that Orbax will find what it writes below a folder, where it looks for processes' files by `glob`.
 
   Raises:
-    PathNameError: it will not, for its path does not match itself. Orbax would commit a checkpoint that cannot be read.
+    PathNameError: the path does not match itself. Orbax would commit a checkpoint that cannot be read.
   """
   if "**" in os.fspath(folder) or (use_ocdbt and not all(fnmatch.fnmatchcase(name, name) for name in folder.parts)):
     raise errors.PathNameError(
@@ -83,7 +83,7 @@ class Pytree:
 
   Attributes:
     leaves: its leaves and lists.
-    content: writes the bytes; its encoded arrays are put down once, before Orbax merges the stores.
+    content: writes the bytes; its encoded arrays are written once, before Orbax merges the stores.
   """
 
   leaves: abstract_state.AbstractState
@@ -97,14 +97,13 @@ def save(
     form: storage_form.StorageForm,
     before_commit: Callable[[epath.Path], Any],
 ) -> Any:
-  """Saves a step of one or more pytrees, or a pytree that stands alone, one after the other and all in one commit.
+  """Saves a step of one or more pytrees, or a pytree by itself, in one commit.
 
   Args:
     path: where to, which is free.
-    pytrees: the pytrees by the names of their items; by "", the one that stands alone.
+    pytrees: the pytrees by item name; "" for one by itself.
     form: how the arrays are stored.
-    before_commit: called with the temporary folder of the checkpoint when all is written. What it raises prevents the
-      commit.
+    before_commit: called with the checkpoint's temporary folder when all is written. Raising prevents the commit.
 
   Returns:
     What `before_commit` returned; None in other processes than the first.
@@ -117,7 +116,7 @@ def save(
   if "" in pytrees:
     handler, arguments = _PyTreeHandler(look, **options[""]), _PyTreeSave(trees[""], **files)
   else:
-    # Orbax makes an item's folder anew if it exists: it must not do so beside the handlers that write there.
+    # Orbax recreates an item's folder if it exists, which must not happen while handlers write there.
     asynchronous = ocp.options.AsyncOptions(create_directories_asynchronously=False)
     items: dict[str, Any] = {name: ocp.PyTreeCheckpointHandler(**options[name]) for name in pytrees}
     handler = _StepHandler(look, composite_options=ocp.CompositeOptions(async_options=asynchronous), **items)
@@ -132,7 +131,7 @@ def _handler_options(content, form) -> dict[str, Any]:
   writes = _Writes(content)
   array_handler = _ArrayHandler(writes)
   registry = ocp.type_handlers.create_type_handler_registry(
-      (jax.Array, array_handler),  # Orbax writes array metadata only where it finds this one.
+      (jax.Array, array_handler),  # Without this, Orbax writes no array metadata.
       (target_leaf.ArrayLeaf, array_handler),
       (target_leaf.NumpyLeaf, _NumpyHandler(writes)),
       (target_leaf.ScalarLeaf, _ScalarHandler(writes)),
@@ -148,12 +147,12 @@ def _handler_options(content, form) -> dict[str, Any]:
 
 
 async def merge_stores(directory: epath.Path, context: ts.Context, *, use_zarr3: bool):
-  """Makes one OCDBT store of those of all processes, as Orbax does before it commits; the data files stay."""
+  """Merges all processes' OCDBT stores into one, as Orbax does before it commits; the data files stay."""
   await ocdbt_utils.merge_ocdbt_per_process_files(directory, context, use_zarr3, enable_validation=False)
 
 
 class _Watched(ocp.CheckpointHandler):
-  """Lets `before_commit` see what a handler saved when all is written: Orbax commits when `finalize` returns."""
+  """Lets `before_commit` see what a handler saved; Orbax commits when `finalize` returns."""
 
   def __init__(self, before_commit: Callable[[epath.Path], Any], **options):
     super().__init__(**options)
@@ -165,7 +164,7 @@ class _Watched(ocp.CheckpointHandler):
 
 
 class _PyTreeHandler(_Watched, ocp.PyTreeCheckpointHandler):
-  """Of a pytree that stands alone."""
+  """For a pytree by itself."""
 
   def finalize(self, directory):
     super().finalize(directory)
@@ -173,10 +172,10 @@ class _PyTreeHandler(_Watched, ocp.PyTreeCheckpointHandler):
 
 
 class _StepHandler(_Watched, ocp.CompositeCheckpointHandler):
-  """Of a step."""
+  """For a step."""
 
 
-# Orbax takes no handler but with arguments of its own.
+# Orbax wants arguments of their own for every handler.
 @ocp.args.register_with_handler(_PyTreeHandler, for_save=True, for_restore=True)
 class _PyTreeSave(ocp.args.PyTreeSave):
   pass
@@ -188,19 +187,19 @@ class _StepSave(ocp.args.Composite):
 
 
 def _record_handler(folder, name):
-  """Puts the name of the handler that readers look up into the metadata, where Orbax put that of ours.
+  """Replaces our handler's name in the metadata by the one that readers look up.
 
-  No second handler can be registered under the name of another.
+  Two handlers cannot be registered under one name.
   """
   path = folder / locations.STEP_METADATA
   path.write_text(json.dumps(json.loads(path.read_text()) | {"item_handlers": name}))
 
 
 class _Writes:
-  """What writes the bytes. The handlers share it, for what is encoded is put down once, and before anything is streamed.
+  """Writes the bytes. The handlers share it, because encoded chunks are written once, before anything is streamed.
 
-  If that fails, no other has begun. Orbax would not wait for it, and its files would be opened after their event loop is
-  closed.
+  If that fails, no handler has begun to stream. Orbax would not wait for it, and files would be opened after their event
+  loop is closed.
   """
 
   def __init__(self, content: Content):
@@ -214,14 +213,14 @@ class _Writes:
 
 
 class _WritingHandler:
-  """The part that the handlers of the three value types share."""
+  """What the handlers of the three value types share."""
 
   def __init__(self, writes: _Writes, **kwargs):
     super().__init__(**kwargs)
     self._writes = writes
 
   async def serialize(self, values, infos, args=None):
-    """Writes the arrays of `values`; when it returns, all is written."""
+    """Writes the arrays of `values`, completely when it returns."""
     args = args or [ocp.SaveArgs()] * len(values)
     for info in infos:
       await info.await_path_creation()
@@ -252,11 +251,11 @@ class _WritingHandler:
     return []
 
   def memory_size(self, values):
-    """The bytes that will be written and read of each value, which Orbax 0.11 asks for."""
+    """The bytes written and read of each value, for Orbax 0.11."""
     return [(value.nbytes, value.nbytes) for value in values]
 
   async def _write_metadata(self, values, infos, specs):
-    """Only `jax.Array` leaves have more metadata."""
+    """Does nothing: only `jax.Array` leaves have more metadata."""
 
 
 class _NumpyHandler(_WritingHandler, ocp.type_handlers.NumpyHandler):
@@ -268,7 +267,7 @@ class _ScalarHandler(_WritingHandler, ocp.type_handlers.ScalarHandler):
 
 
 class _ArrayHandler(_WritingHandler, ocp.type_handlers.ArrayHandler):
-  """For `jax.Array` leaves, which have shardings and array metadata besides."""
+  """For `jax.Array` leaves, which also have shardings and array metadata."""
 
   def __init__(self, writes: _Writes):
     self._metadatas = array_metadata_store.Store()

@@ -14,7 +14,7 @@
 
 """Reading checkpoints: the metadata of every leaf, and arrays on demand.
 
-Tried with orbax-checkpoint 0.11.37, 0.12.4 and 0.12.8. What is private to Orbax is imported from `orbax.checkpoint._src`.
+Tried with orbax-checkpoint 0.11.37, 0.12.4 and 0.12.8, whose private parts are imported from `orbax.checkpoint._src`.
 """
 
 import asyncio
@@ -63,10 +63,10 @@ class StoredLeaf:
     value_type: Orbax's value type: `jax.Array`, `np.ndarray` or `scalar`.
     dtype: its dtype.
     document: its zarr metadata document.
-    write_shape: the shape of what a device wrote at once, as Orbax's array metadata has it, or None.
+    write_shape: the shape that a device wrote at once, from Orbax's array metadata, or None.
     sharding: Orbax's JSON of the sharding that it was saved with, or None.
     ext_metadata: Orbax's further metadata: the implementation of a typed PRNG key whose data this is.
-    compression: what Orbax's array metadata says of the compression, where it does, as 0.12.8's.
+    compression: what Orbax's array metadata, from 0.12.8 on, says of the compression.
   """
 
   name: str
@@ -84,7 +84,7 @@ class StoredLeaf:
 
   @property
   def chunk_shape(self) -> tuple[int, ...]:
-    """The shape of its chunks, the smallest unit that can be decoded."""
+    """The shape of its chunks, the smallest units that can be decoded."""
     return chunk_keys.chunk_shape(self.document)
 
   @property
@@ -96,15 +96,15 @@ class Checkpoint:
   """A read-only view of a pytree that Orbax saved.
 
   Attributes:
-    directory: the folder of the pytree, the one that holds `_METADATA`.
+    directory: the folder of the pytree, with `_METADATA`.
     state: its abstract state.
     stored: its array leaves by path.
     use_ocdbt: whether the arrays are in an OCDBT store.
     use_zarr3: whether the arrays are zarr 3.
-    has_all_chunks: whether a chunk that is absent was lost, rather than left out for holding the fill value alone.
+    has_all_chunks: whether an absent chunk was lost, rather than left out because it holds only the fill value.
     index: the keys of its stores, and where their values lie.
-    stores: the folders of its stores below `directory`, each of which its keys and data files begin with.
-    is_uniform: whether all of its stores are of one kind.
+    stores: the folders of its stores below `directory`, with which their keys and data files begin.
+    is_uniform: whether all its stores are of one kind.
   """
 
   stores: tuple[str, ...] = ("",)
@@ -114,15 +114,15 @@ class Checkpoint:
   def __init__(self, directory: epath.Path, values: stored_values.Values | None = None):
     """Reads the metadata of every leaf, and no array.
 
-    Orbax's own `metadata` opens every array, which takes 8 s where this takes one (20,000 leaves).
+    Orbax's own `metadata` opens every array: 20,000 leaves take it 8 s, and this one.
 
     Args:
       directory: the folder of the pytree.
-      values: where the values of its keys lie, if that is known.
+      values: where the values of its keys lie, if already known.
 
     Raises:
       UnfinishedCheckpointError: Orbax cannot read the metadata that the folder should have.
-      DamagedSourceError: an array has no metadata, or none that makes sense.
+      DamagedSourceError: an array has no metadata, or implausible ones.
     """
     ocdbt_index.check_place(directory)
     self.directory, self._arrays = directory, {}
@@ -143,7 +143,7 @@ class Checkpoint:
       shardings = leaf_metadata.read_shardings(directory)
     except errors.ConversionError:
       raise
-    except (OSError, ValueError) as e:  # What the system, json and TensorStore raise of a damaged file.
+    except (OSError, ValueError) as e:  # What the system, json and TensorStore raise on damaged files.
       errors.check_access(directory, e)
       raise errors.UnfinishedCheckpointError(directory, "metadata that Orbax can read", errors.one_line(e)) from e
     if metadata.use_ocdbt and not self.use_ocdbt:
@@ -152,7 +152,7 @@ class Checkpoint:
     self.has_all_chunks = bool(metadata.store_array_data_equal_to_fill_value)
     leaf_metadata.check_names(tree.leaves, use_ocdbt=self.use_ocdbt)
     leaf_metadata.check_all_named({*array_metadatas, *shardings}, tree.leaves, "in Orbax's array metadata and shardings")
-    # Layers that are alike have equal documents, and share one here.
+    # Like layers have equal documents, and share one here.
     parse = functools.cache(functools.partial(leaf_metadata.parse_document, use_zarr3=self.use_zarr3))
     self.stored = {
         path: self._stored_leaf(path, leaf.value_type, parse, array_metadatas, shardings)
@@ -179,7 +179,7 @@ class Checkpoint:
     return await ts.open(spec, open=True, read=True, context=self.context)
 
   def read(self, path: Path) -> np.ndarray:
-    """Reads the whole array of a leaf, for leaves that are small."""
+    """Reads the whole array of a leaf; for small leaves."""
 
     async def read():
       return await read_region(path, await self.open(path), ...)
@@ -191,7 +191,7 @@ class Checkpoint:
     value = self.index.values[key]
     if value.inline is not None:
       return value.inline
-    if not remote_files.is_remote(self.directory):  # TensorStore would take thrice as long.
+    if not remote_files.is_remote(self.directory):  # TensorStore would take three times as long.
       return await asyncio.to_thread(ocdbt_index.read_range, self.directory / value.file, value.offset, value.nbytes)
     if not self.use_ocdbt:
       return await asyncio.to_thread((self.directory / key).read_bytes)
@@ -231,7 +231,7 @@ class Checkpoint:
       raise errors.DamagedSourceError(path, f"an array whose metadata is at {key}", errors.one_line(e)) from e
 
   def with_arrays(self, arrays: Mapping[Path, Any]) -> "Checkpoint":
-    """The same view with more leaves, held in memory. Typed PRNG keys become their raw data, as Orbax keeps them."""
+    """The same view with more leaves, held in memory. Typed PRNG keys become raw data, as Orbax stores them."""
     extended = copy.copy(self)
     extended._arrays = {path: np.asarray(_key_data(array)) for path, array in arrays.items()}
     stored = {path: self._held(path, array, _key_metadata(arrays[path])) for path, array in extended._arrays.items()}
@@ -241,7 +241,7 @@ class Checkpoint:
     return extended
 
   def _held(self, path, array, ext_metadata) -> StoredLeaf:
-    """How an array held in memory is to be stored: in one chunk, on the devices of the others, replicated."""
+    """How to store an array held in memory: in one chunk, replicated over the others' devices."""
     sharding = json.loads(next((leaf.sharding for leaf in self.stored.values() if leaf.sharding), "null"))
     if sharding and "partition_spec" in sharding:
       sharding["partition_spec"] = []
@@ -273,13 +273,13 @@ async def read_region(path: Path, array: ts.TensorStore, region: Any) -> np.ndar
   """
   try:
     return await array[region].read()
-  except ValueError as e:  # What TensorStore raises for these.
+  except ValueError as e:  # What TensorStore then raises.
     errors.check_access(path, e)
     raise errors.DamagedSourceError(path, "chunks that can be read", errors.one_line(e)) from e
 
 
 def versions() -> dict[str, str]:
-  """The versions of the libraries that read and write."""
+  """The versions of the libraries that read and write checkpoints."""
   return {
       "jax": jax.__version__,
       "orbax-checkpoint": ocp.__version__,
@@ -296,5 +296,5 @@ def _key_data(array):
 
 
 def _key_metadata(array):
-  """What Orbax keeps of a typed PRNG key besides its data."""
+  """What Orbax stores of a typed PRNG key besides its data."""
   return {array_metadata.RANDOM_KEY_IMPL: str(jax.random.key_impl(array))} if _is_key(array) else None

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The files of a source: nothing but files and folders of its own, and the same ones at the end as at the beginning."""
+"""The files of a source: only files and folders of its own, which must not change meanwhile."""
 
 from collections.abc import Iterator, Mapping
 import errno
@@ -28,15 +28,15 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_fil
 
 _MOST_METADATA_BYTES = 2**28  # JSON takes ten times its size in memory. Orbax writes 9 MiB for 20,000 leaves.
 
-# A file's inode, size in bytes, and time of modification in ns. Hard links change none of them.
+# A file's inode, size in bytes, and modification time in ns, none of which hard links change.
 Stamp = tuple[int, int, int]
 
 
 def read_json(path: epath.Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
-  """The JSON object in a file, or `default`, if there is one, where there is no file.
+  """The JSON object in a file; `default`, if given, where there is no file.
 
   Raises:
-    ValueError: there is no JSON object, or one that is too large.
+    ValueError: there is no JSON object, or it is too large.
   """
   if default is not None and not path.exists():
     return default
@@ -51,10 +51,10 @@ def read_json(path: epath.Path, default: dict[str, Any] | None = None) -> dict[s
 
 
 def check_readable(path: str | os.PathLike[str]):
-  """Checks that this process may read a file, or list and enter a folder, or that the store of a URL answers.
+  """Checks that this process may read a file, or list and enter a folder, or that a URL's store answers.
 
   Raises:
-    AccessError: it may not, or it does not. Of what is absent nothing is said.
+    AccessError: it may not, or the store does not. Absent files pass.
   """
   if remote_files.is_remote(path):
     remote_files.check_answers(path)
@@ -70,7 +70,7 @@ def check_readable(path: str | os.PathLike[str]):
 
 
 def check_size(path: epath.Path):
-  """Checks that a file of metadata is not too large to be read.
+  """Checks that a metadata file is not too large to be read.
 
   Raises:
     ValueError: it is.
@@ -80,11 +80,11 @@ def check_size(path: epath.Path):
 
 
 def survey(folder: epath.Path) -> dict[str, Stamp]:
-  """The stamps of all files below a folder, by relative path; of remote ones none.
+  """The stamps of all files below a local folder, by relative path; none for remote ones.
 
   Raises:
     ForeignFileError: there is a link, a pipe or a device, which would lead out of the checkpoint.
-    AccessError: one of them cannot be read. Without reading it could still be linked.
+    AccessError: one of them cannot be read, though it could still be linked.
   """
   if remote_files.is_remote(folder):
     return {}
@@ -93,7 +93,7 @@ def survey(folder: epath.Path) -> dict[str, Stamp]:
 
 
 def check_unchanged(folder: epath.Path, stamps: Mapping[str, Stamp]):
-  """Checks that every file is still the one that was surveyed.
+  """Checks that every surveyed file is still the same.
 
   Raises:
     SourceChangedError: naming one that is not.

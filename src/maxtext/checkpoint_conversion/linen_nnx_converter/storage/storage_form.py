@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How the arrays of a target are stored, where that is not as the source has it."""
+"""How the arrays of a target are stored, where that differs from the source."""
 
 import dataclasses
 import sys
@@ -29,11 +29,11 @@ class StorageForm:
   Attributes:
     use_ocdbt: whether they go into an OCDBT store.
     use_zarr3: whether they are zarr 3.
-    compression: `zstd` or `none`; None leaves encoded chunks as they are, and is zstd for the others.
-    chunk_byte_size: how many bytes a chunk should have, and never more; None keeps the source's chunks, but for small
-      ones that are streamed.
-    data_file_size: bytes of OCDBT's data files, after which the next one begins; None is Orbax's choice for what is
-      written, and leaves the files that are brought along as they are.
+    compression: `zstd` or `none`; None leaves encoded chunks as they are, and uses zstd for the others.
+    chunk_byte_size: the wanted, and largest, size of a chunk; None keeps the source's chunks, except small ones that are
+      streamed.
+    data_file_size: bytes per OCDBT data file; None is Orbax's choice for what is written, and leaves files that are
+      linked or copied as they are.
   """
 
   use_ocdbt: bool
@@ -44,10 +44,10 @@ class StorageForm:
 
   @classmethod
   def of(cls, options: Any, source: reader.Checkpoint) -> Self:
-    """What an `options.Options` asks for, and else what the source is.
+    """What an `options.Options` asks for, or else what the source is.
 
     Raises:
-      OptionError: there will be no new data files, though a size of theirs is given.
+      OptionError: a size of data files is given, but there will be no new ones.
     """
     use_ocdbt = source.use_ocdbt if options.use_ocdbt is None else options.use_ocdbt
     use_zarr3 = source.use_zarr3 if options.use_zarr3 is None else options.use_zarr3
@@ -59,5 +59,5 @@ class StorageForm:
 
   @property
   def most_chunk_bytes(self) -> int:
-    """The bytes that no chunk may exceed: a data file holds whole chunks."""
+    """The largest size of a chunk; a data file holds whole chunks."""
     return min(self.chunk_byte_size or sys.maxsize, self.data_file_size or sys.maxsize)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Where the values of a key-value store lie, for stores of millions of keys. No I/O."""
+"""Where the values of a key-value store lie, for stores with millions of keys. No I/O."""
 
 import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,10 +26,10 @@ class Value(NamedTuple):
   """Where the value of a key lies.
 
   Attributes:
-    file: the data file, relative to the folder of the store; empty for a value that stands in the tree of keys itself.
+    file: the data file, relative to the store's folder; empty for a value in the tree of keys itself.
     offset: where it begins in the file, in bytes.
     nbytes: its length.
-    inline: the value, if it stands in the tree itself.
+    inline: the value, if it is in the tree itself.
   """
 
   file: str
@@ -42,10 +42,10 @@ class Below(NamedTuple):
   """The values of an array: those whose keys begin with its name and a slash.
 
   Attributes:
-    rows_of: what follows the name in each key, from the slash on, with the row of its value, in the order of the rows.
-      Arrays in equal chunks share it.
+    rows_of: the rest of each key, from the slash on, with its value's row, in the order of the rows. Arrays with equal
+      chunks share it.
     rows: where each value lies: the number of its file, its offset and its length.
-    inline: the values that stand in the tree itself, by what follows the name.
+    inline: the values in the tree itself, by the rest of their keys.
   """
 
   rows_of: Mapping[str, int]
@@ -54,22 +54,22 @@ class Below(NamedTuple):
 
 
 class Values(Mapping[str, Value]):
-  """Where the value of each key lies, in some 24 bytes where a `dict` of them takes 300.
+  """Where the value of each key lies, in about 24 bytes a key; a `dict` would take 300.
 
   Attributes:
-    files: the files by number. The first, without a name, is of the values in the tree itself.
-    arrays: the values by the name of their array; a key without a slash is a name of its own.
+    files: the files by number. The first, without a name, stands for values in the tree itself.
+    arrays: the values by the name of their array; a key without a slash is a name by itself.
   """
 
   def __init__(self, values: Iterable[tuple[str, Value]] = (), *, slashes: int = 0):
-    """Takes keys with their values.
+    """Takes keys with the places of their values.
 
     Args:
       values: the keys, each once, and where their values lie.
-      slashes: how many there are in the name of an array.
+      slashes: how many an array's name has.
 
     Raises:
-      ValueError: there is a key twice.
+      ValueError: a key occurs twice.
     """
     self._slashes = slashes
     numbers, known, columns = {"": 0}, {}, {}
@@ -93,7 +93,7 @@ class Values(Mapping[str, Value]):
         raise ValueError(f"a key of {name} is there twice")
 
   def _name_end(self, key: str) -> int:
-    """Where the name of the array ends that a key is of."""
+    """Where the array's name ends in a key."""
     at = -1
     for _ in range(self._slashes + 1):
       if (at := key.find("/", at + 1)) < 0:
@@ -117,19 +117,19 @@ class Values(Mapping[str, Value]):
     return sum(len(below.rows) for below in self.arrays.values())
 
   def keys_of(self, key: str) -> Iterable[str]:
-    """The key alone; of an array's name with a slash, all its keys."""
+    """The key by itself; for an array's name with a slash, all its keys."""
     return (key[:-1] + rest for rest in self.arrays[key[:-1]].rows_of) if key.endswith("/") else (key,)
 
   def count_of(self, key: str) -> int:
-    """The number of `keys_of`."""
+    """How many `keys_of` there are."""
     return len(self.arrays[key[:-1]].rows) if key.endswith("/") else 1
 
   def files_of(self, key: str) -> set[str]:
-    """The files that the values of `keys_of` lie in."""
+    """The files with the values of `keys_of`."""
     return {self.files[file] for file, _, _ in self._rows_of(key) if file}
 
   def nbytes_of(self, key: str) -> int:
-    """The bytes that the values of `keys_of` have in files."""
+    """The bytes of the values of `keys_of` in files."""
     return sum(nbytes for file, _, nbytes in self._rows_of(key) if file)
 
   def _rows_of(self, key: str) -> list[list[int]]:
@@ -144,7 +144,7 @@ class Values(Mapping[str, Value]):
     return max((int(below.rows[:, 2].max()) for below in self.arrays.values()), default=0)
 
   def ends(self) -> dict[str, tuple[int, str]]:
-    """For each file, where the last value in it ends, and its key."""
+    """For each file, where its last value ends, and that value's key."""
     ends: dict[str, tuple[int, str]] = {}
     for name, (rows_of, rows, _) in self.arrays.items():
       rests, last = tuple(rows_of), rows[:, 1] + rows[:, 2]

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The leaves that Orbax is given to save, whose bytes the converter writes."""
+"""The leaves given to Orbax, whose bytes the converter writes."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -28,17 +28,17 @@ Path = abstract_state.Path
 
 @dataclasses.dataclass(frozen=True)
 class TargetLeaf:
-  """A leaf that Orbax is given to save, whose bytes are written by `orbax_writer.save`'s `stream` or `put_encoded`.
+  """A leaf given to Orbax, whose bytes are written by the `stream` or `put_encoded` of `orbax_writer.Content`.
 
   Attributes:
     path: its path.
     shape: its shape.
     dtype: its dtype.
     chunk_shape: the shape of its chunks.
-    write_shape: what Orbax's array metadata has as the shape of what a device wrote at once.
+    write_shape: for Orbax's array metadata, the shape that a device wrote at once.
     sharding: Orbax's JSON of its sharding, or None.
     ext_metadata: Orbax's further metadata.
-    compression: what Orbax's array metadata says of the compression.
+    compression: for Orbax's array metadata, what they say of the compression.
     is_streamed: whether `stream` writes it.
   """
 
@@ -57,7 +57,7 @@ class TargetLeaf:
     return math.prod(self.shape) * self.dtype.itemsize
 
 
-# One class for each value type, siblings: Orbax's registry finds a handler by `issubclass`.
+# One class per value type, and siblings, because Orbax's registry finds handlers by `issubclass`.
 class ArrayLeaf(TargetLeaf):
   pass
 

@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Where a target goes, and what may stand there.
+"""Where a target goes, and what may be there.
 
-What a path means is decided by what stands there, and by its name only where nothing does. What `--overwrite` replaces is
-one checkpoint, of the shape that is written, and nothing else: whatever would be lost besides is named.
+What a path means depends on what is there, and on its name only if nothing is. `--overwrite` replaces one checkpoint of
+the shape that is written, and nothing else: whatever else would be lost is named.
 """
 
 from collections.abc import Collection
@@ -41,26 +41,26 @@ _OF_A_PYTREE = locations.STEP_FILES | {
     *(_INDICATOR, locations.DIGESTS, *layouts.TUNIX_ITEMS),
 }
 _STORE_OF_A_PROCESS = "ocdbt.process_"
-_MOST_NAMES = 5  # That a message lists.
+_MOST_NAMES = 5  # Listed in a message.
 
 
 def find_target(
     path: str | os.PathLike[str], source: Location, *, for_release: bool = False, split: tuple[str, ...] = ()
 ) -> Location:
-  """The place that has the shape of the source: `<path>/<step>/items`, or `<path>` for a pytree that stands alone.
+  """The place with the source's shape: `<path>/<step>/items`, or `<path>` for a pytree by itself.
 
-  A path that names the step or the items folder already, as `…/checkpoints/2` or `…/2/items`, is taken as it is. Tunix's
-  step N is MaxText's N - 1: Tunix counts the steps that are done, MaxText's folders from 0.
+  A path that already names the step or the items folder, as `…/checkpoints/2` or `…/2/items`, is taken as it is. Tunix's
+  step N is MaxText's N - 1: Tunix counts finished steps, MaxText counts from 0.
 
   Args:
     path: where to.
     source: the source.
-    for_release: whether a MaxText release shall resume from it, so that its item is MaxText's `items`.
+    for_release: whether a MaxText release will resume from it, so that its item is MaxText's `items`.
     split: the names of the pytrees over which the target is split, for Tunix.
 
   Raises:
-    StepError: there is no such step in MaxText, or none that Tunix would count.
-    TargetError: the step has another item of the name that the target's has.
+    StepError: MaxText has no such step, or Tunix would not count it.
+    TargetError: the step has another item with the name of the target's.
   """
   path = locations.absolute(path)
   if remote_files.is_remote(path):
@@ -81,7 +81,7 @@ def find_target(
 
 
 def _find_split(path, source, split) -> Location:
-  """The step of Tunix's, which takes the number of the steps that are done from the folder's name."""
+  """Tunix's step, whose folder's name is the number of finished steps."""
   _refuse_unnumbered(source.final)
   _refuse_taken(split, source, "Leave out --target_layout.")
   name = _renumbered(source.final.name, int(source.final.name) + 1)
@@ -101,7 +101,7 @@ def _refuse_unnumbered(step_folder):
 
 
 def _refuse_taken(items, source, remedy):
-  """Refuses a source with other items of the names that those of its train state get in the target."""
+  """Refuses a source whose other items have the names that its train state gets in the target."""
   if taken := sorted({sibling.name for sibling in source.siblings()} & set(items)):
     raise errors.TargetError(
         source.final / taken[0],
@@ -112,15 +112,15 @@ def _refuse_taken(items, source, remedy):
 
 
 def _renumbered(name: str, step: int) -> str:
-  """The step, with as many zeros in front as the name of another one has."""
+  """The step, padded with zeros like the name of another one."""
   return str(step).zfill(len(name) if name.startswith("0") else 0)
 
 
 def step_name(source: Location) -> str:
-  """The name of the step's folder where the path does not give one: that of the source's, or MaxText's for Tunix's.
+  """The name of the step's folder if the path does not give one: the source's, or MaxText's for Tunix's.
 
   Raises:
-    StepError: there is no such step in MaxText.
+    StepError: MaxText has no such step.
   """
   assert source.step_folder is not None and source.step is not None
   name = source.step_folder.name
@@ -134,7 +134,7 @@ def step_name(source: Location) -> str:
 
 
 def notes(path: str | os.PathLike[str], source: Location, target: Location) -> tuple[str, ...]:
-  """Clauses for a person: on a step that the target's path names, and on the items that go along."""
+  """Notes for a person: on a step that the target's path names, and on the items that are copied."""
   found = []
   if source.step is not None and target.step is not None and locations.absolute(path) == target.final:
     found.append(f"step {source.final.name} becomes step {target.final.name}, as --target_path names it")
@@ -159,7 +159,7 @@ def check_apart(source_path, source: Location, target_path, target: Location):
 
 
 def check_free(target: Location, *, overwrite: bool, carried: Collection[str] = ()):
-  """Refuses a place that cannot be made, or where something stands that must not be replaced. An empty folder may be.
+  """Refuses a place that cannot be made, or that holds something that must not be replaced. An empty folder may be.
 
   Args:
     target: the place.
@@ -187,14 +187,14 @@ def check_free(target: Location, *, overwrite: bool, carried: Collection[str] = 
 
 
 def can_link(source: epath.Path, target: epath.Path) -> bool:
-  """Whether files can be linked from a folder to a place: both are local, and on one file system."""
+  """Whether files in a folder can be linked to a place: both are local and on one file system."""
   if remote_files.is_remote(source) or remote_files.is_remote(target):
     return False
   return os.stat(source).st_dev == os.stat(nearest(target)).st_dev
 
 
 def nearest(final: epath.Path) -> epath.Path:
-  """The nearest folder above a place that exists."""
+  """The nearest existing folder above a place."""
   return next(parent for parent in final.parents if parent.exists())
 
 
@@ -213,7 +213,7 @@ def _is_link(path) -> bool:
 
 
 def _is_meant_as_a_step(path, item, step) -> bool:
-  """Whether a path that does not end in the item's name is that of the step itself."""
+  """Whether a path that does not end in the item's name is the step's own."""
   if _holds_steps(path):
     return False
   if _is_checkpoint(path, item):
@@ -224,7 +224,7 @@ def _is_meant_as_a_step(path, item, step) -> bool:
 
 
 def _holds_steps(folder) -> bool:
-  """Whether a folder is one of steps: a folder named by digits in it is a checkpoint."""
+  """Whether a folder holds steps: a folder in it that is named by digits is a checkpoint."""
   return any(_is_checkpoint(child) for child in _steps(folder))
 
 
@@ -234,13 +234,13 @@ def _steps(folder) -> list[epath.Path]:
 
 
 def _is_checkpoint(folder, item: str = locations.ITEMS) -> bool:
-  """Whether a folder is a step or a pytree that Orbax saved, before 0.11 without metadata of the step."""
+  """Whether Orbax saved a step or a pytree here; before 0.11 it wrote no metadata of the step."""
   places = ("", item, locations.ITEMS, *locations.STATE_ITEMS, *layouts.TUNIX_ITEMS)
   return (folder / locations.STEP_METADATA).exists() or any((folder / p / locations.METADATA).exists() for p in places)
 
 
 def _in_the_way(target, carried) -> str:
-  """What stands at the target besides one checkpoint of its shape; "" if nothing does."""
+  """What is at the target besides one checkpoint of its shape; "" if nothing is."""
   final = target.final
   if _is_link(final):
     return f"a symbolic link to {os.readlink(final)}"
@@ -262,7 +262,7 @@ def _in_the_way(target, carried) -> str:
 
 
 def _in_an_items_way(item) -> str:
-  """What is wrong with the item of a step, or stands in it besides its pytree; "" if nothing does."""
+  """What is wrong with an item of a step, or in it besides its pytree; "" if nothing is."""
   if not item.is_dir():
     return f"no folder {item.name}"
   found = _beside_a_pytree(item, {child.name for child in remote_files.children(item)})
@@ -270,7 +270,7 @@ def _in_an_items_way(item) -> str:
 
 
 def _beside_a_pytree(folder, names) -> str:
-  """What is in a folder besides the pytree that Orbax saved there."""
+  """What is in a folder besides a pytree that Orbax saved."""
   if locations.METADATA not in names:
     return f"no {locations.METADATA}, but {_listed(names)}"
   strange = {name for name in names - _OF_A_PYTREE if not name.startswith(_STORE_OF_A_PROCESS)}
@@ -280,7 +280,7 @@ def _beside_a_pytree(folder, names) -> str:
 
 
 def _leaf_names(folder) -> set[str]:
-  """The names of the folders in which the arrays are without OCDBT; none where the metadata make no sense."""
+  """The names of the arrays' folders, without OCDBT; none if the metadata cannot be parsed."""
   try:
     entries = source_files.read_json(folder / locations.METADATA)["tree_metadata"].values()
     return {".".join(str(key["key"]) for key in entry["key_metadata"]) for entry in entries}

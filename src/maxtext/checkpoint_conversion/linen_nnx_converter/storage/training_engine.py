@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Checkpoints of MaxText 0.2.5's training engine: Tunix's items, and more where a step is under way.
+"""Checkpoints of MaxText 0.2.5's training engine: Tunix's items, and more if saved inside a step.
 
-Its folder N holds N updates, as Tunix's does: it saves under `train_step`, which each update increments. Between the
+Its folder N holds N updates, like Tunix's: it saves under `train_step`, which each update increments. Between the
 micro-batches of a step it saves under `train_step + 1`, with the gradients so far and `micro_step_count` in the custom
 metadata, and resumes at `N - 1` (`maxtext/training_engine/maxtext_engine.py`, `save_checkpoint`, `restore_checkpoint`).
 """
@@ -25,9 +25,9 @@ from typing import Any
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 
-GRADIENTS = "accumulated_grads"  # The item that holds the gradients of a step that is under way.
+GRADIENTS = "accumulated_grads"  # The item with the gradients of an unfinished step.
 _COUNT = "micro_step_count"
-COMPLETE = {_COUNT: 0}  # What the custom metadata of a complete step have.
+COMPLETE = {_COUNT: 0}  # In the custom metadata of a complete step.
 
 
 def is_engine(custom_metadata: Mapping[str, Any]) -> bool:
@@ -36,7 +36,7 @@ def is_engine(custom_metadata: Mapping[str, Any]) -> bool:
 
 
 def under_way(items: Collection[str], custom_metadata: Mapping[str, Any]) -> str:
-  """What tells that a step was under way when it was saved; "" of a complete one.
+  """What shows that a step was unfinished when it was saved; "" for a complete one.
 
   Args:
     items: the names of the step's items.
@@ -48,14 +48,14 @@ def under_way(items: Collection[str], custom_metadata: Mapping[str, Any]) -> str
 
 
 def check(location, params_only: bool) -> tuple[str, ...]:
-  """Refuses a step that was under way, which no trainer but the engine can go on with.
+  """Refuses an unfinished step, which only the engine itself can resume.
 
   Args:
     location: the source, a `locations.Location`.
-    params_only: whether its weights alone are asked for.
+    params_only: whether only its weights are asked for.
 
   Returns:
-    A clause for a person, if the weights are taken from inside a step.
+    A note for a person, if the weights are taken from inside a step.
 
   Raises:
     StepError: more than the weights is asked for.

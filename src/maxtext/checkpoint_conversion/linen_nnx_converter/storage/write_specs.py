@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How a leaf is written: Orbax's own spec and array metadata, with the chunks and the compression of ours."""
+"""How a leaf is written: Orbax's own spec and array metadata, with our chunks and compression."""
 
 import dataclasses
 from typing import Any
@@ -23,13 +23,13 @@ from orbax.checkpoint._src.arrays import subchunking
 from orbax.checkpoint._src.metadata import array_metadata
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-# Of zstd. Zarr 3 has 3 by default, zarr 2 has 1. Normally distributed weights, bfloat16 and float32, and squares, as
-# in Adam's nu, take the same size with 1 (ratios 1.28, 1.08, 1.08), in half to four fifths of the time.
+# Of zstd; by default zarr 3 has 3, and zarr 2 has 1. With 1, normally distributed weights, bfloat16 and float32, and
+# squares as in Adam's nu compress equally well (ratios 1.28, 1.08, 1.08), in half to four fifths of the time.
 _LEVEL = 1
 
 
 def split(shape: tuple[int, ...], chunk_shape: tuple[int, ...], dtype: np.dtype, nbytes: int) -> tuple[int, ...]:
-  """A chunk shape of at most so many bytes that divides another one, as Orbax chooses it for `chunk_byte_size`."""
+  """A chunk shape of at most so many bytes that divides another, chosen as Orbax does for `chunk_byte_size`."""
   return tuple(map(int, subchunking.choose_chunk_shape(shape, chunk_shape, dtype, max(nbytes, dtype.itemsize))))
 
 
@@ -52,7 +52,7 @@ def tensorstore_spec(spec) -> dict[str, Any]:
 
 
 def array_metadata_of(value, info, spec) -> array_metadata.ArrayMetadata:
-  """Orbax's array metadata: as it made it for what is streamed, which has a spec, else of what `value` says."""
+  """Orbax's array metadata: from its spec, for what is streamed; otherwise from `value`."""
   if spec is not None:
     has_level = getattr(spec.metadata, "compression_level", None) is not None  # Since 0.12.8, where there is compression.
     level = {"compression_level": _LEVEL} if has_level else {}
@@ -71,7 +71,7 @@ def array_metadata_of(value, info, spec) -> array_metadata.ArrayMetadata:
 
 
 def _leveled(spec: Any) -> Any:
-  """The spec, or the part of one, with the compression's level: among the codecs of zarr 3, and of its shards."""
+  """A spec, or part of one, with the compression level set in the codecs of zarr 3 and of its shards."""
   if isinstance(spec, list):
     return [_leveled(part) for part in spec]
   if not isinstance(spec, dict):

@@ -12,4 +12,4 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Whether the target is what the plan makes of the source. Opens both by itself."""
+"""Checks that the target is what the plan makes of the source. Opens both by itself."""

@@ -13,10 +13,10 @@
 # limitations under the License.
 
 
-"""Compares files with what they are copied from, piece by piece while the caches of a core have both.
+"""Compares files with what they are copied from, piece by piece, while a core's caches hold both.
 
-Reading both again when all is written takes as long as copying them. What was read here is told from what stands there
-later by its inode, its size and the time of its last change: whoever writes to it after that makes it another file.
+Reading both again later would take as long as copying them. Files that were compared are recognised by inode, size and
+modification time: a file that someone has written to since is another one.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,14 +30,14 @@ Stamp = tuple[int, ...]
 
 
 class CopiedFiles:
-  """The files that are equal to what they were copied from."""
+  """The files that were found equal to what they were copied from."""
 
   def __init__(self):
     self._equal: set[tuple[Stamp, Stamp]] = set()
 
   @contextlib.contextmanager
   def watch(self, source: os.PathLike[str] | str, target: os.PathLike[str] | str) -> Iterator[Any]:
-    """Compares a file that is being copied with its source: as much of it as what is yielded is called with."""
+    """Compares a file that is being copied with its source, as far as the yielded function is told."""
     with open(source, "rb", buffering=0) as ours, open(target, "rb", buffering=0) as theirs:
       is_equal = True
 
@@ -50,20 +50,20 @@ class CopiedFiles:
         self._equal.add((_stamp(os.fstat(ours.fileno())), _stamp(os.fstat(theirs.fileno()))))
 
   def have(self, source: os.PathLike[str], target: os.PathLike[str]) -> bool:
-    """Whether the one was found to be equal to the other, and neither has changed since."""
+    """Whether the two were found equal, and neither has changed since."""
     return (_stamp(os.stat(source)), _stamp(os.stat(target))) in self._equal
 
   def parts(self) -> list[tuple[Stamp, Stamp]]:
-    """What was found so far, to be merged with what others have found."""
+    """What was found so far, to be merged with other processes' findings."""
     return sorted(self._equal)
 
   def merge(self, parts: Iterable[Iterable[Iterable[int]]]):
-    """Takes in what another has found."""
+    """Adds another process's findings."""
     self._equal.update((tuple(ours), tuple(theirs)) for ours, theirs in parts)
 
 
 def have_equal_bytes(one: Any, other: Any, nbytes: int) -> bool:
-  """Whether the next bytes of two files that are open without buffers are there, and equal."""
+  """Whether the next bytes of two unbuffered files exist and are equal."""
   while nbytes > 0:
     pieces = one.read(min(nbytes, _PIECE_BYTES)), other.read(min(nbytes, _PIECE_BYTES))
     if pieces[0] != pieces[1] or not pieces[0]:

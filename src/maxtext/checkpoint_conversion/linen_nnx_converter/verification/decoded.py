@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Compares what was written with the source, to the bit. Shares no code with what reads and writes: see `reopen.py`."""
+"""Compares what was written with the source, to the bit, by code that neither reads nor writes: see `reopen.py`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -36,7 +36,7 @@ Box = tuple[tuple[int, int], ...]  # (start, stop) for each axis.
 Sums = Iterator[tuple[Box, np.ndarray]]
 OnEqual = Callable[[Path, Box, np.ndarray], None]
 
-PARTS_AT_ONCE = 4  # Of what is made of a box: more would hold as much of the target as of the source.
+PARTS_AT_ONCE = 4  # Of a box; more would hold as much of the target as of the source.
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # By the bytes of an element.
 
 
@@ -47,7 +47,7 @@ class Sides:
   Attributes:
     open_source: opens a source leaf's array.
     open_target: opens a target leaf's array.
-    chunk_shape_of: the shape of what is decoded at once: a source leaf's chunk, or more, not to cut the target's chunks.
+    chunk_shape_of: the shape that is decoded at once: a source leaf's chunk, or more, so as not to cut target chunks.
   """
 
   open_source: Open
@@ -70,10 +70,10 @@ def verify_state(expected: abstract_state.AbstractState, found: abstract_state.A
 
 
 def verify_names(expected: abstract_state.AbstractState, name_of: Callable[[Path], str], found: set[str]):
-  """Compares the names of the arrays that a store has with those that it should have.
+  """Compares the names of a store's arrays with those that it should have.
 
   Raises:
-    VerificationError: naming the first that is in one of them alone.
+    VerificationError: naming the first that is missing or too many.
   """
   arrays = [
       path for path, leaf in expected.leaves.items() if abstract_state.is_array(leaf) and not plan_lib.is_held(path)
@@ -93,7 +93,7 @@ async def verify_arrays(
     on_equal: OnEqual | None = None,
     on_failure: Callable[[Path, Exception], None] | None = None,
 ):
-  """Reads every element of the source that these target leaves have, and compares its bytes with what stands in them.
+  """Reads every source element that these target leaves have, and compares its bytes with theirs.
 
   `plan.validate()` has shown that these elements fill the target.
 
@@ -102,9 +102,9 @@ async def verify_arrays(
     targets: the target leaves to compare.
     sides: their arrays, and the source's.
     memory_budget: bytes, for all data held at a time; a single chunk may take more.
-    on_verified: called with the size of each target leaf's part of a source leaf that was found, in bytes.
-    on_equal: called, in a thread, with each box of a target leaf that was found equal, and what stands in it.
-    on_failure: called with what is wrong with a target leaf, instead of raising it.
+    on_verified: called with the bytes of each verified part.
+    on_equal: called, in a thread, with each box of a target leaf that was found equal, and its values.
+    on_failure: called with a target leaf's failure, which is then not raised.
 
   Raises:
     VerificationError: naming the first element that differs.
@@ -124,7 +124,7 @@ async def verify_arrays(
       return
     try:
       await verify_box(part.target, target, *there, on_equal, sums_of(plan, part, box, data))
-    except errors.VerificationError as e:  # A value that differs, or a chunk that cannot be read.
+    except errors.VerificationError as e:  # A value differs, or a chunk cannot be read.
       if on_failure is None:
         raise
       on_failure(part.target, e)
@@ -145,7 +145,7 @@ async def verify_arrays(
   async def verify_unless_failed(path, parts):
     try:
       await verify_leaf(path, parts)
-    except Exception as e:  # Raised below, when nothing is under way any more.  pylint: disable=broad-except
+    except Exception as e:  # Raised below, when nothing is in flight any more.  pylint: disable=broad-except
       failures.append(e)
 
   await asyncio.gather(*(verify_unless_failed(path, parts) for path, parts in stored.items()))
@@ -154,14 +154,14 @@ async def verify_arrays(
 
 
 async def opened(path: Path, leaf: Any, open_array: Open) -> Any:
-  """An array, which must be of the shape and dtype that the plan says.
+  """Opens an array, which must have the planned shape and dtype.
 
   Raises:
-    VerificationError: it is not.
+    VerificationError: it does not.
   """
   try:
     array = await open_array(path)
-  except (ValueError, KeyError) as e:  # What TensorStore raises where there is none, or one that it cannot read.
+  except (ValueError, KeyError) as e:  # What TensorStore raises if there is none, or it cannot read it.
     raise errors.VerificationError(path, "an array that can be opened", errors.one_line(e)) from e
   found = array.shape, array.dtype.numpy_dtype
   if found != (leaf.shape, leaf.dtype):
@@ -177,7 +177,7 @@ async def _read_source(path, source, box) -> np.ndarray:
 
 
 def placed(part: plan_lib.Part, box: Box, data: np.ndarray) -> tuple[Box, np.ndarray] | None:
-  """Where in the target a part puts a box of its source, and what should stand there; None if it takes none of it."""
+  """Where a part puts a box of its source, and the values that should be there; None if it uses none of it."""
   move, place, expected = part.move, list(box), data
   for axis, index in reversed(list(zip(part.axes, part.index))):
     start, stop = place.pop(axis)
@@ -196,7 +196,7 @@ def placed(part: plan_lib.Part, box: Box, data: np.ndarray) -> tuple[Box, np.nda
 
 
 def sums_of(plan: plan_lib.Plan, part: plan_lib.Part, box: Box, data: np.ndarray) -> Sums | None:
-  """What a part puts into the target of a weight that adapters are merged into; None of all others."""
+  """What a part puts into the target of a weight that adapters are merged into; None for all others."""
   if (adapter := plan.merges.get(part.move.pieces[part.number][0])) is None:
     return None
   placed_sums = (placed(part, strip, sums) for strip, sums in merged.sums(adapter, box, data))
@@ -206,10 +206,10 @@ def sums_of(plan: plan_lib.Plan, part: plan_lib.Part, box: Box, data: np.ndarray
 async def verify_box(
     path: Path, target: Any, place: Box, expected: np.ndarray, on_equal: OnEqual | None, sums: Sums | None = None
 ):
-  """Compares a box of a target leaf with what should stand there, which is `sums` if there are any.
+  """Compares a box of a target leaf with the values that should be there, which are `sums` if given.
 
   Raises:
-    VerificationError: it is something else.
+    VerificationError: they differ.
   """
   try:
     found = await target[as_slices(place)].read()
@@ -221,7 +221,7 @@ async def verify_box(
   elif plan_lib.is_float_cast(expected, found):
     _compare_rounded(path, found, expected, place)
   else:
-    # Of all others only the step's dtype may differ; its value may not.
+    # Of all others, only the step's dtype may differ, but not its value.
     _compare(path, found, expected.astype(found.dtype) if found.shape == () else expected, place)
   if on_equal:
     await asyncio.to_thread(on_equal, path, place, found)
@@ -233,7 +233,7 @@ def as_slices(box: Box) -> tuple[slice, ...]:
 
 
 def boxes(shape, chunk_shape, elements: int) -> Iterator[Box]:
-  """Boxes of whole chunks that cover the array, doubled from one chunk while they have at most `elements`."""
+  """Boxes of whole chunks that cover the array: one chunk, doubled while they have at most `elements`."""
   steps = list(chunk_shape)
   for axis in reversed(range(len(shape))):
     while steps[axis] < shape[axis] and 2 * math.prod(steps) <= elements:
@@ -243,11 +243,11 @@ def boxes(shape, chunk_shape, elements: int) -> Iterator[Box]:
 
 
 def _compare(path, found, expected, place):
-  """Compares bytes, so that NaNs, signed zeros and every dtype count as they are stored."""
+  """Compares bytes, so that NaNs, signed zeros and all dtypes count as stored."""
   if found.dtype != expected.dtype:
     raise errors.VerificationError(path, str(expected.dtype), str(found.dtype))
   bits = _BITS.get(found.dtype.itemsize)
-  if bits and np.array_equal(found.view(bits), expected.view(bits)):  # Copies neither, and goes any stride.
+  if bits and np.array_equal(found.view(bits), expected.view(bits)):  # Copies neither, with any strides.
     return
   found, expected = np.ascontiguousarray(found), np.ascontiguousarray(expected)
   if found.tobytes() == expected.tobytes():
@@ -259,7 +259,7 @@ def _compare(path, found, expected, place):
 
 
 def _compare_rounded(path, found, source, place):
-  """Compares numbers that were cast on request with those that they were."""
+  """Compares numbers that were cast on request with the original ones."""
   different = rounding.first_difference(found, source)
   if different is not None:
     inside = np.unravel_index(different, found.shape)
@@ -270,7 +270,7 @@ def _compare_rounded(path, found, source, place):
 
 
 def _compare_sums(path, found, sums, place):
-  """Compares weights that adapters were merged into with the sums that they should be, strip by strip."""
+  """Compares weights that adapters were merged into with the right sums, strip by strip."""
   for strip, expected in sums:
     inside = tuple(slice(start - begin, stop - begin) for (start, stop), (begin, _) in zip(strip, place))
     different = merged.first_difference(found[inside], expected)

@@ -14,10 +14,10 @@
 
 """Digests of leaves, and the file beside the target's `_METADATA` that keeps them.
 
-A leaf is cut into blocks, and its digest is the SHA-256 of the blocks' SHA-256s, one after the other in C order. A block
-is hashed as its decoded elements in C order, so a digest says nothing of codecs, of OCDBT or of zarr. Blocks are what
-chunks are where the digest is taken: so they can be read in any order, each once, in memory that does not grow with the
-array. Their shape is kept with the digest, and anyone can take it again of an `array`, however that is chunked:
+A leaf is cut into blocks, and its digest is the SHA-256 of the blocks' SHA-256s in C order. A block is hashed as its
+decoded elements in C order, so a digest does not depend on codecs, OCDBT or zarr. Blocks are the chunks where the digest
+is taken, so they can be read in any order, each once, in memory that does not grow with the array. Their shape is kept
+with the digest, and anyone can compute it again from an `array`, however that is chunked:
 
   digest = hashlib.sha256()
   for i in np.ndindex(*(-(-size // step) for size, step in zip(array.shape, block))):
@@ -57,8 +57,8 @@ class Digest:
   Attributes:
     shape: the leaf's shape.
     dtype: the name of its dtype.
-    block: the shape of the blocks; those at the ends are cut off where the array ends.
-    sha256: the digest, in hexadecimal digits.
+    block: the shape of the blocks; the last ones end where the array does.
+    sha256: the digest, in hexadecimal.
   """
 
   shape: tuple[int, ...]
@@ -68,7 +68,7 @@ class Digest:
 
 
 class LeafHash:
-  """Takes the digest of a leaf from boxes of it, in any order and in several threads."""
+  """Computes a leaf's digest from boxes of it, in any order and in several threads."""
 
   def __init__(self, shape: tuple[int, ...], block: tuple[int, ...]):
     self._shape, self._block = shape, tuple(max(1, step) for step in block)
@@ -77,12 +77,12 @@ class LeafHash:
     self._seen = bytearray(math.prod(self._grid))
 
   def has_whole_blocks(self, box: decoded.Box) -> bool:
-    """Whether a box cuts through no block."""
+    """Whether a box cuts no block."""
     sides = zip(box, self._block, self._shape)
     return all(low % step == 0 and (high % step == 0 or high == size) for (low, high), step, size in sides)
 
   def add(self, box: decoded.Box, values: np.ndarray):
-    """Hashes the blocks of a box, which holds whole ones."""
+    """Hashes the blocks of a box of whole blocks."""
     for start in itertools.product(*(range(low, high, step) for (low, high), step in zip(box, self._block))):
       inside = [slice(at - low, at - low + step) for at, (low, _), step in zip(start, box, self._block)]
       place = tuple(at // step for at, step in zip(start, self._block))
@@ -100,70 +100,70 @@ class LeafHash:
     return all(self._seen)
 
   def parts(self) -> dict[int, str]:
-    """The SHA-256 of each block that was added, in hexadecimal digits, by its number."""
+    """The SHA-256 of each block that was added, in hexadecimal, by number."""
     of = lambda number: self._blocks[number * _SIZE : (number + 1) * _SIZE].hex()
     return {number: of(number) for number, seen in enumerate(self._seen) if seen}
 
   def merge(self, parts: Mapping[str, str]):
-    """Adds blocks that another has hashed."""
+    """Adds blocks that another process has hashed."""
     for number, block in ((int(number), bytes.fromhex(digits)) for number, digits in parts.items()):
       self._blocks[number * _SIZE : (number + 1) * _SIZE] = block
       self._seen[number] = 1
 
   def digest(self, dtype: np.dtype) -> Digest:
-    """The digest, when all boxes have been added."""
+    """The digest, once all boxes have been added."""
     if not self.is_whole():
       raise ValueError(f"{self._seen.count(0)} blocks of a leaf were never read")
     return Digest(self._shape, str(dtype), self._block, hashlib.sha256(self._blocks).hexdigest())
 
 
 class Collector:
-  """Takes the digests of many leaves while they are read."""
+  """Computes the digests of many leaves while they are read."""
 
   def __init__(self, leaves: Mapping[Path, Any], blocks: Mapping[Path, tuple[int, ...]]):
     """Begins without any digest.
 
     Args:
       leaves: leaves with a `shape` and a `dtype`.
-      blocks: the shapes of the blocks of those that will be read.
+      blocks: the block shapes of those that will be read.
     """
     self._leaves = leaves
     self._hashes = {path: LeafHash(leaves[path].shape, block) for path, block in blocks.items()}
     self._cut: set[Path] = set()
 
   def add(self, path: Path, box: decoded.Box, values: np.ndarray):
-    """Takes in what stands in a box of a leaf."""
+    """Adds the values in a box of a leaf."""
     if self._hashes[path].has_whole_blocks(box):
       self._hashes[path].add(box, values)
     else:
       self._cut.add(path)
 
   def parts(self) -> dict[str, Any]:
-    """What was read so far, to be merged with what others have read."""
+    """What was read so far, to be merged with what other processes read."""
     read = {".".join(path): leaf.parts() for path, leaf in self._hashes.items() if leaf.is_begun()}
     return {"read": read, "cut": sorted(".".join(path) for path in self._cut)}
 
   def merge(self, parts: Mapping[str, Any]):
-    """Takes in what another has read of other boxes of the same leaves."""
+    """Adds what another process has read of the same leaves."""
     paths = {".".join(path): path for path in self._hashes}
     self._cut.update(paths[name] for name in parts["cut"])
     for name, some in parts["read"].items():
       self._hashes[paths[name]].merge(some)
 
   def digests(self) -> dict[Path, Digest]:
-    """The digests of the leaves that were read whole, in boxes of whole blocks."""
+    """The digests of leaves that were read whole, in boxes of whole blocks."""
     whole = {path: leaf for path, leaf in self._hashes.items() if path not in self._cut and leaf.is_whole()}
     return {path: leaf.digest(self._leaves[path].dtype) for path, leaf in whole.items()}
 
 
 async def take(array: Any, block: tuple[int, ...], *, memory_budget: int, on_read: Callable[[int], None]) -> Digest:
-  """Reads an array and takes its digest.
+  """Reads an array and computes its digest.
 
   Args:
     array: a `ts.TensorStore`.
     block: the shape of the blocks.
-    memory_budget: bytes, of which what is held stays a fraction; a block is held whole.
-    on_read: called with the bytes of what was read.
+    memory_budget: bytes, of which only a fraction is used; a block is held whole.
+    on_read: called with the bytes read.
   """
   leaf, dtype = LeafHash(array.shape, block), array.dtype.numpy_dtype
   for box in decoded.boxes(array.shape, [max(1, step) for step in block], memory_budget // 16 // dtype.itemsize):

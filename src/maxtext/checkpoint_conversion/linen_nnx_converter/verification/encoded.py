@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Proves that leaves are equal without decoding them: their chunks are the same bytes, in the places that the plan says.
+"""Proves that leaves are equal without decoding them: their chunks are the same bytes, in the planned places.
 
-Shares no code with what reads and moves them: it finds the keys of both anew, starts from those that stand in the target,
-and asks which chunk of the source each should be.
+Shares no code with what reads and moves them: it finds both sides' keys by itself, starts from those in the target, and
+asks which chunk of the source each should be.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ Path = abstract_state.Path
 Pairs = Callable[[], Iterator[tuple[str, str]]]  # Keys, in the source and in the target.
 
 _PAIRS_AT_ONCE = 2  # Chunks, each in the source and in the target.
-_REMOTE_PAIRS_AT_ONCE, _REMOTE_SHARE = 8, 1 / 8  # Those that are held whole; their share of the budget.
+_REMOTE_PAIRS_AT_ONCE, _REMOTE_SHARE = 8, 1 / 8  # Of chunks held whole; and their share of the budget.
 
 
 async def prove(
@@ -51,17 +51,17 @@ async def prove(
     files: copied.CopiedFiles,
     memory_budget: int,
 ) -> frozenset[Path]:
-  """Finds the target leaves whose equality can be proven; of the others, which must be decoded, nothing is known.
+  """Finds the target leaves that can be proven equal; nothing is known of the others, which must be decoded.
 
-  Nothing is read of chunks that lie at the same place of one file, which is what hard links are, or of two that were
-  compared when they were copied. Others are read as they are encoded.
+  Chunks at the same place of one file (a hard link), or of two files that were compared while copying, are not read.
+  Others are read as they are encoded.
 
   Args:
     plan: the plan that was carried out.
     source: the source, whose places are read.
     written: the target, whose places are read.
-    files: those that were compared.
-    memory_budget: bytes, for the encoded chunks that are compared in remote storage, but for two pairs of large ones.
+    files: the files that were compared while copying.
+    memory_budget: bytes, for encoded chunks compared in remote storage; two pairs of large ones may take more.
   """
   candidates = await _candidates(plan, source, written)
   largest = max(source.places.largest(), written.places.largest(), 1)
@@ -86,7 +86,7 @@ async def prove(
 
 
 async def _lies_where_it_lay(path, plan, source, written, document, is_one_file) -> bool:
-  """Whether a leaf that is copied has all its values in the very same ranges of the same files, as links have it."""
+  """Whether a copied leaf has all its values in the very same ranges of the same files, as with links."""
   (origin,) = plan.moves[path].sources
   ours, theirs = source.places.arrays[source.name(origin)], written.places.arrays[written.name(path)]
   if ours.rows_of != theirs.rows_of or ours.inline != theirs.inline:
@@ -100,7 +100,7 @@ async def _lies_where_it_lay(path, plan, source, written, document, is_one_file)
 
 
 async def _candidates(plan, source, written) -> dict[Path, tuple[chunk_keys.Document, Pairs]]:
-  """The leaves whose chunks may be the same bytes: the target's document, and what tells the pairs of keys."""
+  """The leaves whose chunks may be the same bytes, with the target's document and a function for the pairs of keys."""
   ours, theirs = await _documents(source, plan.source), await _documents(written, plan.target)
   candidates = {}
   for path, move in plan.moves.items():
@@ -108,21 +108,21 @@ async def _candidates(plan, source, written) -> dict[Path, tuple[chunk_keys.Docu
       continue
     target, documents = theirs[path], {origin: ours[origin] for origin in move.sources}
     if not _is_the_same_encoding(move, documents, target) or chunk_keys.count(target) > len(source.places):
-      continue  # Some chunks were left out, if they are more than keys.
+      continue  # More chunks than keys: some were left out.
     names = {origin: source.name(origin) for origin in move.sources}
     candidates[path] = target, functools.partial(_chunk_pairs, move, names, documents, written.name(path), target)
   return candidates
 
 
 async def _documents(arrays, state) -> dict[Path, chunk_keys.Document]:
-  """The zarr metadata of those arrays that are stored, and are as large as the plan says."""
+  """The zarr metadata of those arrays that are stored with the planned shape."""
   paths = [p for p, leaf in state.leaves.items() if abstract_state.is_array(leaf) and not plan_lib.is_held(p)]
   documents = zip(paths, await asyncio.gather(*map(arrays.document, paths)))
   return {path: found for path, found in documents if found and chunk_keys.shape(found) == state.leaves[path].shape}
 
 
 def _is_the_same_encoding(move, documents, target) -> bool:
-  """Whether the zarr metadata agree in all but the layer axes, along which each chunk holds one index."""
+  """Whether the zarr metadata agree except in the layer axes, along which each chunk holds one index."""
   if move.order:
     return False
   if not move.taken and not move.stacked:
@@ -141,7 +141,7 @@ def _is_the_same_encoding(move, documents, target) -> bool:
 
 
 def _without_shapes(document):
-  """A zarr metadata document without what tells the shape of the array, of its chunks, and of theirs."""
+  """A zarr metadata document without the shapes of the array, of its chunks, and of chunks in shards."""
   if isinstance(document, dict):
     shapes = ("shape", "chunks", "chunk_shape")
     return {name: _without_shapes(value) for name, value in document.items() if name not in shapes}
@@ -153,7 +153,7 @@ def _chunk_size(document) -> int:
 
 
 def _chunk_pairs(move, names, documents, target_name, target) -> Iterator[tuple[str, str]]:
-  """For each chunk of a target leaf, the key that it should have been in the source, and its key."""
+  """For each chunk of a target leaf, its key in the source and in the target."""
   steps = zip(chunk_keys.shape(target), chunk_keys.chunk_shape(target))
   old_keys, new_key = {origin: chunk_keys.key_of(document) for origin, document in documents.items()}, chunk_keys.key_of(
       target
@@ -168,7 +168,7 @@ def _chunk_pairs(move, names, documents, target_name, target) -> Iterator[tuple[
 
 
 class _OneFile:
-  """Tells of files, in the one folder and in the other, whether they are one, or two that are known to be equal."""
+  """Whether files of the two folders are one, or known to be equal."""
 
   def __init__(self, ours: epath.Path, theirs: epath.Path, files: copied.CopiedFiles):
     self._ours, self._theirs, self._files = ours, theirs, files

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What weights should be when adapters are merged, found in float64, and how far float32 may be from it."""
+"""What weights should be after merging adapters, in float64, and how far float32 may be off."""
 
 from collections.abc import Iterator
 import functools
@@ -22,20 +22,20 @@ import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import rounding
 
-_ELEMENTS = 2**18  # At a time: each takes some 80 bytes.
-_UNIT, _LEAST = 2.0**-24, 2.0**-149  # The errors of an operation in float32: relative, and of its least numbers.
+_ELEMENTS = 2**18  # At a time; each takes about 80 bytes.
+_UNIT, _LEAST = 2.0**-24, 2.0**-149  # Errors of a float32 operation: relative, and of the smallest numbers.
 _SUM = np.dtype([("value", np.float64), ("leeway", np.float64)])
 
 
 def sums(adapter: Any, box: tuple[tuple[int, int], ...], data: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
-  """Strips of a box of a weight, each with the sums that belong there, and their leeway, as `_SUM`s.
+  """Strips of a box of a weight, each with the right sums and their leeway, as `_SUM`s.
 
   Args:
     adapter: a `lora.Adapter`, of which the arrays are taken.
     box: (start, stop) for each axis of the weight.
     data: the weight, before the merge, in that box.
   """
-  operations = adapter.a.shape[-1] + 3  # Products, additions, the scale, and the cast of it.
+  operations = adapter.a.shape[-1] + 3  # Products, additions, the scale and its cast.
   least = _LEAST * (1 + abs(adapter.scale))
   rows = max(1, _ELEMENTS * len(data) // max(1, data.size))
   for begin in range(0, len(data), rows):
@@ -52,7 +52,7 @@ def sums(adapter: Any, box: tuple[tuple[int, int], ...], data: np.ndarray) -> It
 
 
 def first_difference(found: np.ndarray, expected: np.ndarray) -> int | None:
-  """The index, in C order, of the first element that is farther from the sum than arithmetic and one rounding allow."""
+  """The index, in C order, of the first element farther from its sum than arithmetic and one rounding allow."""
   values, wanted, leeway = rounding.exact(np.ascontiguousarray(found)), expected["value"], expected["leeway"]
   bits, least = rounding.FORMATS[str(found.dtype)]
   with np.errstate(invalid="ignore"):
@@ -62,7 +62,7 @@ def first_difference(found: np.ndarray, expected: np.ndarray) -> int | None:
 
 
 def _factors(adapter, box) -> tuple[np.ndarray, np.ndarray]:
-  """What of A and of B counts in a box of the weight, as (layers, rows, rank) and (layers, rank, columns)."""
+  """The parts of A and B for a box of the weight, as (layers, rows, rank) and (layers, rank, columns)."""
   layers, bounds = _bounds(adapter, box)
   ranks = range(adapter.a.shape[-1])
   a = adapter.a[np.ix_(layers, *(bounds[axis] for axis in adapter.rows), ranks)]
@@ -71,14 +71,14 @@ def _factors(adapter, box) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bounds(adapter, box) -> tuple[range, list[range]]:
-  """The layers in a box of the weight, and its indices along each other axis."""
+  """The layers of a box of the weight, and its indices along each other axis."""
   bounds = [range(*of) for of in box]
   layers = range(1) if adapter.layer_axis is None else bounds.pop(adapter.layer_axis)
   return layers, bounds
 
 
 def _as_weight(array, adapter, box) -> np.ndarray:
-  """What is (layers, rows, columns), with the axes of the weight."""
+  """An array of (layers, rows, columns), rearranged to the weight's axes."""
   _, bounds = _bounds(adapter, box)
   axes = (*adapter.rows, *adapter.columns)
   array = array.reshape(len(array), *(len(bounds[axis]) for axis in axes))

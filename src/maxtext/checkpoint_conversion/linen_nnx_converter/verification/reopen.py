@@ -12,11 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Opens a checkpoint's arrays for the verifier, by the names of its folder and leaves alone.
+"""Opens a checkpoint's arrays for the verifier, only by the names of its folder and leaves.
 
-Shares nothing with what the converter reads and writes by (`storage.reader`, `storage.ocdbt_index`), but what decodes a
-leaf of a B-tree, which has a checksum, and counts above it: what these take for a wrong folder, file or key must not be
-verified by the same mistake.
+It shares nothing with the converter's reading (`storage.reader`, `storage.ocdbt_index`), so that a mistaken folder, file
+or key cannot verify itself; except for the decoding of B-tree leaves, which have a checksum, and counts above them.
 """
 
 import asyncio
@@ -53,16 +52,16 @@ class Arrays:
 
   Attributes:
     directory: its folder.
-    places: where the value of each key lies; none before `read_places`.
+    places: where the value of each key lies; empty before `read_places`.
   """
 
   def __init__(self, directory: epath.Path, split: Iterable[str] = (), metadata: Mapping[str, Any] | None = None):
-    """Finds the pytree that is the folder, or the pytrees of these names in it.
+    """Finds the pytree in the folder, or the pytrees of these names below it.
 
     Args:
       directory: the folder.
-      split: the names of pytrees in it.
-      metadata: what stands in for the `_METADATA` of a pytree that is not complete.
+      split: the names of pytrees below it.
+      metadata: replaces the `_METADATA` of a pytree that is not complete.
     """
     self.directory = directory
     self.places = stored_values.Values()
@@ -70,7 +69,7 @@ class Arrays:
     self._context = ts.Context({"file_io_concurrency": {"limit": 64}, "cache_pool#ocdbt": {"total_bytes_limit": 10**8}})
 
   def name(self, path: Path) -> str:
-    """What the keys of a leaf begin with, up to a slash."""
+    """The part of a leaf's keys before the slash."""
     return ".".join(path) if "" in self._pytrees else f"{path[0]}/{'.'.join(path[1:])}"
 
   def names(self) -> set[str]:
@@ -103,7 +102,7 @@ class Arrays:
     return (await store.read(name)).value
 
   async def read_places(self):
-    """Finds where the values lie. Reads the tree of keys, or lists the files; no value."""
+    """Finds where the values lie, by reading the tree of keys or listing files; reads no values."""
     self.places = await asyncio.to_thread(
         stored_values.Values, self._all_places(), slashes=0 if "" in self._pytrees else 1
     )
@@ -114,12 +113,12 @@ class Arrays:
         yield prefix + key, place._replace(file=place.file and prefix + place.file) if prefix else place
 
   def _found(self, key: str) -> tuple[Pytree, str]:
-    """A key's pytree, and what it is called there."""
+    """A key's pytree, and the key in it."""
     prefix = "" if "" in self._pytrees else key[: key.index("/") + 1]
     return self._pytrees[prefix], key.removeprefix(prefix)
 
 
-# Layers that are alike have equal documents, and share one.
+# Like layers have equal documents, and share one.
 _parsed = functools.lru_cache(maxsize=2**12)(json.loads)
 
 
@@ -149,7 +148,7 @@ def _in_tree(pytree, context) -> Iterator[tuple[str, stored_values.Value]]:
     if height:
       for entry in ts.ocdbt.dump(base, node["location"]).result()["entries"]:
         yield from below(entry, height - 1, prefix + entry["subtree_common_prefix"])
-    else:  # Each part of a location is escaped as in a URL.
+    else:  # The parts of a location are escaped as in URLs.
       _, folder, file, offset, nbytes = map(parse.unquote, node["location"].split(":"))
       encoded = remote_files.read_range(pytree.folder / (folder + file), int(offset), int(nbytes))
       yield from btree_leaves.entries(encoded, folder, prefix, node["statistics"])

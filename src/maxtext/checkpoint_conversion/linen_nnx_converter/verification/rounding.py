@@ -12,23 +12,23 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What a number becomes in another dtype, found by arithmetic: no cast of a library's is trusted with it."""
+"""What a number becomes in another dtype, by arithmetic, so that no library's cast is trusted."""
 
 import numpy as np
 
-# Of each dtype: the bits of its significand, the hidden one too, and the exponent of its least normal number.
+# For each dtype, the bits of its significand, including the hidden one, and the exponent of its least normal number.
 FORMATS = {"bfloat16": (8, -126), "float16": (11, -14), "float32": (24, -126)}
-_ELEMENTS = 2**18  # At a time: each takes some 50 bytes.
+_ELEMENTS = 2**18  # At a time; each takes about 50 bytes.
 
 
 def first_difference(found: np.ndarray, source: np.ndarray) -> int | None:
-  """The index, in C order, of the first element that is not the source's, rounded to nearest, of two to the even one.
+  """The index, in C order, of the first element that is not the source's, rounded to nearest, ties to even.
 
-  Signs of zeros count; any NaN is one.
+  Signs of zeros count; all NaNs are equal.
 
   Args:
-    found: the numbers of a dtype of `FORMATS`.
-    source: those that they were cast from, of another.
+    found: numbers of a dtype in `FORMATS`.
+    source: the numbers that they were cast from, of another dtype.
   """
   found, source = np.ascontiguousarray(found).reshape(-1), np.ascontiguousarray(source).reshape(-1)
   for begin in range(0, source.size, _ELEMENTS):
@@ -50,9 +50,9 @@ def exact(values: np.ndarray) -> np.ndarray:
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
-  """The numbers of `dtype` next to these float64s, as float64: `np.rint` takes the even one of two, as IEEE 754 does.
+  """The numbers of `dtype` nearest to these float64s, as float64; `np.rint` rounds ties to even, as IEEE 754 does.
 
-  A number that is too large for `dtype` stays finite: infinity is not what it may become.
+  A number that is too large for `dtype` stays finite, because it must not become infinite.
   """
   bits, least_exponent = FORMATS[dtype]
   with np.errstate(invalid="ignore"):

@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Verifies a target: with its source before the commit, and alone ever after.
+"""Verifies a target: against its source before the commit, and by itself ever after.
 
-Alone, by the digests that were taken when it was verified with the source, so that what rots on a disk is found.
+By itself, by the digests taken when it was verified against the source, so that bit rot on a disk is found.
 """
 
 import asyncio
@@ -43,17 +43,17 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reope
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import while_written
 
 _REMEDY = "The checkpoint is damaged: convert again, or take another copy of it."
-_NAMED = 10  # Leaves that differ, in a message.
+_NAMED = 10  # Leaves that a message names.
 
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-  """What verifying a checkpoint alone has shown.
+  """The result of verifying a checkpoint by itself.
 
   Attributes:
     items: the folder of its pytree, or of Tunix's two.
-    verified: the leaves whose digests are what they were.
-    without_digest: the array leaves that have none, and were not read.
+    verified: the leaves whose digests are unchanged.
+    without_digest: the array leaves without a digest, which were not read.
     nbytes: the bytes of the arrays that were read.
     seconds: how long it took.
   """
@@ -80,11 +80,11 @@ def verify_checkpoint(
     memory_budget_gib: float = 2.0,
     progress: progress_lib.Progress | None = None,
 ) -> Audit:
-  """Reads a checkpoint that the converter wrote, and compares the digest of each leaf with the one that it kept.
+  """Reads a checkpoint that the converter wrote, and compares each leaf with its recorded digest.
 
   Args:
     target_path: a checkpoints folder (its latest step is taken), a step, an items folder, or a pytree's folder.
-    memory_budget_gib: GiB of memory for data under way. A chunk that is larger is still held whole.
+    memory_budget_gib: GiB of memory for data in flight. A chunk larger than this is still held whole.
     progress: is told how far the work has come.
 
   Returns:
@@ -120,7 +120,7 @@ def verify_checkpoint(
 
 
 def _refuse_differences(found):
-  """Refuses a checkpoint of which leaves differ."""
+  """Refuses a checkpoint with leaves that differ."""
   if found:
     first, difference = next(iter(found.items()))
     others = f", and {len(found) - 1} more leaves that differ: {_names(list(found)[1:])}" if len(found) > 1 else ""
@@ -136,18 +136,18 @@ def verify_written(
     *,
     is_full: bool,
 ) -> dict[str, digests.Digest]:
-  """Reads the written pytree back, as anyone would, and compares it with the plan and the source.
+  """Reads the written pytree back, and compares it with the plan and the source.
 
   Args:
-    compared: what was compared while it was written, with the plan, and the source's arrays to be opened anew.
-    source: the source, of which only the leaves that are held in memory are taken as they are.
+    compared: what was compared while it was written, with the plan and the source's arrays.
+    source: the source, used only for leaves that are held in memory.
     items: the folder of the written pytree.
-    budget: bytes, for the data under way.
+    budget: bytes, for the data in flight.
     progress: is told how far the comparison has come.
-    is_full: whether to decode even what can be proven equal without.
+    is_full: whether to decode even what can be proven equal without decoding.
 
   Returns:
-    The digests of the leaves that were decoded, by the names that they are stored under.
+    The digests of the leaves that were decoded, by name in storage.
 
   Raises:
     VerificationError: naming the first leaf that differs.
@@ -187,7 +187,7 @@ def verify_written(
 
 
 def _reopened(items) -> reopen.Arrays:
-  """The arrays of the written pytree, whose places are read."""
+  """The arrays of the written pytree, with their places."""
   try:
     arrays = reopen.Arrays(items)
     coroutines.run(arrays.read_places())
@@ -198,7 +198,7 @@ def _reopened(items) -> reopen.Arrays:
 
 
 async def _take_anew(written, arrays, paths, budget) -> dict[abstract_state.Path, digests.Digest]:
-  """The digests of leaves that are stored in other chunks than those of the source."""
+  """The digests of leaves whose chunks differ from the source's."""
   taken = {}
   for path in paths:
     array = await arrays.open(path)
@@ -220,7 +220,7 @@ def _opened(items) -> reader.Checkpoint:
 
 
 async def _differences(checkpoint, expected: Mapping[str, digests.Digest], memory_budget, progress):
-  """What was expected and found of each leaf that is not what it was, by its path; sorted."""
+  """What was expected and found of each leaf that has changed, by path, sorted."""
   paths = {leaf.name: path for path, leaf in checkpoint.stored.items()}
   differences = {(name,): ("this leaf", "none") for name in expected if name not in paths}
   largest = max(
@@ -242,7 +242,7 @@ async def _differences(checkpoint, expected: Mapping[str, digests.Digest], memor
 
 
 async def _difference(arrays, path, leaf, digest, memory_budget, progress) -> tuple[str, str] | None:
-  """What was expected and found of a leaf, where that is not the same."""
+  """What was expected and found of a leaf, if these differ."""
   if (leaf.shape, str(leaf.dtype)) != (digest.shape, digest.dtype):
     return f"{digest.shape} {digest.dtype}", f"{leaf.shape} {leaf.dtype}"
   try:

@@ -14,11 +14,10 @@
 
 """Compares what is streamed with the source while the source's block is in memory, so that it is decoded once.
 
-The target is read back from the store that it was just written to, by arrays that are opened here. Of the writer nothing
-is taken but the block: that it is the source's is seen from where its array lies, and what its zarr metadata are. A block
-is whole chunks of the target, so nothing that is written later changes what was compared; that the target's keys still
-refer to it, `digests` makes sure of. What is not proven here is compared like all others, by decoding both sides.
-Files are compared while they are copied.
+The target is read back from the store that it was just written to, through arrays opened here. Only the block is taken
+from the writer; that it is the source's shows in its array's place and zarr metadata. A block is whole chunks of the
+target, so nothing written later changes what was compared; `digests` makes sure that the target's keys still refer to it.
+What is not proven here is compared like all else, by decoding both sides. Files are compared while they are copied.
 """
 
 from collections.abc import Mapping
@@ -56,14 +55,13 @@ class Comparison:
     """Begins without any block.
 
     Args:
-      move: the moving of the arrays, of which this takes the plan, the chunk shapes of what is streamed, and which of how
-        many processes this is.
+      move: the `moving.Move`, for its plan, the chunk shapes of what is streamed, and the process's index and count.
       source: the source.
     """
     self.plan, self.source, self.files = move.plan, source, copied.CopiedFiles()
     self.watch = self.files.watch
     self._process, self._processes = move.process, move.processes
-    # Orbax has every chunk written. One that is not must not be taken for zeros.
+    # Orbax writes every chunk. A missing one must not be taken for zeros.
     self._metadata = {"use_zarr3": move.form.use_zarr3, "store_array_data_equal_to_fill_value": True}
     self._chunk_shapes: Mapping[Path, tuple[int, ...]] = move.streamed()
     self._parts = self.plan.parts() if self._chunk_shapes else {}
@@ -72,14 +70,14 @@ class Comparison:
     self._written: reopen.Arrays | None = None
 
   async def compare(self, items: epath.Path, path: Path, array: Any, region: tuple[slice, ...], data: np.ndarray):
-    """Compares what stands in the target with a region of a source leaf.
+    """Compares the target with a region of a source leaf.
 
     Args:
       items: the folder of the target's pytree.
       path: the source leaf.
       array: the array that the data were read from.
       region: the region.
-      data: what stands in it.
+      data: its values.
 
     Raises:
       VerificationError: naming the first element that differs.
@@ -95,7 +93,7 @@ class Comparison:
       await coroutines.settle(self._compare_box(items, part.target, *place, sums_of(part)) for part, place in some)
 
   def hand_over(self, items: epath.Path):
-    """Lets the first process know what this one has compared."""
+    """Tells the first process what this one has compared."""
     if self._process:
       unsure = sorted(".".join(path) for path in self._unsure)
       (items / _FILE.format(self._process)).write_text(
@@ -103,14 +101,14 @@ class Comparison:
       )
 
   async def digests(self, written: reopen.Arrays) -> dict[Path, digests_lib.Digest]:
-    """The digests of the target leaves that are proven equal, as the first process knows.
+    """The digests of the target leaves that are proven equal, in the first process.
 
     Args:
-      written: the target as it is to be committed, whose places are read.
+      written: the target as it will be committed, with its places.
     """
     unsure = {written.name(path) for path in self._unsure}
     for file in (written.directory / _FILE.format(process) for process in range(1, self._processes)):
-      if file.exists():  # Nothing is streamed, if there is none.
+      if file.exists():  # If there is none, nothing was streamed.
         parts = json.loads(file.read_text())
         unsure.update(parts["unsure"])
         self.files.merge(parts["files"])
@@ -122,10 +120,10 @@ class Comparison:
     return {path: digest for path, digest in found.items() if written.name(path) not in unsure}
 
   async def _moved(self, written) -> set[str]:
-    """The names of leaves some of whose values do not lie in the target where they were compared, among others."""
+    """The names of leaves whose values are not where they were compared; and other names."""
     moved = set()
     for folder in {self._store(written.directory, process) for process in range(self._processes)}:
-      own = reopen.Arrays(folder, metadata=self._metadata)  # Orbax has renamed the folder that it is in.
+      own = reopen.Arrays(folder, metadata=self._metadata)  # Orbax has renamed its parent folder.
       await own.read_places()
       inside = f"{folder.name}/" if folder != written.directory else ""
       for key, place in own.places.items():
@@ -134,7 +132,7 @@ class Comparison:
     return moved
 
   def _store(self, items: epath.Path, process: int) -> epath.Path:
-    """Where a process writes to: with OCDBT, a store of its own, which Orbax merges."""
+    """Where a process writes: with OCDBT, into a store of its own, which Orbax merges."""
     own = items / f"ocdbt.process_{process}"
     return own if own.exists() else items
 
@@ -146,7 +144,7 @@ class Comparison:
     await decoded.verify_box(path, target, place, expected, self._collector.add, sums)
 
   async def _is_the_source(self, path, array) -> bool:
-    """Whether an array is the source leaf's, as it is found by the names of its folder and of the leaf alone."""
+    """Whether an array is the source leaf's, as found only by the names of folder and leaf."""
     if plan_lib.is_held(path):
       return True
     ours = await decoded.opened(path, self.plan.source.leaves[path], self.source.open)
@@ -154,7 +152,7 @@ class Comparison:
 
 
 def identity(array: Any) -> tuple[Any, ...]:
-  """Where an array lies, and all that tells how it is decoded."""
+  """Where an array is, and everything that determines how it is decoded."""
   spec = array.spec().to_json()
   meaning = ("driver", "dtype", "metadata", "transform", "fill_missing_data_reads")
   return array.kvstore and array.kvstore.url, *(spec.get(name) for name in meaning)
