@@ -46,6 +46,14 @@ class CopiesTest(parameterized.TestCase):
     sent = pickle.loads(pickle.dumps(pool.ExceptionWithTraceback(caught.exception, caught.exception.__traceback__)))
     self.assertEqual((type(sent), str(sent)), (errors.LayoutError, str(caught.exception)))
 
+  def test_one_line_keeps_the_cause(self):
+    """TensorStore names the file twice before it says what is wrong."""
+    path = "/mnt/run/checkpoints/2.orbax-checkpoint-tmp-linen_nnx_converter/2.orbax-checkpoint-tmp/items/ocdbt.process_0/"
+    said = ValueError(f'RESOURCE_EXHAUSTED: Error writing "w" in "{path}":\n"{path}d/0": No space left on device [28]')
+    self.assertEqual(errors.one_line(said, 1000), str(said).replace("\n", " "))
+    self.assertRegex(errors.one_line(said, 100), "^RESOURCE_EXHAUSTED: .* … .*: No space left on device .28.$")
+    self.assertLen(errors.one_line(said, 100), 100)
+
 
 if __name__ == "__main__":
   absltest.main()

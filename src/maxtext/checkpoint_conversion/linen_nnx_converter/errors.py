@@ -31,8 +31,9 @@ _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 def one_line(e: BaseException, most: int = 300) -> str:
-  """A library's exception in one line of at most so many characters."""
-  return " ".join(str(e).split())[:most]
+  """What an exception of a library says, in one line of at most so many characters: its beginning and its end."""
+  text = " ".join(str(e).split())
+  return text if len(text) <= most else f"{text[: most // 2 - 2]} … {text[1 - most // 2 :]}"
 
 
 def escaped(text: str) -> str:
