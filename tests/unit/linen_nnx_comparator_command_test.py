@@ -179,10 +179,13 @@ different: 45 leaves (43 equal, 2 different), 2 of 306 elements differ, in 0.0 s
     self.assertEqual((code, out, err.count("\n")), (2, "", 1))
     self.assertTrue(err.startswith("linen_nnx_comparator: " + message.format(**names)), err)
 
-  def test_a_target_that_cannot_be_written(self):
-    code, _, err = call(self.a, self.b, f"--html={self.tmp}/no/such/folder.html")
+  @parameterized.parameters("html", "json")
+  def test_a_file_that_cannot_be_written(self, name):
+    """What took hours to find is printed nevertheless."""
+    code, out, err = call(self.a, self.b, f"--{name}={self.tmp}/no/such/folder")
     self.assertEqual((code, err.count("\n")), (2, 1))
-    self.assertIn("FileNotFoundError", err)
+    self.assertIn(f"--{name}={self.tmp}/no/such/folder: expected a file that can be written, found", err)
+    self.assertRegex(out, "(?m)^different: ")
 
   def test_help_names_every_flag(self):
     code, out, _ = call("--help")
