@@ -260,6 +260,11 @@ class FoldersTest(util.CheckpointTestCase):
       with self.assertRaisesRegex(errors.PathNameError, "expected a path(, as str or os.PathLike| of UTF-8 without NUL)"):
         refused()
 
+  @parameterized.parameters("2.orbax-checkpoint-tmp", "2.orbax-checkpoint-tmp-5/out", "a.partial_save")
+  def test_what_would_be_taken_for_unfinished(self, name):
+    with self.assertRaisesRegex(errors.PathNameError, "expected a path that no reader takes for an unfinished one"):
+      converter.convert_checkpoint(self.source("source"), self.tmp / name)
+
   def test_what_is_no_url(self):
     """A colon and slashes inside of a path."""
     source = self.source("a:")

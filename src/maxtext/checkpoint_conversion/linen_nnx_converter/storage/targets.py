@@ -59,10 +59,15 @@ def find_target(
     split: the names of the pytrees over which the target is split, for Tunix.
 
   Raises:
-    StepError: MaxText has no such step, or Tunix would not count it.
-    TargetError: the step has another item with the name of the target's.
+    StepError: there is no such step in MaxText, or none that Tunix would count.
+    TargetError: the step has another item of the name that the target's has.
+    PathNameError: the path has a name that marks what was never committed.
   """
   path = locations.absolute(path)
+  if locations.is_temporary(os.fspath(path)):
+    raise errors.PathNameError(
+        path, "a path that no reader takes for an unfinished one", path.name, "Choose another --target_path."
+    )
   if remote_files.is_remote(path):
     source_files.check_readable(path)
   if split:
