@@ -210,6 +210,11 @@ class CommandTest(CommandTestCase):
           [f"--source_path={SOURCE}", "--target_path=/nowhere/at/all", "--init_rngs", "--dry_run"],
           "--init_rngs: expected a MaxText config, base.yml and settings, whose model makes it, found none",
       ),
+      (
+          "port",
+          ["--source_path=x", "--target_path=y", "--coordinator_address=host", "--num_processes=1", "--process_id=0"],
+          "--coordinator_address: expected <host>:<port>, found host. Give its port.",
+      ),
       ("release", ["--source_path=x", "--target_path=y", "--maxtext_release=new"], "expected a version such as 0.2.5"),
       ("missing", ["--source_path=/nowhere", "--target_path=x"], "/nowhere: expected a checkpoint, found nothing"),
       (

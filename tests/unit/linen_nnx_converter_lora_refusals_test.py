@@ -152,9 +152,11 @@ class LoraRefusalsTest(lora_trees.LoraTestCase):
     of_lora = types.SimpleNamespace(lora_restore_path="/adapters", lora_alpha=16.0)
     config = types.SimpleNamespace(scan_layers=True, param_scan_axis=1, lora=of_lora)
     found = run_config.with_config(options_lib.Options(), config)
-    self.assertEqual((found.lora_restore_path, found.lora_alpha), (None, 16.0))
+    self.assertEqual((found.lora_restore_path, found.lora_alpha), (None, None))
+    found = run_config.with_config(options_lib.Options(lora_restore_path="/others"), config)
+    self.assertEqual((found.lora_restore_path, found.lora_alpha), ("/others", 16.0))
     with self.assertRaisesRegex(errors.ConfigError, "^--lora_alpha=4.0: expected lora_alpha=16.0, as the config says"):
-      run_config.with_config(options_lib.Options(lora_alpha=4.0), config)
+      run_config.with_config(options_lib.Options(lora_restore_path="/others", lora_alpha=4.0), config)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import linen_nnx_converter_util as util
 
 from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion import linen_nnx_inspector as inspector
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import options
 
@@ -45,6 +46,11 @@ WRONG = (
     ({"param_scan_axis": -1}, "--param_scan_axis: expected at least 0, found -1. "),
     ({"param_scan_axis": 1.0}, "--param_scan_axis: expected an integer or None, found 1.0. "),
     ({"maxtext_release": (0, 2, 5)}, "--maxtext_release: expected a string or None, found (0, 2, 5). "),
+    ({"maxtext_release": ""}, "--maxtext_release: expected a string or None, found ''. "),
+    (
+        {"lora_alpha": 16.0},
+        "--lora_alpha: expected adapters that it scales, found none. Give --lora_restore_path",
+    ),
     ({"overwrite": "yes"}, "--overwrite: expected True or False, found 'yes'. "),
     ({"scan_layer": True}, "--scan_layer: expected one of direction, target_layout, "),
 )
@@ -68,6 +74,16 @@ class OptionsTest(util.CheckpointTestCase):
       converter.verify_checkpoint(self.tmp / "nowhere", memory_budget_gib=0)
     with self.assertRaisesRegex(errors.OptionError, "--nnx_aux: expected keep or drop"):
       comparator.compare_checkpoints(self.tmp / "nowhere", self.tmp / "nowhere", nnx_aux="Drop")
+
+  @parameterized.parameters("base.yml", (["base.yml", "model_name=llama2-7b"],), 5)
+  def test_what_is_no_config(self, config):
+    source = self.save("source", util.linen(util.unscanned_params()))
+    with self.assertRaisesRegex(errors.ConfigError, "config: expected what MaxText's pyconfig.initialize returns, found"):
+      converter.convert_checkpoint(source, self.tmp / "target", config=config)
+    with self.assertRaisesRegex(errors.ConfigError, "config: expected what MaxText's pyconfig.initialize returns, found"):
+      comparator.compare_checkpoints(source, source, config=config)
+    self.assertIn("pyconfig.initialize returns", inspector.inspect_checkpoint(source, config).problems[0])
+    self.assert_nothing_left("source")
 
   def test_every_value_that_is_typed_is_taken(self):
     for name, (_, words, _) in options.hints(options.Options).items():

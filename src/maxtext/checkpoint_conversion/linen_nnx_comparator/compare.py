@@ -30,6 +30,7 @@ from maxtext.checkpoint_conversion.linen_nnx_comparator import report
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
@@ -63,6 +64,7 @@ def compare_checkpoints(
   """
   begin = time.monotonic()
   chosen = options_lib.Options.of(**options)
+  run_config.check(config)
   places = _of_sides(locations.find_source, (a, b))
   checkpoints = _of_sides(opening.open_source, places)
   trees, notes = _trees(checkpoints, chosen, config)

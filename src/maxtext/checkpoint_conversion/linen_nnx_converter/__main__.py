@@ -112,6 +112,8 @@ def _main(argv, announce) -> int:
     return _refuse(
         "--coordinator_address, --num_processes and --process_id: expected all of them or none. Give all three."
     )
+  if values.coordinator_address and not values.coordinator_address.rpartition(":")[2].isdecimal():
+    return _refuse(f"--coordinator_address: expected <host>:<port>, found {values.coordinator_address}. Give its port.")
   return _convert(values, rest, announce)
 
 

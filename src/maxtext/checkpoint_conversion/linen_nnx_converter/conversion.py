@@ -158,6 +158,7 @@ class _Part:
 def _job(source_path, target_path, config, values, progress) -> _Job:
   """What is asked for, completed by the config and the release."""
   options = options_lib.Options.of(**values)
+  run_config.check(config)
   run = planner.Run(releases.parse(options.maxtext_release) if options.maxtext_release else None)
   if config is not None:
     source_path = source_path or run_config.source_path(config)

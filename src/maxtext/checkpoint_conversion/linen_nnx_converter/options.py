@@ -194,6 +194,17 @@ class Options(PlanOptions):
       "Print the plan, like layers in one line, and its cost: memory and time, measured briefly. Write nothing.",
   )
 
+  def __post_init__(self):
+    """Checks every option.
+
+    Raises:
+      OptionError: one is none that there is, or there is an alpha without adapters.
+    """
+    super().__post_init__()
+    if self.lora_alpha is not None and self.lora_restore_path is None:
+      remedy = "Give --lora_restore_path, or leave it out."
+      raise errors.OptionError("--lora_alpha", "adapters that it scales", "none", remedy)
+
   @property
   def memory_budget(self) -> int:
     """The memory budget in bytes."""
@@ -209,7 +220,8 @@ def hints(kind: Any) -> dict[str, tuple[dataclasses.Field[Any], list[Any], list[
 
 def _check(name, value, words, kinds, least, most):
   is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if not (type(value) in kinds or (is_number and float in kinds) or (isinstance(value, str) and value in words)):
+  is_one = (type(value) in kinds and value != "") or (is_number and float in kinds)
+  if not is_one and not (isinstance(value, str) and value in words):
     raise errors.OptionError(f"--{name}", " or ".join([*words, *map(_named, kinds)]), repr(value))
   if is_number and not least <= value <= most:
     expected = f"at most {most}" if value > most else f"at least {least}"

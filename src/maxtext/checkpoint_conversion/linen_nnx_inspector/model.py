@@ -82,6 +82,7 @@ def compare(state: abstract_state.AbstractState, config: Any) -> Model:
   Raises:
     ConfigError: MaxText cannot trace the model.
   """
+  run_config.check(config)
   run = run_config.run(config, None)
   assert run.release is not None and run.trainer is not None
   wanted = run_config.saved_state(config, run.trainer)

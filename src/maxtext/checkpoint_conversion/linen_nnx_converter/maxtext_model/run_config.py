@@ -59,6 +59,18 @@ def load(arguments: Sequence[str]) -> Any:
     ) from e
 
 
+def check(config: Any):
+  """Checks that a config is one of MaxText's, or None.
+
+  Raises:
+    ConfigError: it is not.
+  """
+  if config is not None and not hasattr(config, "param_scan_axis"):
+    raise errors.ConfigError(
+        "config", "what MaxText's pyconfig.initialize returns", repr(config)[:100], "Give that, or None."
+    )
+
+
 def version() -> releases.Version:
   """The version of the installed MaxText."""
   import maxtext  # pylint: disable=import-outside-toplevel
@@ -130,7 +142,7 @@ def with_config(options: options_lib.Options, config: Any) -> options_lib.Option
         "Resume with gradient_accumulation_steps=1.",
     )
   wanted = {name: getattr(config, name) for name in ("scan_layers", "param_scan_axis")}
-  if alpha := getattr(getattr(config, "lora", None), "lora_alpha", None):
+  if options.lora_restore_path and (alpha := getattr(getattr(config, "lora", None), "lora_alpha", None)):
     wanted["lora_alpha"] = alpha
   for name, value in wanted.items():
     if getattr(options, name) not in (None, value):
