@@ -135,7 +135,7 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
   """The absolute path; a URL such as `gs://…` is one already.
 
   Raises:
-    TargetError: a URL of storage that Orbax does not know. Up to 0.12.4 it takes any but `gs://` for a relative path.
+    TargetError: a URL that Orbax does not support; up to 0.12.4 it takes any but `gs://` for a relative path.
     PathNameError: it is no path, or empty, or begins with `~`, or has a name that TensorStore would not take.
   """
   text = os.fspath(path) if isinstance(path, str | os.PathLike) else path

@@ -59,8 +59,8 @@ def find_target(
     split: the names of the pytrees over which the target is split, for Tunix.
 
   Raises:
-    StepError: there is no such step in MaxText, or none that Tunix would count.
-    TargetError: the step has another item of the name that the target's has.
+    StepError: MaxText has no such step, or Tunix would not count it.
+    TargetError: the step has another item with the name of the target's.
     PathNameError: the path has a name that marks what was never committed.
   """
   path = locations.absolute(path)
