@@ -89,7 +89,7 @@ class OptionsTest(util.CheckpointTestCase):
     for name, (_, words, _) in options.hints(options.Options).items():
       for value in words:
         self.assertEqual(getattr(options.Options.of(**{name: value}), name), value)
-    self.assertEqual(options.Options.of(memory_budget_gib=2).memory_budget, 2**31)
+    self.assertEqual(options.Options.of(memory_budget_gib=2).memory_budget.nbytes, 2**31)
 
   def test_options_cannot_be_changed(self):
     with self.assertRaises(dataclasses.FrozenInstanceError):

@@ -28,6 +28,7 @@ from maxtext.checkpoint_conversion.linen_nnx_comparator import difference
 from maxtext.checkpoint_conversion.linen_nnx_comparator import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_comparator import report
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import memory
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
 from maxtext.checkpoint_conversion.linen_nnx_converter.maxtext_model import run_config
@@ -38,8 +39,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 
 PathLike = str | os.PathLike[str]
 
-# The budget is this many times what a block may read on one side: two are in flight, encoded and decoded, on two sides.
-_BLOCKS_IN_BUDGET = 16
 # Reading a part of a chunk decodes all of it, so not all parts of a block are read at once.
 _READS = 4
 # Arrays that are kept open: opening one anew reads its metadata again.
@@ -129,12 +128,12 @@ class _Reading:
     self._gate = asyncio.Semaphore(_READS)
     self._open = {}
 
-  async def compare(self, memory_budget: int):
+  async def compare(self, memory_budget: memory.Budget):
     """Compares everything that can be."""
     arrays = [pair for pair in self.pairs.values() if pair.is_array]
     self._progress.start("comparing", sum(pair.sides[0].nbytes for pair in arrays))
     chunk_shape_of = lambda side, path: self._checkpoints[side].stored[path].chunk_shape
-    work = blocks.blocks(arrays, chunk_shape_of, memory_budget // _BLOCKS_IN_BUDGET)
+    work = blocks.blocks(arrays, chunk_shape_of, memory_budget.box)
     nbytes_of = lambda block: block.nbytes
     await streaming.in_batches(work, self._compare_batch, nbytes_of=nbytes_of, memory_budget=memory_budget)
     self._progress.finish()

@@ -196,7 +196,7 @@ def _moves(job, whole, plans, checkpoint) -> list[moving.Move]:
   for place in job.target.pytrees:
     orbax_writer.check_target(place.items, use_ocdbt=form.use_ocdbt)
   lengths = ocdbt_index.file_lengths(checkpoint.directory, checkpoint.index)
-  room = streaming.batch_bytes(options.memory_budget)
+  room = options.memory_budget.room
   choose = functools.partial(leaf_routes.choose, source=checkpoint, lengths=lengths, form=form, room=room)
   copy_mode = options.copy_mode
   if len(plans) > 1 and copy_mode == "auto" and targets.can_link(job.source.final, job.target.final):

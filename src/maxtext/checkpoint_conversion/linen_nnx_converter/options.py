@@ -24,6 +24,7 @@ import typing
 from typing import Any, Literal, Self
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import memory
 
 _TUNIX_ONLY = {"direction": "auto", "nnx_values": None, "nnx_aux": "keep", "params_only": False}
 _MOST = 2**50  # Of any number: with more, TensorStore's integers overflow.
@@ -206,9 +207,9 @@ class Options(PlanOptions):
       raise errors.OptionError("--lora_alpha", "adapters that it scales", "none", remedy)
 
   @property
-  def memory_budget(self) -> int:
-    """The memory budget in bytes."""
-    return int(self.memory_budget_gib * 2**30)
+  def memory_budget(self) -> memory.Budget:
+    """The memory budget."""
+    return memory.Budget(int(self.memory_budget_gib * 2**30))
 
 
 def hints(kind: Any) -> dict[str, tuple[dataclasses.Field[Any], list[Any], list[Any]]]:

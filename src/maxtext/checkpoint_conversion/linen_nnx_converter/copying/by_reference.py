@@ -24,6 +24,7 @@ from etils import epath
 import tensorstore as ts
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import durable
@@ -118,7 +119,7 @@ async def copy_values(
     pairs: Pairs,
     documents: Mapping[str, bytes],
     *,
-    memory_budget: int,
+    memory_budget: memory.Budget,
     on_copied: Callable[[str], None],
 ):
   """Copies encoded values into a process's own OCDBT store, which Orbax will merge.
@@ -128,7 +129,7 @@ async def copy_values(
     store: TensorStore's spec of that store.
     pairs: old and new keys.
     documents: other values to write.
-    memory_budget: bytes, for all copies of the data in flight; a larger value is held alone.
+    memory_budget: what the data in flight may take.
     on_copied: called with the old key of each value when it is there.
   """
   new_store = await ts.KvStore.open(store, context=ocdbt_index.new_context())

@@ -51,7 +51,7 @@ def estimate(moves: Sequence[moving.Move], target: epath.Path, verify: bool | st
     target: where it would appear.
     verify: the option. The time includes verification, but not what `full` takes besides.
   """
-  held = max(streaming.held_bytes(_pieces(move), move.memory_budget) for move in moves)
+  held = max(move.memory_budget.held(_pieces(move)) for move in moves)
   so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
   metadata = so_far + _KEY_BYTES * len(moves[0].source.index.values)
   memory = f"about {folding.size(metadata)} of memory for all but data, at most {folding.size(held)} for data under way"

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from etils import epath
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import memory
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import by_reference
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
@@ -66,7 +67,7 @@ class Move:
     routes: the route of each target leaf that is an array.
     lengths: the lengths of the source's data files.
     copy_mode: how to bring data files, as `options.Options` has it.
-    memory_budget: bytes, for all copies of the data in flight.
+    memory_budget: what the data in flight may take.
     progress: is told of the bytes of decoded chunks, and of copied values and files.
     taken: what interrupted runs left, each with the leaves that are taken over from it.
     process: the index of this process; each moves a share of the bytes.
@@ -80,7 +81,7 @@ class Move:
   routes: Mapping[Path, leaf_routes.Route]
   lengths: Mapping[str, int]
   copy_mode: str
-  memory_budget: int
+  memory_budget: memory.Budget
   progress: progress_lib.Progress
   taken: tuple[tuple[resume.Leftover, tuple[Path, ...]], ...] = ()
   process: int = 0

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import target_chunks
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
@@ -33,14 +34,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 Path = abstract_state.Path
 Region = tuple[slice, ...]
 
-# What a byte in flight costs: it is held encoded and decoded on both sides, and the allocator keeps some freed memory.
-# Measured as the growth of the peak RSS, verified (4 GiB in OCDBT, chunks of 128 MiB): 4.5 with one in flight, 2.6 with
-# three.
-_COST_OF_A_BYTE = 5
-# While one batch is read, another is encoded, and a third compared. A single chunk may be larger than a batch: then three
-# are in flight too, if the budget allows. With two, 2 cores took 36 s for what takes 31 s with three.
-_BATCHES_IN_FLIGHT = 3
-_BATCH_BYTES = 64 * 2**20
 # Small chunks are read together up to this size, to save calls.
 _BLOCK_BYTES = 16 * 2**20
 
@@ -106,7 +99,7 @@ async def stream(
     open_source: Callable[[Path], Awaitable[Any]],
     targets: Mapping[Path, Any],
     new_transaction: Callable[[], Any],
-    memory_budget: int,
+    memory_budget: memory.Budget,
     on_written: Callable[[Block, Any, np.ndarray], Awaitable[None]],
 ):
   """Reads and writes blocks, several at a time, in memory bounded by the budget and the largest block.
@@ -116,7 +109,7 @@ async def stream(
     open_source: opens a source leaf's array for reading.
     targets: the target leaves' arrays, open for writing.
     new_transaction: makes a transaction; a batch is committed in one, a large block in several.
-    memory_budget: bytes, for all copies of the data in flight.
+    memory_budget: what the data in flight may take.
     on_written: called for each committed block, with its source's array and what was read of it.
   """
 
@@ -131,12 +124,12 @@ async def in_batches[T](
     run: Callable[[list[T]], Coroutine[Any, Any, None]],
     *,
     nbytes_of: Callable[[T], int],
-    memory_budget: int,
+    memory_budget: memory.Budget,
 ):
   """Runs over batches of work, three at a time if the budget allows; a large piece is a batch of its own."""
-  gate = _ByteGate(memory_budget // _COST_OF_A_BYTE)
+  gate = _ByteGate(memory_budget)
   tasks = []
-  for batch in batches(work, nbytes_of, min(_BATCH_BYTES, batch_bytes(memory_budget))):
+  for batch in batches(work, nbytes_of, memory_budget.batch):
     nbytes = await gate.enter(sum(map(nbytes_of, batch)))
     if any(task.done() and task.exception() for task in tasks):
       break
@@ -147,29 +140,18 @@ async def in_batches[T](
   await coroutines.settle(tasks)
 
 
-def batch_bytes(memory_budget: int) -> int:
-  """The bytes that each batch in flight may have."""
-  return memory_budget // (_COST_OF_A_BYTE * _BATCHES_IN_FLIGHT)
-
-
-def held_bytes(sizes: Iterable[int], memory_budget: int) -> int:
-  """About how many bytes all copies of pieces of these sizes take at most at one time."""
-  sizes = list(sizes)
-  return _COST_OF_A_BYTE * max(min(sum(sizes), memory_budget // _COST_OF_A_BYTE), *sizes, 0)
-
-
 class _ByteGate:
   """Admits three batches while the bytes in flight stay below a limit; a larger one goes alone."""
 
-  def __init__(self, limit: int):
-    self._limit, self._free = limit, limit
+  def __init__(self, budget: memory.Budget):
+    self._limit = self._free = budget.in_flight
     self._inside = 0
     self._left = asyncio.Event()
 
   async def enter(self, nbytes: int) -> int:
     """Waits for room, and returns the bytes to give back to `leave`."""
     nbytes = min(nbytes, self._limit)
-    while self._free < nbytes or self._inside == _BATCHES_IN_FLIGHT:
+    while self._free < nbytes or self._inside == memory.Budget.IN_FLIGHT:
       self._left.clear()
       await self._left.wait()
     self._free -= nbytes
@@ -189,7 +171,7 @@ async def _write_batch(batch, open_source, targets, new_transaction, on_written)
   made = await coroutines.settle(block.made(data) for block, data in zip(batch, read))
   pieces = [(block, part, data) for block, data in zip(batch, made) for part in block.parts]
   piece_bytes = lambda piece: piece[1].piece(piece[0].region, piece[2])[1].nbytes
-  for some in batches(pieces, piece_bytes, _BATCH_BYTES):
+  for some in batches(pieces, piece_bytes, memory.BATCH_BYTES):
     transaction = new_transaction()
     await coroutines.settle(_write_piece(block, part, data, targets, transaction) for block, part, data in some)
     await transaction.commit_async()

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
@@ -88,7 +89,7 @@ async def verify_arrays(
     targets: Iterable[Path],
     sides: Sides,
     *,
-    memory_budget: int,
+    memory_budget: memory.Budget,
     on_verified: Callable[[int], None],
     on_equal: OnEqual | None = None,
     on_failure: Callable[[Path, Exception], None] | None = None,
@@ -101,7 +102,7 @@ async def verify_arrays(
     plan: the plan that was carried out.
     targets: the target leaves to compare.
     sides: their arrays, and the source's.
-    memory_budget: bytes, for all data held at a time; a single chunk may take more.
+    memory_budget: what the data held at a time may take.
     on_verified: called with the bytes of each verified part.
     on_equal: called, in a thread, with each box of a target leaf that was found equal, and its values.
     on_failure: called with a target leaf's failure, which is then not raised.
@@ -110,13 +111,11 @@ async def verify_arrays(
     VerificationError: naming the first element that differs.
     DamagedSourceError: a chunk of the source cannot be read.
   """
-  # Two leaves at a time, each with its box, its counterpart and what decoding them takes.
-  box_bytes = memory_budget // 16
   chunk_bytes = lambda path: math.prod(sides.chunk_shape_of(path)) * np.dtype(plan.source.leaves[path].dtype).itemsize
   targets = frozenset(targets)
   wanted = {path: [part for part in parts if part.target in targets] for path, parts in plan.parts().items()}
   stored = {path: parts for path, parts in wanted.items() if parts and abstract_state.is_array(plan.source.leaves[path])}
-  gate = asyncio.Semaphore(1 if any(chunk_bytes(path) > box_bytes for path in stored) else 2)
+  gate = asyncio.Semaphore(memory_budget.boxes(max(map(chunk_bytes, stored), default=0)))
   failures = []
 
   async def verify_part(part, target, box, data):
@@ -136,7 +135,7 @@ async def verify_arrays(
       source = await opened(path, plan.source.leaves[path], sides.open_source)
       arrays = await coroutines.settle(opened(p.target, plan.target.leaves[p.target], sides.open_target) for p in parts)
       itemsize = source.dtype.numpy_dtype.itemsize
-      for box in boxes(source.shape, sides.chunk_shape_of(path), box_bytes // itemsize):
+      for box in boxes(source.shape, sides.chunk_shape_of(path), memory_budget.box // itemsize):
         data = await _read_source(path, source, box)
         for some in itertools.batched(zip(parts, arrays), PARTS_AT_ONCE):
           await coroutines.settle(verify_part(part, target, box, data) for part, target in some)

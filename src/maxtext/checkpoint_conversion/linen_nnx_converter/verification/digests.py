@@ -38,6 +38,7 @@ from etils import epath
 import numpy as np
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
@@ -156,17 +157,19 @@ class Collector:
     return {path: leaf.digest(self._leaves[path].dtype) for path, leaf in whole.items()}
 
 
-async def take(array: Any, block: tuple[int, ...], *, memory_budget: int, on_read: Callable[[int], None]) -> Digest:
+async def take(
+    array: Any, block: tuple[int, ...], *, memory_budget: memory.Budget, on_read: Callable[[int], None]
+) -> Digest:
   """Reads an array and computes its digest.
 
   Args:
     array: a `ts.TensorStore`.
     block: the shape of the blocks.
-    memory_budget: bytes, of which only a fraction is used; a block is held whole.
+    memory_budget: what may be held; a block is held whole.
     on_read: called with the bytes read.
   """
   leaf, dtype = LeafHash(array.shape, block), array.dtype.numpy_dtype
-  for box in decoded.boxes(array.shape, [max(1, step) for step in block], memory_budget // 16 // dtype.itemsize):
+  for box in decoded.boxes(array.shape, [max(1, step) for step in block], memory_budget.box // dtype.itemsize):
     values = await array[decoded.as_slices(box)].read()
     await asyncio.to_thread(leaf.add, box, values)
     on_read(values.nbytes)

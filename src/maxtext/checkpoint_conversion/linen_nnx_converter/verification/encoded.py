@@ -28,6 +28,7 @@ import os
 from etils import epath
 import numpy as np
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
@@ -39,9 +40,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reope
 Path = abstract_state.Path
 Pairs = Callable[[], Iterator[tuple[str, str]]]  # Keys, in the source and in the target.
 
-_PAIRS_AT_ONCE = 2  # Chunks, each in the source and in the target.
-_REMOTE_PAIRS_AT_ONCE, _REMOTE_SHARE = 8, 1 / 8  # Of chunks held whole; and their share of the budget.
-
 
 async def prove(
     plan: plan_lib.Plan,
@@ -49,7 +47,7 @@ async def prove(
     written: reopen.Arrays,
     *,
     files: copied.CopiedFiles,
-    memory_budget: int,
+    memory_budget: memory.Budget,
 ) -> frozenset[Path]:
   """Finds the target leaves that can be proven equal; nothing is known of the others, which must be decoded.
 
@@ -61,12 +59,10 @@ async def prove(
     source: the source, whose places are read.
     written: the target, whose places are read.
     files: the files that were compared while copying.
-    memory_budget: bytes, for encoded chunks compared in remote storage; two pairs of large ones may take more.
+    memory_budget: what the encoded chunks that are compared may take; two pairs of large ones may take more.
   """
   candidates = await _candidates(plan, source, written)
-  largest = max(source.places.largest(), written.places.largest(), 1)
-  at_once = min(_REMOTE_PAIRS_AT_ONCE, int(memory_budget * _REMOTE_SHARE) // (2 * largest))
-  gate = asyncio.Semaphore(max(_PAIRS_AT_ONCE, at_once))
+  gate = asyncio.Semaphore(memory_budget.pairs(max(source.places.largest(), written.places.largest())))
   is_one_file = _OneFile(source.directory, written.directory, files)
 
   async def is_equal(path, document, pairs) -> bool:

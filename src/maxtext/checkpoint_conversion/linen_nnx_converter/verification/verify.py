@@ -28,6 +28,7 @@ import time
 from etils import epath
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter import memory
 from maxtext.checkpoint_conversion.linen_nnx_converter import options
 from maxtext.checkpoint_conversion.linen_nnx_converter import progress as progress_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as plan_lib
@@ -131,7 +132,7 @@ def verify_written(
     compared: while_written.Comparison,
     source: reader.Checkpoint,
     items: epath.Path,
-    budget: int,
+    budget: memory.Budget,
     progress: progress_lib.Progress,
     *,
     is_full: bool,
@@ -142,7 +143,7 @@ def verify_written(
     compared: what was compared while it was written, with the plan and the source's arrays.
     source: the source, used only for leaves that are held in memory.
     items: the folder of the written pytree.
-    budget: bytes, for the data in flight.
+    budget: what the data in flight may take.
     progress: is told how far the comparison has come.
     is_full: whether to decode even what can be proven equal without decoding.
 
@@ -226,7 +227,7 @@ async def _differences(checkpoint, expected: Mapping[str, digests.Digest], memor
   largest = max(
       (_block_bytes(checkpoint.stored[paths[name]], expected[name]) for name in expected if name in paths), default=0
   )
-  gate = asyncio.Semaphore(1 if largest > memory_budget // 16 else 2)
+  gate = asyncio.Semaphore(memory_budget.boxes(largest))
   arrays = reopen.Arrays(checkpoint.directory)
 
   async def check(path, leaf, digest):
