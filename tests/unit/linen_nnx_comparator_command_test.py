@@ -17,6 +17,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -130,6 +131,15 @@ different: 45 leaves (43 equal, 2 different), 2 of 306 elements differ, in 0.0 s
     self.assertIn(f"{far}embedding  1 of 28\033[0m", out)
     for flag in ("--color=never", "--color=auto"):  # Standard output is no terminal here.
       self.assertNotIn("\033", call(self.a, self.b, flag)[1])
+
+  @parameterized.parameters(("xterm", True), ("dumb", False))
+  def test_color_of_a_terminal(self, name, is_colored):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    with absltest.mock.patch.dict(os.environ, TERM=name), contextlib.redirect_stdout(terminal):
+      os.environ.pop("NO_COLOR", None)
+      command.main(["", str(self.a), str(self.b)])
+    self.assertEqual("\033" in terminal.getvalue(), is_colored)
 
   def test_json_to_standard_output(self):
     code, out, _ = call(self.a.rename(self.tmp / "ä"), self.b, "--json")

@@ -49,7 +49,13 @@ def define_flags() -> flags.FlagValues:
   flags_lib.define_options(options_lib.Options, common)
   flags.DEFINE_string("json", None, "Write the report as JSON: --json to standard output, or --json=FILE.", **common)
   flags.DEFINE_string("html", None, "Write the report as one self-contained page without scripts: --html=FILE.", **common)
-  flags.DEFINE_enum("color", "auto", ("auto", "always", "never"), "Colour the report; auto does on a terminal.", **common)
+  flags.DEFINE_enum(
+      "color",
+      "auto",
+      ("auto", "always", "never"),
+      "Colour the report; auto does on a terminal, unless dumb or NO_COLOR.",
+      **common,
+  )
   flags.DEFINE_integer("leaves", 20, "How many leaves of each list to print, the worst first.", lower_bound=0, **common)
   flags.DEFINE_boolean("traceback", False, "Show the traceback of a failure.", **common)
   flags_lib.define_questions(common)
@@ -120,7 +126,7 @@ def _compare(values, paths, axes) -> int:
       return code
     if not _write("json", values.json, document + "\n"):
       code = REFUSED
-  is_terminal = sys.stdout is not None and sys.stdout.isatty()
+  is_terminal = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
   color = values.color == "always" or (values.color == "auto" and is_terminal and "NO_COLOR" not in os.environ)
   streams.show("\n".join(report.lines(comparison, color=color, most_leaves=values.leaves)), must_be_read=False)
   return code
