@@ -246,7 +246,7 @@ class AlgebraTest(absltest.TestCase):
         abstract_state.AbstractState(stacked), direction="linen_to_linen", scan_layers=False, param_scan_axis=0
     )
     seen, written = np.zeros(shape, int), {path: {} for path in plan.moves}
-    with absltest.mock.patch.object(streaming, "_BLOCK_BYTES", data.draw(st.integers(4, 600))):
+    with absltest.mock.patch.object(streaming, "BLOCK_BYTES", data.draw(st.integers(4, 600))):
       work = list(streaming.blocks(plan, dict.fromkeys(plan.moves, theirs), lambda _: ours))
     for number, block in enumerate(work):
       seen[block.region] += 1

@@ -50,6 +50,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import processes
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_form
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import targets
@@ -63,6 +64,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.verification import while
 PathLike = str | os.PathLike[str]
 
 
+@remote_files.answered
 def convert_checkpoint(
     source_path: PathLike | None = None,
     target_path: PathLike | None = None,
@@ -94,8 +96,8 @@ def convert_checkpoint(
   find = lambda: _job(source_path, target_path, config, options, progress or progress_lib.Progress())
   given = lambda job: vars(job.options) | {"source_path": job.source.final, "target_path": job.target.final}
   job = processes.begin_alike(find, given)
-  if not job.options.dry_run and jax.process_index() == 0:
-    atomic_target.recover(job.target.final)
+  if not job.options.dry_run:
+    resume_lib.prepare(job.target.final, keeps=job.options.resume)
   job.check_free()
   stamps = source_files.survey(job.source.final)
   plan, checkpoint, notes = _plan(job)
@@ -104,7 +106,7 @@ def convert_checkpoint(
   done = record.Conversion(plan, job.source.items, job.target.items, ways, notes=notes, dry_run=job.options.dry_run)
   done = dataclasses.replace(done, resumed="; ".join(dict.fromkeys(part.resumed for part in parts if part.resumed)))
   if done.dry_run:
-    done = dataclasses.replace(done, cost=cost.estimate([p.move for p in parts], job.target.final, job.options.verify))
+    done = dataclasses.replace(done, cost=cost.estimate([p.move for p in parts], job.target, job.options.verify))
   else:
     done = _write(job, parts, done, stamps, begin)
   return dataclasses.replace(done, seconds=time.monotonic() - begin)
@@ -185,8 +187,6 @@ def _parts(job, plan, checkpoint) -> list[_Part]:
   if not job.options.resume:
     resume_lib.discard(job.target.final)
     return parts
-  if jax.process_index() == 0:
-    atomic_target.keep(job.target.final)
   return [_resumed(job, part) for part in parts]
 
 

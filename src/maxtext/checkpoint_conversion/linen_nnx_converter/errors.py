@@ -27,6 +27,9 @@ _NO_ACCESS = (
     "UNAUTHENTICATED",
     "UNAVAILABLE",
 )
+# The packages by which remote storage is reached. What they raise, once they have tried again for a while, is of no class
+# that another package knows.
+_OF_STORES = frozenset({"aiohttp", "gcsfs", "google", "requests"})
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
@@ -158,6 +161,11 @@ class VerificationError(ConversionError):
   REMEDY = "Nothing was committed. Check the disk and convert again."
 
 
+def is_a_stores(e: BaseException) -> bool:
+  """Whether an exception says that remote storage gives no answer, or none but that it cannot."""
+  return type(e).__module__.split(".")[0] in _OF_STORES or (isinstance(e, ValueError) and str(e).startswith(_NO_ACCESS))
+
+
 def check_access(path, e: Exception):
   """Tells failures to access data apart from faults in the data.
 
@@ -169,7 +177,7 @@ def check_access(path, e: Exception):
     AccessError: `e` says nothing about the data. (An absent file does.)
   """
   is_the_systems = isinstance(e, OSError) and not isinstance(e, _ABSENT)
-  if is_the_systems or (isinstance(e, ValueError) and str(e).startswith(_NO_ACCESS)):
+  if is_the_systems or is_a_stores(e):
     raise AccessError(
         getattr(e, "filename", None) or path,
         "a path that can be read from here",

@@ -24,7 +24,7 @@ _COST = 5
 # Two boxes are compared at a time, each with its counterpart, and with what decoding the two takes.
 _BOXES = 16
 BATCH_BYTES = 64 * 2**20  # Of pieces that are read, or written, at once.
-_LEAST_PAIRS, _MOST_PAIRS = 2, 8  # Of encoded chunks that are compared at a time, each in the source and in the target.
+_LEAST_PAIRS, _MOST_PAIRS = 2, 256  # Of encoded chunks that are compared at a time, each in the source and in the target.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -192,7 +192,8 @@ class Options(PlanOptions):
   )
   dry_run: bool = option(
       False,
-      "Print the plan, like layers in one line, and its cost: memory and time, measured briefly. Write nothing.",
+      "Print the plan, like layers in one line, and its cost: memory, and time, measured briefly, or requests to gs://. "
+      "Write nothing.",
   )
 
   def __post_init__(self):

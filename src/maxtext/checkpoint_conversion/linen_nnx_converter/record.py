@@ -16,6 +16,7 @@
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import importlib.metadata
 import os
 from typing import Any
 
@@ -29,11 +30,11 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as p
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
-from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import training_engine
 
 Path = abstract_state.Path
 
+_LIBRARIES = "jax", "orbax-checkpoint", "tensorstore"  # Those that read and write checkpoints.
 _TUPLE = "()"  # An empty tuple in the record: in JSON it would be a list.
 
 
@@ -97,7 +98,8 @@ class Conversion:
         "seconds": round(self.seconds, 3),
         "verified": self.verified,
         "digests": self.digests,
-        "versions": {"linen_nnx_converter": __version__} | reader.versions(),
+        "versions": {"linen_nnx_converter": __version__}
+        | {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
 
   def summary(self) -> str:

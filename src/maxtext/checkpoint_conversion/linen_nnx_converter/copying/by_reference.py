@@ -16,6 +16,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
 import errno
 import os
 from typing import Any
@@ -64,17 +65,17 @@ async def bring(
   Raises:
     TargetError: `copy_mode` is `link`, and a file cannot be linked.
   """
-  gate = asyncio.Semaphore(_FILES_AT_ONCE)
+  files, loop = list(files), asyncio.get_running_loop()
+  remote = [remote_files.is_remote(folder) for folder in (source, target)]
+  for folder in {(target / new).parent for _, new in files} if not remote[1] else ():
+    folder.mkdir(parents=True, exist_ok=True)
+  with futures.ThreadPoolExecutor(remote_files.REQUESTS_AT_ONCE if all(remote) else _FILES_AT_ONCE) as threads:
 
-  async def bring_one(old, new):
-    async with gate:
-      await asyncio.to_thread(_bring_file, source / old, target / new, copy_mode, watch)
+    async def bring_one(old, new):
+      await loop.run_in_executor(threads, _bring_file, source / old, target / new, copy_mode, watch)
       on_brought(old)
 
-  files = list(files)
-  for folder in {(target / new).parent for _, new in files}:
-    folder.mkdir(parents=True, exist_ok=True)
-  await coroutines.settle(bring_one(old, new) for old, new in files)
+    await coroutines.settle(bring_one(old, new) for old, new in files)
 
 
 async def rename(

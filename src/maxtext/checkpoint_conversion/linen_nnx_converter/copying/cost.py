@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 
-from etils import epath
 import numpy as np
 import tensorstore as ts
 
@@ -33,7 +32,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import folding
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_routes
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import moving
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
+from maxtext.checkpoint_conversion.linen_nnx_converter.copying import transfers
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import targets
 
@@ -43,7 +44,7 @@ _KEY_BYTES = 330  # Memory to rename and verify a key: 0.5 GiB for 1.6 million.
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-def estimate(moves: Sequence[moving.Move], target: epath.Path, verify: bool | str) -> str:
+def estimate(moves: Sequence[moving.Move], target: locations.Location, verify: bool | str) -> str:
   """A line for a person: the memory and time that it would take.
 
   Args:
@@ -66,10 +67,9 @@ def _pieces(move) -> list[int]:
 def _work(moves, target, is_verified) -> str:
   """The time to read and write; for remote storage, how much there is to transfer."""
   way, source = leaf_routes.Way, moves[0].source
-  if remote_files.is_remote(source.directory) or remote_files.is_remote(target):
-    files = {file for move in moves for file in leaf_routes.data_files(move.routes, source.index)}
-    pieces = sum(len(_pieces(move)) for move in moves)
-    return f"{len(files)} data files to copy, {pieces} pieces to read and write, time not measured in remote storage"
+  if remote_files.is_remote(source.directory) or remote_files.is_remote(target.final):
+    return f"{transfers.estimate(moves, target, is_verified)}, time not measured in remote storage"
+  target = target.final
   sizes = [move.nbytes() for move in moves]
   streamed, raw, files = (sum(size[each] for size in sizes) for each in (way.STREAMED, way.RAW, way.REFERENCE))
   if moves[0].copy_mode != "copy" and targets.can_link(source.directory, target):

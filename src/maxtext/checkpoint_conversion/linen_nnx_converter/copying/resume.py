@@ -44,6 +44,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_inde
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import processes
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import storage_form
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import stored_values
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import target_leaf
@@ -158,6 +159,7 @@ def take(
 
 
 def _take(target, plan, source, routes, form, progress, compare) -> Resumption:
+  atomic_target.keep(target.final)
   folders = tuple(atomic_target.kept(target.final))
   moved = (leaf_routes.Way.STREAMED, leaf_routes.Way.RAW)
   wanted = {
@@ -189,6 +191,18 @@ def _resumed(route, keys=()) -> leaf_routes.Route:
   """The route of a leaf whose keys are taken over."""
   renamed = tuple((key, key) for key in keys)
   return dataclasses.replace(route, way=leaf_routes.Way.RESUMED, renamed=renamed, documents={})
+
+
+def prepare(final: epath.Path, *, keeps: bool):
+  """Puts back what a killed conversion to `final` had moved away; in remote storage, moves aside what it was making.
+
+  Raises:
+    TargetError: another conversion to `final` is under way.
+  """
+  if jax.process_index() == 0:
+    atomic_target.recover(final)
+  if keeps and remote_files.is_remote(final):  # It stands at `final`: the others may look there when it is moved.
+    processes.from_first(lambda: str(atomic_target.keep(final)), _TIMEOUT_MS)
 
 
 def discard(final: epath.Path):

@@ -35,7 +35,7 @@ Path = abstract_state.Path
 Region = tuple[slice, ...]
 
 # Small chunks are read together up to this size, to save calls.
-_BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def blocks(
     leaf = plan.source.leaves[source]
     itemsize = np.dtype(leaf.dtype).itemsize
     whole = plan_lib.whole_chunks(source, chunk_shape_of(source), wanted, targets.__getitem__)
-    shape = target_chunks.grown(leaf.shape, whole, _BLOCK_BYTES // itemsize)
+    shape = target_chunks.grown(leaf.shape, whole, BLOCK_BYTES // itemsize)
     merge, dtype = plan.merges.get(source), np.dtype(plan.target.leaves[wanted[0].target].dtype)
     made = merge and functools.partial(merge.merged, dtype=dtype, path=source)
     for region in _regions(leaf.shape, shape):

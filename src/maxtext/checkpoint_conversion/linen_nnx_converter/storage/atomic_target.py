@@ -16,7 +16,7 @@
 
 The folder is `<name>.orbax-checkpoint-tmp-linen_nnx_converter`, which Orbax's tools treat as unfinished. Whoever makes a
 target there holds a lock on it, which the system releases whenever the process ends. So an unlocked one was left behind
-by a killed run, and a locked one is never touched.
+by a killed run, and a locked one is never touched. For remote storage, see `remote_target`.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,14 +34,13 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import durable
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import folders
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import processes
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_target
 
 SUFFIX = ".orbax-checkpoint-tmp-linen_nnx_converter"
 _A_DATA_FILE = "/ocdbt.process_0/d/0123456789abcdef0123456789abcdef"
 _ORBAX = ".orbax-checkpoint-tmp"  # The end of the name of the folder in which Orbax makes a checkpoint.
 _KEPT = f"{_ORBAX}-resumed-"
 _OLD = ".replaced"  # The end of the old checkpoint's name, where the two cannot be exchanged at once.
-_TOKEN_TIMEOUT_MS = 60_000
-_COMMITTED = "commit_success.txt"  # Orbax's, in remote storage.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +80,10 @@ def clear_up(place: Place):
     if making.exists():
       with _claimed(final) as staging:
         _discard(staging)
-  elif making.exists() and not (making == final and is_there(place)):
-    folders.remove(making)
+  else:
+    if making.exists() and not (making == final and is_there(place)):
+      folders.remove(making)
+    remote_files.remove(_staging(final))
   folders.remove_empty(list(final.parents)[: place.new_parents])
 
 
@@ -104,7 +105,9 @@ def staged(
   """
   index, count = processes.index_and_count()
   if remote_files.is_remote(final):
-    with _staged_remotely(final, check_free, index, count, announce) as new:
+    new = remote_target.place_for(final)
+    announce(Place(os.fspath(final), os.fspath(new), _identity(final), 0, index == 0, count - 1))
+    with contextlib.nullcontext() if index else remote_target.staged(final, new, _staging(final), check_free):
       yield new
     return
   missing = list(itertools.takewhile(lambda parent: not parent.exists(), final.parents))
@@ -165,18 +168,20 @@ def recover(final: epath.Path):
 
 def keep(final: epath.Path):
   """Moves what a killed conversion to `final` was making to another name beside it, where `kept` finds it."""
-  if remote_files.is_remote(final) or not _staging(final).exists():
+  own = final.parent / f"{final.name}{_KEPT}{uuid.uuid4().hex[:8]}"
+  if remote_files.is_remote(final):
+    remote_target.keep(final, _staging(final), own)
     return
-  with folders.locked(_staging(final), wait=False) as is_left:
-    for folder in remote_files.children(_staging(final)) if is_left else ():
+  if not _staging(final).exists():
+    return
+  with folders.locked(_staging(final), wait=False) as is_left_there:
+    for folder in remote_files.children(_staging(final)) if is_left_there else ():
       if folder.name.startswith(f"{final.name}{_ORBAX}"):
-        folder.rename(final.parent / f"{final.name}{_KEPT}{uuid.uuid4().hex[:8]}")
+        folder.rename(own)
 
 
 def kept(final: epath.Path) -> list[epath.Path]:
   """The folders that `keep` moved."""
-  if remote_files.is_remote(final) or not final.parent.exists():
-    return []
   return sorted(path for path in remote_files.children(final.parent) if path.name.startswith(f"{final.name}{_KEPT}"))
 
 
@@ -184,29 +189,9 @@ def _staging(final) -> epath.Path:
   return final.parent / f"{final.name}{SUFFIX}"
 
 
-@contextlib.contextmanager
-def _staged_remotely(final, check_free, index, count, announce):
-  """The same for remote storage, where Orbax itself ensures that a checkpoint is whole or counts as unfinished."""
-  new = final.parent / f"{final.name}.replacement-{_token()}" if final.exists() else final
-  announce(Place(os.fspath(final), os.fspath(new), _identity(final), 0, index == 0, count - 1))
-  try:
-    yield new
-    if new == final or index:
-      return
-    check_free()
-  except BaseException:
-    if not index:
-      folders.remove(new)
-    raise
-  old = final.parent / f"{final.name}{_OLD}-{uuid.uuid4().hex[:8]}"
-  final.rename(old)
-  new.rename(final)
-  old.rmtree()
-
-
-def _token() -> str:
-  """A unique name, the same in all processes."""
-  return processes.from_first(lambda: uuid.uuid4().hex[:8], _TOKEN_TIMEOUT_MS)
+def is_left(final: epath.Path) -> bool:
+  """Whether `final`, in remote storage, is what a conversion is making, or was when it was killed."""
+  return remote_target.is_left(final, _staging(final))
 
 
 @contextlib.contextmanager
@@ -252,7 +237,7 @@ def _identity(path) -> str | None:
   """What distinguishes checkpoints that are at one place at different times; None if there is none."""
   try:
     if remote_files.is_remote(path):
-      return str((path / _COMMITTED).stat().mtime)
+      return str((path / remote_target.COMMITTED).stat().mtime)
     found = os.stat(path)
   except OSError:
     return None

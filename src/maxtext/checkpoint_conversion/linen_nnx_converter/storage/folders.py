@@ -98,6 +98,13 @@ def remove(folder: epath.Path):
         folder.rmtree()
     except OSError:  # A file appeared while the folder was being emptied.
       pass
+    except Exception as e:
+      if not errors.is_a_stores(e):
+        raise
+      found = f"a store that fails, {errors.one_line(e)}"
+      raise errors.TargetError(
+          folder, "to be removed", found, "What lies there is not finished: remove it by hand."
+      ) from e
     time.sleep(_SECONDS_BETWEEN_TRIES)
   raise errors.TargetError(folder, "to be removed", "files that come back", "Remove it by hand.")
 

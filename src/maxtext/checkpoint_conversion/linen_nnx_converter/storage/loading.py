@@ -20,12 +20,14 @@ from typing import Any
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import opening
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import orbax_writer
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import targets
 
 PathLike = str | os.PathLike[str]
 
 
+@remote_files.answered
 def load_checkpoint(path: PathLike) -> Any:
   """Loads the pytree of a checkpoint into host memory, whole: nested dicts and lists of NumPy arrays.
 
@@ -42,6 +44,7 @@ def load_checkpoint(path: PathLike) -> Any:
   return opening.restore(location.items)
 
 
+@remote_files.answered
 def save_checkpoint(state: Any, path: PathLike) -> None:
   """Saves a pytree of arrays as a folder of its own.
 

@@ -173,6 +173,8 @@ def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Lo
   """
   path = absolute(path)
   source_files.check_readable(path)  # To epath, what cannot be read does not exist.
+  children = sorted(remote_files.children(path))
+  remote_files.look_into(child for child in children if child.is_dir())
   if not path.exists():
     raise errors.SourceNotFoundError(path, "a checkpoint", "nothing", f"Check {flag}.")
   if is_temporary(os.fspath(path)):
@@ -183,13 +185,13 @@ def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Lo
     if path.name == layouts.TUNIX_ITEMS[0] and is_in_step_folder(path):
       return Location(path.parent, path.parent, (path.name,))
     return Location(path, path.parent if is_in_step_folder(path) else None)
-  children = sorted(remote_files.children(path)) if path.is_dir() else []
   if split := _split_items(path, {child.name for child in children}):
     return Location(path, path, split)
-  items = [child for child in children if (child / METADATA).exists() and not is_temporary(child.name)]
+  folders = [child for child in children if child.is_dir()]
+  items = [child for child in folders if (child / METADATA).exists() and not is_temporary(child.name)]
   if items:
     return Location(_the_item(path, items), path)
-  if steps := [child for child in children if is_step(child.name) and child.is_dir()]:
+  if steps := [child for child in folders if is_step(child.name)]:
     return find_source(max(steps, key=lambda step: int(step.name)), flag)
   for child in children:
     source_files.check_readable(child)
@@ -205,10 +207,15 @@ def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Lo
 
 def copy_tree(source: epath.Path, target: epath.Path):
   """Copies a file, or a folder with everything in it."""
+  is_remote = remote_files.is_remote(target)
   if not source.is_dir():
-    source.copy(target)
+    if is_remote or remote_files.is_remote(source):
+      remote_files.copy(source, target)
+    else:
+      source.copy(target)
     return
-  target.mkdir()
+  if not is_remote:  # Where there are no folders.
+    target.mkdir()
   for child in remote_files.children(source):
     copy_tree(child, target / child.name)
 

@@ -22,7 +22,6 @@ from collections.abc import Mapping
 import copy
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import math
 from typing import Any
@@ -30,7 +29,6 @@ from typing import Any
 from etils import epath
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from orbax.checkpoint._src.metadata import array_metadata
 from orbax.checkpoint._src.metadata import tree as tree_metadata
 import tensorstore as ts
@@ -51,6 +49,7 @@ Path = abstract_state.Path
 ARRAY_TYPES = JAX_ARRAY, NUMPY_ARRAY, SCALAR = "jax.Array", "np.ndarray", "scalar"
 _STRING = "string"
 _COMPRESSION = "compression_algorithm", "compression_level"
+_ANY_AGE = 0.0  # Of the manifest, which TensorStore would ask for anew for each value.
 _EMPTY_NODES: dict[str, Any] = {"None": None, "Dict": {}, "List": [], "Tuple": (), "NamedTuple": None}
 
 
@@ -154,10 +153,11 @@ class Checkpoint:
     leaf_metadata.check_all_named({*array_metadatas, *shardings}, tree.leaves, "in Orbax's array metadata and shardings")
     # Like layers have equal documents, and share one here.
     parse = functools.cache(functools.partial(leaf_metadata.parse_document, use_zarr3=self.use_zarr3))
+    arrays = {path: leaf.value_type for path, leaf in tree.leaves.items() if leaf.value_type in ARRAY_TYPES}
+    texts = coroutines.run(self._texts([self._document_key(path) for path in arrays]))
     self.stored = {
-        path: self._stored_leaf(path, leaf.value_type, parse, array_metadatas, shardings)
-        for path, leaf in tree.leaves.items()
-        if leaf.value_type in ARRAY_TYPES
+        path: self._stored_leaf(path, value_type, texts, parse, array_metadatas, shardings)
+        for path, value_type in arrays.items()
     }
     leaf_metadata.check_all_named(leaf_metadata.array_names(self.index), self.stored, "in the store")
     self.state = dataclasses.replace(
@@ -193,23 +193,28 @@ class Checkpoint:
       return value.inline
     if not remote_files.is_remote(self.directory):  # TensorStore would take three times as long.
       return await asyncio.to_thread(ocdbt_index.read_range, self.directory / value.file, value.offset, value.nbytes)
-    if not self.use_ocdbt:
-      return await asyncio.to_thread((self.directory / key).read_bytes)
     if self._store is None:
-      self._store = await ts.KvStore.open(ocdbt_index.spec(self.directory, use_ocdbt=True), context=self.context)
-    result = await self._store.read(key)
+      spec = ocdbt_index.spec(self.directory, use_ocdbt=self.use_ocdbt)
+      self._store = await ts.KvStore.open(spec, context=self.context)
+    result = await self._store.read(key, staleness_bound=_ANY_AGE)
     if result.state != "value":
       raise errors.DamagedSourceError(key, "a value", f"{result.state} key")
     return result.value
 
-  def _stored_leaf(self, path, value_type, parse, array_metadatas, shardings) -> StoredLeaf:
-    name = ".".join(path)
-    key = f"{name}/{chunk_keys.DOCUMENT_NAMES[3 if self.use_zarr3 else 2]}"
+  def _document_key(self, path) -> str:
+    return f"{'.'.join(path)}/{chunk_keys.DOCUMENT_NAMES[3 if self.use_zarr3 else 2]}"
+
+  async def _texts(self, keys) -> dict[str, Any]:
+    """The values of those of the keys that there are, read together; or what kept one from being read."""
+    keys = [key for key in keys if key in self.index.values]
+    return dict(zip(keys, await asyncio.gather(*map(self.read_value, keys), return_exceptions=True)))
+
+  def _stored_leaf(self, path, value_type, texts, parse, array_metadatas, shardings) -> StoredLeaf:
+    name, key = ".".join(path), self._document_key(path)
     try:
-      if key not in self.index.values:
-        raise ValueError("no such key")
-      inline = self.index.values[key].inline
-      document, dtype = parse(coroutines.run(self.read_value(key)) if inline is None else inline)
+      if isinstance(text := texts.get(key, ValueError("no such key")), Exception):
+        raise text
+      document, dtype = parse(text)
       metadata = array_metadatas.get(name)
       write_shape = metadata and tuple(metadata.write_shape)
       if write_shape is not None and len(write_shape) != len(document["shape"]):
@@ -276,15 +281,6 @@ async def read_region(path: Path, array: ts.TensorStore, region: Any) -> np.ndar
   except ValueError as e:  # What TensorStore then raises.
     errors.check_access(path, e)
     raise errors.DamagedSourceError(path, "chunks that can be read", errors.one_line(e)) from e
-
-
-def versions() -> dict[str, str]:
-  """The versions of the libraries that read and write checkpoints."""
-  return {
-      "jax": jax.__version__,
-      "orbax-checkpoint": ocp.__version__,
-      "tensorstore": importlib.metadata.version("tensorstore"),
-  }
 
 
 def _is_key(array) -> bool:

@@ -28,8 +28,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_fil
 
 _MOST_METADATA_BYTES = 2**28  # JSON takes ten times its size in memory. Orbax writes 9 MiB for 20,000 leaves.
 
-# A file's inode, size in bytes, and modification time in ns, none of which hard links change.
-Stamp = tuple[int, int, int]
+# A file's inode, size in bytes, and modification time in ns, none of which hard links change; in remote storage its
+# generation, which every save changes, and size.
+Stamp = tuple[int, ...]
 
 
 def read_json(path: epath.Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -80,14 +81,14 @@ def check_size(path: epath.Path):
 
 
 def survey(folder: epath.Path) -> dict[str, Stamp]:
-  """The stamps of all files below a local folder, by relative path; none for remote ones.
+  """The stamps of all files below a folder, by relative path.
 
   Raises:
     ForeignFileError: there is a link, a pipe or a device, which would lead out of the checkpoint.
     AccessError: one of them cannot be read, though it could still be linked.
   """
   if remote_files.is_remote(folder):
-    return {}
+    return remote_files.look_below(folder)
   root = os.fspath(folder)
   return {os.path.relpath(entry.path, root): _stamp(entry.stat(follow_symlinks=False)) for entry in _files(root)}
 
@@ -98,10 +99,13 @@ def check_unchanged(folder: epath.Path, stamps: Mapping[str, Stamp]):
   Raises:
     SourceChangedError: naming one that is not.
   """
+  now = remote_files.look_below(folder) if remote_files.is_remote(folder) else None
   for name, stamp in stamps.items():
     path = os.path.join(folder, name)
     try:
-      found = _stamp(os.stat(path, follow_symlinks=False))
+      found = _stamp(os.stat(path, follow_symlinks=False)) if now is None else now[name]
+    except KeyError:
+      found, reason = None, "none"
     except OSError as e:
       found, reason = None, (e.strerror or str(e)).lower()
     else:

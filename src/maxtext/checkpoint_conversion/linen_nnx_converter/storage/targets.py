@@ -97,12 +97,8 @@ def _find_split(path, source, split) -> Location:
 
 def _refuse_unnumbered(step_folder):
   if not locations.is_step(step_folder.name):
-    raise errors.StepError(
-        step_folder,
-        "a step's folder, named by its number, as these trainers' are",
-        step_folder.name,
-        "Give it under its number.",
-    )
+    expected = "a step's folder, named by its number, as these trainers' are"
+    raise errors.StepError(step_folder, expected, step_folder.name, "Give it under its number.")
 
 
 def _refuse_taken(items, source, remedy):
@@ -176,6 +172,9 @@ def check_free(target: Location, *, overwrite: bool, carried: Collection[str] = 
   """
   final = target.final
   if not _is_free(final):
+    if atomic_target.is_left(final):
+      found = "what a conversion is making, or was when it was killed"
+      raise errors.TargetError(final, "nothing there yet", found, "If none is under way, go on from there with --resume.")
     if not overwrite:
       raise errors.TargetError(
           final, "nothing there yet", "an existing path", "Choose another --target_path or pass --overwrite."
@@ -234,14 +233,16 @@ def _holds_steps(folder) -> bool:
 
 
 def _steps(folder) -> list[epath.Path]:
-  children = remote_files.children(folder) if folder.is_dir() else ()
-  return sorted((child for child in children if locations.is_step(child.name)), key=lambda child: int(child.name))
+  steps = (child for child in remote_files.children(folder) if locations.is_step(child.name))
+  return sorted(steps, key=lambda child: int(child.name))
 
 
 def _is_checkpoint(folder, item: str = locations.ITEMS) -> bool:
   """Whether Orbax saved a step or a pytree here; before 0.11 it wrote no metadata of the step."""
-  places = ("", item, locations.ITEMS, *locations.STATE_ITEMS, *layouts.TUNIX_ITEMS)
-  return (folder / locations.STEP_METADATA).exists() or any((folder / p / locations.METADATA).exists() for p in places)
+  names = {child.name for child in remote_files.children(folder)}
+  places = {item, locations.ITEMS, *locations.STATE_ITEMS, *layouts.TUNIX_ITEMS} & names
+  is_marked = bool({locations.STEP_METADATA, locations.METADATA} & names)
+  return is_marked or any((folder / place / locations.METADATA).exists() for place in places)
 
 
 def _in_the_way(target, carried) -> str:

@@ -40,6 +40,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.verification import reope
 Path = abstract_state.Path
 Pairs = Callable[[], Iterator[tuple[str, str]]]  # Keys, in the source and in the target.
 
+_PAIRS_OF_A_LEAF = 32  # That are looked at together.
+
 
 async def prove(
     plan: plan_lib.Plan,
@@ -68,12 +70,15 @@ async def prove(
   async def is_equal(path, document, pairs) -> bool:
     if plan.moves[path].kind == "copy" and await _lies_where_it_lay(path, plan, source, written, document, is_one_file):
       return True
-    for keys in pairs():
-      old, new = source.places.get(keys[0]), written.places.get(keys[1])
-      if old is None or new is None or old.nbytes != new.nbytes:
-        return False
-      is_referenced = old.file and new.file and old.offset == new.offset and await is_one_file(old.file, new.file)
-      if not is_referenced and not await _have_equal_bytes(keys, source, written, gate):
+    for some in itertools.batched(pairs(), _PAIRS_OF_A_LEAF):
+      rest = []
+      for keys in some:
+        old, new = source.places.get(keys[0]), written.places.get(keys[1])
+        if old is None or new is None or old.nbytes != new.nbytes:
+          return False
+        if not (old.file and new.file and old.offset == new.offset and await is_one_file(old.file, new.file)):
+          rest.append(keys)
+      if not all(await coroutines.settle(_have_equal_bytes(keys, source, written, gate) for keys in rest)):
         return False
     return True
 
@@ -178,9 +183,8 @@ class _OneFile:
 
 
 def _is_one_file(ours: epath.Path, theirs: epath.Path, files: copied.CopiedFiles) -> bool:
-  remote = [remote_files.is_remote(path) for path in (ours, theirs)]
-  if any(remote):
-    return all(remote) and remote_files.have_one_checksum(ours, theirs)
+  if remote_files.is_remote(ours) or remote_files.is_remote(theirs):
+    return remote_files.have_one_checksum(ours, theirs)
   return ours.exists() and theirs.exists() and (os.path.samefile(ours, theirs) or files.have(ours, theirs))
 
 

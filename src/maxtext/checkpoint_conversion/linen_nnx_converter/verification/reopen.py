@@ -38,6 +38,9 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import stored_val
 Path = abstract_state.Path
 
 
+_ANY_AGE = 0.0  # What `read` reads is whole.
+
+
 class Pytree(NamedTuple):
   """A pytree's folder, TensorStore's spec of its store, and what `_METADATA` says of its arrays."""
 
@@ -65,6 +68,7 @@ class Arrays:
     """
     self.directory = directory
     self.places = stored_values.Values()
+    self._rechecked = "open" if metadata else False
     self._pytrees = {f"{name}/": _pytree(directory / name) for name in split} or {"": _pytree(directory, metadata)}
     self._context = ts.Context({"file_io_concurrency": {"limit": 64}, "cache_pool#ocdbt": {"total_bytes_limit": 10**8}})
 
@@ -84,6 +88,8 @@ class Arrays:
         "driver": "zarr3" if pytree.is_zarr3 else "zarr",
         "kvstore": pytree.store | {"path": pytree.store.get("path", "") + name},
         "fill_missing_data_reads": not pytree.has_all_chunks,
+        # Else TensorStore asks for the manifest with each read. What is being written is as it is when it is opened here.
+        **dict.fromkeys(("recheck_cached_data", "recheck_cached_metadata"), self._rechecked),
     }
     return await ts.open(spec, open=True, read=True, context=self._context)
 
@@ -99,7 +105,7 @@ class Arrays:
       return inline
     pytree, name = self._found(key)
     store = await ts.KvStore.open(pytree.store, context=self._context)
-    return (await store.read(name)).value
+    return (await store.read(name, staleness_bound=_ANY_AGE)).value
 
   async def read_places(self):
     """Finds where the values lie, by reading the tree of keys or listing files; reads no values."""
@@ -129,7 +135,9 @@ def _pytree(folder, metadata=None) -> Pytree:
     bucket, _, path = path.removeprefix("gs://").partition("/")
     store = {"driver": "gcs", "bucket": bucket, "path": path}
   if (folder / "manifest.ocdbt").exists():
-    store = {"driver": "ocdbt", "base": store, "cache_pool": "cache_pool#ocdbt"}
+    # In remote storage, values that lie near each other are read together: what is between them costs less.
+    near = {"experimental_read_coalescing_threshold_bytes": 2**16, "experimental_read_coalescing_interval": "1ms"}
+    store = {"driver": "ocdbt", "base": store, "cache_pool": "cache_pool#ocdbt"} | (near if "bucket" in store else {})
   metadata = metadata or json.loads((folder / "_METADATA").read_text())
   has_all_chunks = bool(metadata.get("store_array_data_equal_to_fill_value"))
   return Pytree(folder, store, bool(metadata.get("use_zarr3")), has_all_chunks)

@@ -37,6 +37,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import coroutines
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import digests
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import encoded
@@ -75,6 +76,7 @@ class Audit:
     )
 
 
+@remote_files.answered
 def verify_checkpoint(
     target_path: str | os.PathLike[str],
     *,
@@ -190,6 +192,8 @@ def verify_written(
 def _reopened(items) -> reopen.Arrays:
   """The arrays of the written pytree, with their places."""
   try:
+    if remote_files.is_remote(items):
+      remote_files.look_below(items)
     arrays = reopen.Arrays(items)
     coroutines.run(arrays.read_places())
     return arrays

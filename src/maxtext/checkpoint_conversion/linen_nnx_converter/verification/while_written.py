@@ -89,8 +89,14 @@ class Comparison:
     box = tuple((part.start, part.stop) for part in region)
     there = [(part, place) for part in parts if (place := decoded.placed(part, box, data))]
     sums_of = lambda part: decoded.sums_of(self.plan, part, box, data)
-    for some in itertools.batched(there, decoded.PARTS_AT_ONCE):
-      await coroutines.settle(self._compare_box(items, part.target, *place, sums_of(part)) for part, place in some)
+    # Opened together: each asks anew what is written by now, which in remote storage is a request.
+    targets = await coroutines.settle(self._opened(items, part.target) for part, _ in there)
+    compared = zip(there, targets)
+    for some in itertools.batched(compared, decoded.PARTS_AT_ONCE):
+      await coroutines.settle(
+          decoded.verify_box(part.target, target, *place, self._collector.add, sums_of(part))
+          for (part, place), target in some
+      )
 
   def hand_over(self, items: epath.Path):
     """Tells the first process what this one has compared."""
@@ -136,12 +142,12 @@ class Comparison:
     own = items / f"ocdbt.process_{process}"
     return own if own.exists() else items
 
-  async def _compare_box(self, items, path, place, expected, sums):
+  async def _opened(self, items, path) -> Any:
     self._written = self._written or reopen.Arrays(self._store(items, self._process), metadata=self._metadata)
     target = await decoded.opened(path, self.plan.target.leaves[path], self._written.open)
     if target.chunk_layout.write_chunk.shape != self._chunk_shapes[path]:
       self._unsure.add(path)
-    await decoded.verify_box(path, target, place, expected, self._collector.add, sums)
+    return target
 
   async def _is_the_source(self, path, array) -> bool:
     """Whether an array is the source leaf's, as found only by the names of folder and leaf."""
