@@ -18,6 +18,7 @@ usage: measured_process.py start
        measured_process.py convert FLAGS…
        measured_process.py inspect SOURCE
        measured_process.py straightforward SOURCE TARGET OPTIONS
+       measured_process.py copy SOURCE TARGET
        measured_process.py decode SOURCE
        measured_process.py encode SOURCE TARGET
        measured_process.py make TARGET MODULE OPTIONS
@@ -82,6 +83,19 @@ def straightforward(source: str, target: str, options: str):
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)) as checkpointer:
       arguments = ocp.args.PyTreeSave(converted, save_args=jax.tree.map(lambda _: save_args, converted))
       checkpointer.save(target, args=arguments)
+
+  return run
+
+
+def copy(source: str, target: str):
+  """Copies all files of a folder as they are, one of them or both in remote storage."""
+  start()
+  fsspec = importlib.import_module("fsspec")
+
+  def run():
+    system = fsspec.filesystem("gs")
+    way = system.put if "://" not in source else system.get if "://" not in target else system.copy
+    way(source, target, recursive=True)
 
   return run
 
@@ -161,7 +175,7 @@ def usage() -> dict[str, float]:
 
 def main(argv):
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # As the command does, before it imports JAX.
-  jobs = (start, convert, inspect, straightforward, decode, encode, make)
+  jobs = (start, convert, inspect, straightforward, copy, decode, encode, make)
   run = {job.__name__: job for job in jobs}[argv[1]](*argv[2:])
   begin = time.monotonic()
   run()

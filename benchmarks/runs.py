@@ -97,6 +97,10 @@ class Scratch:
     """A process that only imports what a conversion needs."""
     return self._measure([sys.executable, _PROCESS, "start"])
 
+  def run(self, job: str, *arguments: str | pathlib.Path) -> Run:
+    """Any job of `measured_process.py`, of which nothing is removed."""
+    return self._measure([sys.executable, _PROCESS, job, *arguments])
+
   def convert(self, source: pathlib.Path, *arguments: str) -> Run:
     """This converter."""
     target = self.folder / "target"
