@@ -152,7 +152,7 @@ def _quiet(show_all: bool) -> Iterator[None]:
     return
   verbosity, disabled = logging.get_verbosity(), python_logging.root.manager.disable
   logging.set_verbosity(logging.FATAL)
-  python_logging.disable(python_logging.INFO)  # MaxText up to 0.2.3 logs by Python's own loggers.
+  python_logging.disable(python_logging.INFO)  # MaxText up to 0.2.3 uses Python's own loggers.
   python_logging.getLogger("gcsfs").setLevel(python_logging.CRITICAL)  # It has a traceback for whatever it raises.
   try:
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
