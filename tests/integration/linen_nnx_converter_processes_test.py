@@ -126,7 +126,7 @@ class ProcessesTest(parameterized.TestCase):
     outputs = [process.communicate(timeout=300)[1] for process in processes]
     self.assertEqual([process.returncode for process in processes], [1, 1], outputs)
     self.assertIn("linen_nnx_converter: /nowhere: expected a checkpoint, found nothing. Check", outputs[index])
-    self.assertIn("--process_id: expected no process that refuses, found /nowhere: expected a", outputs[1 - index])
+    self.assertIn("found nothing. Check --source_path. Mend it, and start all again.", outputs[1 - index])
     self.assertLess(time.monotonic() - begin, 20)  # After which JAX would have aborted the other one.
     self.assertEqual(os.listdir(self.tmp), ["source"])
 
@@ -138,11 +138,11 @@ class ProcessesTest(parameterized.TestCase):
       time.sleep(0.01)
     processes[0].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=300)[1].splitlines()[-1] for process in processes]
-    self.assertEqual([process.returncode for process in processes], [130, 128 + signal.SIGABRT])
+    self.assertEqual(processes[0].returncode, 130)
     self.assertEqual(said[0], f"linen_nnx_converter: interrupted: nothing was left at {target}.")
-    self.assertRegex(
-        said[1], "ended by SIGABRT, as JAX does .*: (nothing was made|the first process says what stands at .*)"
-    )
+    # JAX aborts the other one, unless that has found its connection closed before.
+    self.assertIn(processes[1].returncode, (1, 128 + signal.SIGABRT))
+    self.assertRegex(said[1], "[Nn]othing was made|[Tt]he first process (clears up|says what stands at)")
     self.assertEqual(os.listdir(self.tmp), ["source"])
 
   @parameterized.parameters(0, 1)

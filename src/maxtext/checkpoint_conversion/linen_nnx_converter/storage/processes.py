@@ -67,7 +67,7 @@ def begin_alike[T](begin: Callable[[], T], given: Callable[[T], Mapping[str, Any
   try:
     begun = begin()
   except errors.ConversionError as e:
-    _from_all({_REFUSAL: str(e)})
+    _from_all({_REFUSAL: str(e).rstrip(".")})
     raise
   everything = _from_all(values := given(begun))
   if refusals := [each[_REFUSAL] for each in everything if _REFUSAL in each]:
