@@ -15,6 +15,7 @@
 """Leaves of OCDBT's B-trees and the values of their keys, against what TensorStore says of stores that it wrote."""
 
 import tempfile
+import time
 from urllib import parse
 
 from absl.testing import absltest
@@ -189,6 +190,13 @@ class ValuesTest(parameterized.TestCase):
     values = stored_values.Values((key, stored_values.Value("x", i, 1)) for i, key in enumerate(keys))
     self.assertIs(values.arrays["a"].rows_of, values.arrays["b"].rows_of)
     np.testing.assert_array_equal(values.arrays["b"].rows[:, 1], [3, 4, 5])
+
+  def test_telling_how_many_there_are_takes_no_time(self):
+    """It is asked for each array: counting them each time took 20 of 36 s of 20,000 leaves."""
+    values = stored_values.Values((f"{number}/c/0", stored_values.Value("x", number, 1)) for number in range(4000))
+    begin = time.process_time()
+    self.assertEqual({len(values) for _ in range(4000)}, {4000})
+    self.assertLess(time.process_time() - begin, 0.2)
 
   def test_a_key_twice(self):
     value = stored_values.Value("x", 0, 1)
