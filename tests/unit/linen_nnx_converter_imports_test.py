@@ -43,7 +43,7 @@ ORDER = (
     "__main__",
 )
 IO = ("os", "io", "pathlib", "shutil", "asyncio", "tensorstore", "orbax", "etils")
-KNOW_NO_IO = ("errors", "folding", "memory", "options", "state", "layers", "planning")
+KNOW_NO_IO = ("errors", "folding", "options", "state", "layers", "planning")
 
 
 def imported(path) -> list[tuple[str, str]]:

@@ -12,10 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""How a memory budget is divided among the data in flight. No I/O."""
+"""How a memory budget is divided among the data in flight."""
 
 from collections.abc import Iterable
 import dataclasses
+import os
 
 # What a byte in flight costs: it is held encoded and decoded on both sides, and the allocator keeps some freed memory.
 # Measured as the growth of the peak RSS, verified (4 GiB in OCDBT, chunks of 128 MiB): 4.5 with one in flight, 2.6 with
@@ -23,6 +24,10 @@ import dataclasses
 _COST = 5
 # Two boxes are compared at a time, each with its counterpart, and with what decoding the two takes.
 _BOXES = 16
+# While one batch is read, another is encoded, and a third compared. With two, 2 cores took 36 s for what takes 31 s with
+# three; nine took as long as three. A chunk is decoded and compared by one core, so more cores want more batches.
+_LEAST_BATCHES = 3
+MOST_BATCHES = max(_LEAST_BATCHES, (os.cpu_count() or 1) + 1)  # In flight.
 BATCH_BYTES = 64 * 2**20  # Of pieces that are read, or written, at once.
 _LEAST_PAIRS, _MOST_PAIRS = 2, 256  # Of encoded chunks that are compared at a time, each in the source and in the target.
 
@@ -33,12 +38,9 @@ class Budget:
 
   Attributes:
     nbytes: bytes, for all copies of the data in flight. A single piece of data may take more.
-    IN_FLIGHT: how many batches are in flight. While one is read, another is encoded, and a third compared. With two, 2
-      cores took 36 s for what takes 31 s with three.
   """
 
   nbytes: int
-  IN_FLIGHT = 3
 
   @property
   def in_flight(self) -> int:
@@ -47,8 +49,8 @@ class Budget:
 
   @property
   def room(self) -> int:
-    """The bytes that a piece of data may have for `IN_FLIGHT` of them to be in flight."""
-    return self.in_flight // self.IN_FLIGHT
+    """The bytes that a piece of data may have for the least number of batches to be in flight."""
+    return self.in_flight // _LEAST_BATCHES
 
   @property
   def batch(self) -> int:

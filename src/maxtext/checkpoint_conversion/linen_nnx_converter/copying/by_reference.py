@@ -34,7 +34,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 
 _FILES_AT_ONCE = 4
-_COPIES_AT_ONCE = 1000
 # `os.link`'s errors if a file cannot be linked: another file system, one without links, or too many links.
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
 

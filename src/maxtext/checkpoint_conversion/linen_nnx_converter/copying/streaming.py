@@ -126,7 +126,7 @@ async def in_batches[T](
     nbytes_of: Callable[[T], int],
     memory_budget: memory.Budget,
 ):
-  """Runs over batches of work, three at a time if the budget allows; a large piece is a batch of its own."""
+  """Runs over batches of work, several at a time if the budget allows; a large piece is a batch of its own."""
   gate = _ByteGate(memory_budget)
   tasks = []
   for batch in batches(work, nbytes_of, memory_budget.batch):
@@ -141,7 +141,7 @@ async def in_batches[T](
 
 
 class _ByteGate:
-  """Admits three batches while the bytes in flight stay below a limit; a larger one goes alone."""
+  """Admits batches while their number and bytes stay below a limit; a larger one goes alone."""
 
   def __init__(self, budget: memory.Budget):
     self._limit = self._free = budget.in_flight
@@ -151,7 +151,7 @@ class _ByteGate:
   async def enter(self, nbytes: int) -> int:
     """Waits for room, and returns the bytes to give back to `leave`."""
     nbytes = min(nbytes, self._limit)
-    while self._free < nbytes or self._inside == memory.Budget.IN_FLIGHT:
+    while self._free < nbytes or self._inside == memory.MOST_BATCHES:
       self._left.clear()
       await self._left.wait()
     self._free -= nbytes
