@@ -16,7 +16,9 @@
 
 usage: measured_process.py start
        measured_process.py convert FLAGS…
+       measured_process.py together COUNT FLAGS…
        measured_process.py inspect SOURCE
+       measured_process.py compare A B FLAGS…
        measured_process.py straightforward SOURCE TARGET OPTIONS
        measured_process.py copy SOURCE TARGET
        measured_process.py decode SOURCE
@@ -33,6 +35,8 @@ import json
 import os
 import pathlib
 import re
+import socket
+import subprocess
 import sys
 import time
 
@@ -59,11 +63,51 @@ def convert(*arguments: str):
   return run
 
 
+def together(count: str, *flags: str):
+  """The converter's command in several processes, whose CPU time and memory are added up."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    shared = [f"--coordinator_address=localhost:{free.getsockname()[1]}", f"--num_processes={count}"]
+  command = [sys.executable, __file__, "convert", *flags, *shared]
+  processes = [
+      subprocess.Popen([*command, f"--process_id={number}"], stdout=subprocess.PIPE, text=True)
+      for number in range(int(count))
+  ]
+
+  def run():
+    lines = [process.communicate()[0].splitlines() for process in processes]
+    if any(process.returncode for process in processes):
+      sys.exit(next(process.returncode for process in processes if process.returncode))
+    told = [json.loads(some[-1]) for some in lines]
+    print(lines[0][-2])
+    begin, end = max(each["began"] for each in told), max(each["began"] + each["work"] for each in told)
+    return {name: sum(each[name] for each in told) for name in told[0]} | {"began": begin, "work": end - begin}
+
+  return run
+
+
 def inspect(source: str):
   """The inspector's command."""
   start()
   command = importlib.import_module("maxtext.checkpoint_conversion.linen_nnx_inspector.__main__")
-  return lambda: command.main(["inspect", source])
+
+  def run():
+    if code := command.main(["inspect", source]):
+      sys.exit(code)
+
+  return run
+
+
+def compare(*arguments: str):
+  """The comparator's command."""
+  start()
+  command = importlib.import_module("maxtext.checkpoint_conversion.linen_nnx_comparator.__main__")
+
+  def run():
+    if code := command.main(["compare", *arguments]):
+      sys.exit(code)
+
+  return run
 
 
 def straightforward(source: str, target: str, options: str):
@@ -175,11 +219,11 @@ def usage() -> dict[str, float]:
 
 def main(argv):
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # As the command does, before it imports JAX.
-  jobs = (start, convert, inspect, straightforward, copy, decode, encode, make)
+  jobs = (start, convert, together, inspect, compare, straightforward, copy, decode, encode, make)
   run = {job.__name__: job for job in jobs}[argv[1]](*argv[2:])
   begin = time.monotonic()
-  run()
-  print(json.dumps({"began": begin, "work": time.monotonic() - begin} | usage()))
+  told = run()  # Of several processes, what these took.
+  print(json.dumps({"began": begin, "work": time.monotonic() - begin} | usage() | (told or {})))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def tables(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
   linked = {job: ways for job, ways in jobs.items() if "link, not verified" in ways}
   streamed = {job: ways for job, ways in jobs.items() if "streamed, not verified" in ways}
   others = [figures for job, ways in jobs.items() if job not in linked | streamed for figures in ways.values()]
-  rest = [[figures[name] for name in _OTHERS] for figures in others if figures[RSS]]
+  rest = [[figures[name] for name in _OTHERS] for figures in others if not figures["Way"].startswith("cp ")]
   return "\n\n".join((_pivoted(linked, _BY_REFERENCE), _pivoted(streamed, _STREAMED), table([_OTHERS, *rest])))
 
 

@@ -14,7 +14,7 @@
 
 """Runs things in processes of their own, and tells what they took. Needs Linux's `/proc`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import json
@@ -26,6 +26,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 MIB, GIB = 2**20, 2**30
 
@@ -104,12 +105,16 @@ class Scratch:
   def convert(self, source: pathlib.Path, *arguments: str) -> Run:
     """This converter."""
     target = self.folder / "target"
-    return self._to_target(source, target, [sys.executable, _PROCESS, "convert", *_paths(source, target), *arguments])
+    return self._to_target(source, target, converter(source, target, *arguments))
 
   def inspect(self, source: pathlib.Path) -> Run:
     """The inspector."""
     _warm(source)
     return self._measure([sys.executable, _PROCESS, "inspect", source])
+
+  def compare(self, first: pathlib.Path, second: pathlib.Path) -> Run:
+    """The comparator, on params alone; it fails where they differ in a bit."""
+    return self._measure([sys.executable, _PROCESS, "compare", first, second, "--params_only"])
 
   def straightforward(self, source: pathlib.Path, **options) -> Run:
     """Restore all, transform with NumPy, save all."""
@@ -138,16 +143,23 @@ class Scratch:
     return self._to_target(source, target, ["sh", "-c", 'cp -r "$0" "$1" && sync', source, target])
 
   @contextlib.contextmanager
+  def made(self, name: str, command: Sequence[Any], source: pathlib.Path | None = None) -> Iterator[Run]:
+    """What a command takes to make the folder of this name, which is removed in the end."""
+    if source:
+      _warm(source)
+    try:
+      yield self._measure(command)
+    finally:
+      self._remove(name)
+
+  @contextlib.contextmanager
   def _kept(self, name, *arguments, has_target=True):
     folder = self.folder / name
     first, *others = arguments
-    try:
-      run = self._measure([sys.executable, _PROCESS, first, *([folder] if has_target else []), *others])
+    with self.made(name, [sys.executable, _PROCESS, first, *([folder] if has_target else []), *others]) as run:
       if run.failure:
         raise NoCheckpointError(f"{name}: {run.failure}")
       yield folder
-    finally:
-      self._remove(name)
 
   def _to_target(self, source, target, command) -> Run:
     """Runs a command that makes the target, which is removed, finished or not."""
@@ -175,17 +187,26 @@ class Scratch:
       seconds = time.monotonic() - begin
     guard.join()
     counts = _counts(process.pid)
-    process.wait()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     lines = log.read_text().splitlines()
     if guard.rss:
       return Run(seconds, rss=guard.rss, failure=f"ended at {guard.rss / GIB:.1f} GiB")
     if process.returncode:
       return Run(seconds, failure=f"failed: {lines[-1] if lines else process.returncode}")
-    if command[0] != sys.executable:
-      return Run(seconds, work=seconds, read=counts["rchar"], disk_read=counts["read_bytes"], written=counts["wchar"])
+    if _PROCESS not in command:
+      io = {"read": counts["rchar"], "disk_read": counts["read_bytes"], "written": counts["wchar"]}
+      return Run(seconds, work=seconds, cpu=usage.ru_utime + usage.ru_stime, rss=usage.ru_maxrss * 1024, **io)
     told = json.loads(lines[-1])
     start = told.pop("began") - begin
     return Run(seconds, start, **told, said=lines[-2] if len(lines) > 1 else "")
+
+
+def converter(
+    source: pathlib.Path, target: pathlib.Path, *arguments: str, job: Sequence[str] = ("convert",)
+) -> list[Any]:
+  """The command of this converter, in one process or as another job of `measured_process` has it."""
+  return [sys.executable, _PROCESS, *job, *_paths(source, target), *arguments]
 
 
 class _Guard(threading.Thread):
