@@ -34,6 +34,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_sta
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import leaf_roles as roles_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import moments
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import releases
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import tunix_target
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import variable_kinds
@@ -121,6 +122,7 @@ def select(source: Source, goal: Goal) -> Selected:
     reasons |= dict.fromkeys(foreign, tunix_target.RNG_REASON)
   kept = {role: path for path, role in source.roles.by_path.items() if not reasons[path]}
   if goal.release is not None:
+    releases.refuse_other_mtp((it.path for it in kept if isinstance(it, Variable)), goal.release)
     former = _former_params(kept, goal.decoder, goal.release)
     collections |= {variable: layouts.NNX_AUX for variable in variables if variable.path in former}
     untrained = {it.path for it, to in collections.items() if it.subtree is None and to == layouts.NNX_AUX}

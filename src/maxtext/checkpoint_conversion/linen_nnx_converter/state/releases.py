@@ -14,10 +14,12 @@
 
 """What each MaxText release reads: one row for each release that changed it."""
 
+from collections.abc import Iterable
 import dataclasses
 import re
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 
 Version = tuple[int, ...]
@@ -47,6 +49,9 @@ ROWS = (
     Release((0, 2, 4), "nnx", layouts.LINEN_OF_NNX, "flat"),
 )
 LINEN_UNTIL = (0, 2, 4)  # The last release with a Linen trainer.
+# From here on, multi-token prediction has a norm of its own before the logits, and not the decoder's. Without it this
+# release does not resume; the older ones ignore it without a word.
+_MTP_NORM_SINCE = (0, 2, 5)
 
 
 def parse(text: str) -> Version:
@@ -80,3 +85,27 @@ def find(version: Version, trainer: str | None = None) -> Release:
         "Linen trainers exist up to 0.2.4, NNX trainers that read this layout from 0.2.3.",
     )
   return max(rows, key=lambda row: row.since)
+
+
+def refuse_other_mtp(weights: Iterable[abstract_state.Path], version: Version):
+  """Refuses multi-token prediction with the norm that the release has not, or without the one that it has.
+
+  Args:
+    weights: the paths of the model's weights.
+    version: the release.
+
+  Raises:
+    DirectionError: it is such a one.
+  """
+  layers = sorted(path for path in weights if path[0] == "mtp_block")
+  norm = next((path for path in layers if path[-2].endswith("_final_norm")), None)
+  if layers and (norm is not None) != (version >= _MTP_NORM_SINCE):
+    since, release = (".".join(map(str, it)) for it in (_MTP_NORM_SINCE, version))
+    raise errors.DirectionError(
+        norm or layers[0],
+        f"the multi-token prediction of MaxText {release}, {'without' if norm else 'with'} a norm of its own",
+        f"that of {since} or later" if norm else f"that of a release before {since}",
+        f"Go on with {since} or later."
+        if norm
+        else f"Go on with a release before {since}, or take the weights by --params_only alone, for mtp_num_layers=0.",
+    )
