@@ -15,7 +15,7 @@
 
 """MaxText's trainers go on from what others saved: at the right step, from the same optimizer state.
 
-Others are Tunix, MaxText's own training engine, and its emergency checkpoints.
+Others are Tunix, MaxText's distillation in it, its own training engine, and its emergency checkpoints.
 
 Needs Pythons with the trainers of two releases in MAXTEXT_PYTHON (`maxtext-0.2.4.txt`) and MAXTEXT_0_2_5_PYTHON
 (`maxtext-0.2.5.txt`).
@@ -40,9 +40,11 @@ RUNS = {
     # The folder, the updates that are done in it, who goes on from it, and with what settings.
     "sft_in_0_2_4": ("tunix/sft", 4, "0.2.4", trainer.NNX | {"base_num_decoder_layers": 3}),
     "rl_in_0_2_5": ("tunix/rl", 4, "0.2.5", {"weight_dtype": "bfloat16", "base_num_decoder_layers": 3}),
+    "distillation_in_0_2_5": ("tunix/distillation", 2, "0.2.5", {"base_num_decoder_layers": 3}),
     "engine_in_0_2_5": ("training_engine/complete", 2, "0.2.5", {}),
     "emergency_in_0_2_5": ("emergency/maxtext-0.2.4", 3, "0.2.5", {}),
 }
+LOSSES = {"distillation_in_0_2_5": "2.207"}  # What the run that was never interrupted lost in that step.
 
 
 @pytest.mark.integration
@@ -57,6 +59,7 @@ class GoesOnTest(absltest.TestCase):
       with self.subTest(name):
         step = RUNS[name][1]
         self.assertEqual(list(losses), [step])
+        self.assertEqual(losses[step][0], LOSSES.get(name, losses[step][0]))
         checkpoints = trainer.checkpoints(self.tmp / name)
         read, written = (converter.load_checkpoint(checkpoints / str(folder)) for folder in (step - 1, step))
         self.assertEqual((int(read["step"]), int(written["step"])), (step, step + 1))

@@ -37,9 +37,11 @@ RNG_STATE = [
 class FixtureTest(util.CheckpointTestCase):
 
   @parameterized.parameters(
-      ("sft", "", "opt_state/1/0", "opt_state/1/2/count"), ("rl", "base/", "opt_state/inner_state/1/0", "opt_state/count")
+      ("sft", 4, "", "opt_state/1/0", "opt_state/1/2/count"),
+      ("rl", 4, "base/", "opt_state/inner_state/1/0", "opt_state/count"),
+      ("distillation", 2, "", "opt_state/inner_state/1/0", "opt_state/count"),
   )
-  def test_the_target_is_what_maxtext_resumes(self, name, base, adam, schedule):
+  def test_the_target_is_what_maxtext_resumes(self, name, step, base, adam, schedule):
     source = util.FIXTURES / "tunix" / name
     before = util.snapshot(source)
     conversion = converter.convert_checkpoint(source, self.tmp / "out")
@@ -51,17 +53,20 @@ class FixtureTest(util.CheckpointTestCase):
         if "/rngs/" not in path
     }
     self.assertLen(weights, 12)
-    expected = {"step": util.bits(np.int32(4)), "opt_state/1": None}
+    expected = {"step": util.bits(np.int32(step)), "opt_state/1": None}
     expected["opt_state/0/count"] = optimizer[f"{adam}/count/value"]
     expected["opt_state/2/count"] = optimizer[f"{schedule}/value"]
     for path, leaf in weights.items():
       expected[f"params/params/{path}"] = leaf
       for moment in ("mu", "nu"):
         expected[f"opt_state/0/{moment}/params/{path}"] = optimizer[f"{adam}/{moment}/{base}{path}/value"]
+    if name == "distillation":  # It draws from RNG keys of MaxText's size.
+      rngs = {path.removesuffix("/value"): leaf for path, leaf in given["model_params"].items() if "/rngs/" in path}
+      expected |= {f"nnx_aux/model/{path}": leaf for path, leaf in rngs.items()}
     self.assertEqual(util.flat(converter.load_checkpoint(self.tmp / "out")), expected)
     self.assertEqual(util.snapshot(source), before)
-    self.assertCountEqual(os.listdir(self.tmp / "out"), ["3"])
-    self.assertCountEqual(os.listdir(self.tmp / "out" / "3"), ["_CHECKPOINT_METADATA", "commit_success.txt", "items"])
+    self.assertCountEqual(os.listdir(self.tmp / "out"), [str(step - 1)])
+    self.assertCountEqual(os.listdir(conversion.target.parent), ["_CHECKPOINT_METADATA", "commit_success.txt", "items"])
     self.assertTrue(conversion.verified)
 
   @parameterized.parameters(
