@@ -130,6 +130,12 @@ class LeavesTest(parameterized.TestCase):
     self.assertEqual(dtype("optimizer", "opt_state", "0", "nu", *w), "float16")
     self.assertEqual(dtype("optimizer", "opt_state", "0", "count"), "int32")
 
+  def test_moments_that_are_left_out_are_not_cast(self):
+    with self.assertRaisesRegex(
+        errors.OptionError, "^--optimizer_dtype=float16: expected an optimizer, found --params_only"
+    ):
+      converter.convert_linen_to_nnx(util.linen(decoder(np.ones(3))), params_only=True, optimizer_dtype="float16")
+
   def test_of_jax(self):
     tiny = jnp.array([1e-40, 1.00390625, -0.0], jnp.float32)  # XLA's CPU would make the first of them zero.
     linen = {"params": {"params": decoder(tiny, tiny)}}

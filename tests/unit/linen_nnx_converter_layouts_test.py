@@ -23,6 +23,7 @@ import numpy as np
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 
 W = np.float32([[1, 2], [3, 4]])
 MU, NU = W + 10, W + 20
@@ -267,6 +268,16 @@ class LayoutsTest(parameterized.TestCase):
   def test_refuses_a_direction_that_contradicts_the_source(self, convert, state):
     with self.assertRaisesRegex(errors.DirectionError, "--direction=.*expected a source of .*, found the layout"):
       convert(state)
+
+  @parameterized.named_parameters(
+      ("of_linen", {}, "the layout Linen"),
+      ("of_a_release", {"release": (0, 2, 5)}, "the layout Linen layout of the NNX trainer"),
+      ("of_linen_unchanged", {"direction": "linen_to_linen"}, "the layout Linen"),
+  )
+  def test_refuses_boxes_that_the_target_does_not_have(self, options, found):
+    state = abstract_state.abstract(abstract_state.flatten(LINEN if options else NNX_PLAIN))
+    with self.assertRaisesRegex(errors.OptionError, f"^--nnx_values=all_boxed: expected a target with .*found {found}"):
+      util.plan_conversion(state, nnx_values="all_boxed", **options)
 
   def test_refuses_keys_of_one_name(self):
     with self.assertRaisesRegex(errors.PathCollisionError, "^model/0: expected one leaf of this path, found two"):

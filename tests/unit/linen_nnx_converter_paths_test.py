@@ -170,6 +170,18 @@ class PathsTest(util.CheckpointTestCase):
     with self.assertRaisesRegex(errors.NotACheckpointError, "expected one pytree, .* found actor, critic"):
       converter.convert_checkpoint(self.tmp / "step", self.tmp / "out")
 
+  def test_two_folders_of_the_latest_step_are_refused(self):
+    (self.checkpoints / "2").rename(self.checkpoints / "010")
+    with self.assertRaisesRegex(errors.NotACheckpointError, "one folder of the latest step, 10, found 0?10 and 0?10"):
+      converter.convert_checkpoint(self.checkpoints, self.tmp / "out")
+    converter.convert_checkpoint(self.checkpoints / "010", self.tmp / "out", dry_run=True)
+
+  def test_a_summary_is_one_line(self):
+    conversion = converter.convert_checkpoint(self.checkpoints, self.tmp / "a\nb", verify="full")
+    audit = converter.verify_checkpoint(self.tmp / "a\nb")
+    for summary in (conversion.summary(), audit.summary()):
+      self.assertLen(summary.splitlines(), 1)
+
   @parameterized.named_parameters(
       ("temporary", lambda c: (c / "2").rename(c.parent / "2.orbax-checkpoint-tmp"), "run/2.orbax-checkpoint-tmp"),
       ("no_metadata", lambda c: (c / "2" / "items" / "_METADATA").unlink(), "run/checkpoints/2/items"),

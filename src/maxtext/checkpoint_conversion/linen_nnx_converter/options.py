@@ -120,9 +120,13 @@ class PlanOptions(Checked):
     """Checks every option.
 
     Raises:
-      OptionError: one is none that there is, or contradicts `target_layout`.
+      OptionError: one is none that there is, or contradicts another.
     """
     super().__post_init__()
+    if self.params_only and self.optimizer_dtype is not None:
+      raise errors.OptionError(
+          f"--optimizer_dtype={self.optimizer_dtype}", "an optimizer", "--params_only", "Leave out one of the two."
+      )
     if self.target_layout != "maxtext":
       self._check_tunix()
 

@@ -114,7 +114,7 @@ class Conversion:
     done = f" in {self.seconds:.1f} s, {'verified' if self.verified else 'not verified'}" if not self.dry_run else ""
     casts = (f"cast {number} leaves from {dtypes}" for dtypes, number in plan.casts().items())
     more = "".join(f"; {clause}" for clause in (self.resumed, *casts, *self.notes) if clause)
-    return (
+    return errors.escaped(
         f"{'would convert' if self.dry_run else 'converted'} {plan.source_layout} -> {plan.target_layout}{done}: "
         f"{len(plan.moves)} leaves ({moves}), {sizes}{dropped}{more}"
         f"{self._digests() if self.verified else ''} -> {self.target}"

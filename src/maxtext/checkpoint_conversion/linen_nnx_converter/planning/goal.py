@@ -95,6 +95,7 @@ def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run:
     DirectionError: the direction starts from another framework, or the release has no such trainer.
     LayoutError: the source is not a single train state, and more than its params is asked for; or source and target
       would both be Tunix's.
+    OptionError: the target has not the boxes that are asked for.
     LayerStackError: MaxText itself could not scan this number of layers.
   """
   _refuse_apart(source, options.params_only)
@@ -107,6 +108,7 @@ def set_goal(source: layouts.StateLayout, options: options_lib.PlanOptions, run:
     layout = tunix_target.layout(options.target_layout, run.clips_gradients)
   else:
     layout = reads.layout if reads is not None and takes_release_form else _layout(source, options)
+  _refuse_boxes(layout, options.nnx_values)
   scan_layers = options.scan_layers
   if scan_layers is None and (source.framework, layout.framework) == ("linen", "nnx") and not is_tunix:
     scan_layers = True
@@ -146,6 +148,17 @@ def _check_tunix(source, target_layout, run):
         f"{'.'.join(map(str, _SINCE[target_layout]))} or later, for --target_layout={target_layout}",
         ".".join(map(str, run.release)),
         "Give the release that resumes from it.",
+    )
+
+
+def _refuse_boxes(layout, nnx_values):
+  """Refuses boxes that the layout, of Linen or of what a release reads, does not have."""
+  if nnx_values is not None and (layout.framework != "nnx" or layouts.with_boxes(layout, *_BOXES[nnx_values]) != layout):
+    raise errors.OptionError(
+        f"--nnx_values={nnx_values}",
+        "a target with such boxes",
+        f"the layout {layout}",
+        "Leave it out, or give --direction too, of one that ends in NNX.",
     )
 
 

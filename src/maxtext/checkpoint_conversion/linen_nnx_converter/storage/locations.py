@@ -167,7 +167,7 @@ def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Lo
 
   Raises:
     SourceNotFoundError: there is no such path.
-    NotACheckpointError: it is not an Orbax checkpoint of a pytree, or holds several.
+    NotACheckpointError: it is not an Orbax checkpoint of a pytree, or holds several, or two of the latest step.
     UnfinishedCheckpointError: it was never committed.
     AccessError: it cannot be read from here.
   """
@@ -192,7 +192,7 @@ def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Lo
   if items:
     return Location(_the_item(path, items), path)
   if steps := [child for child in folders if is_step(child.name)]:
-    return find_source(max(steps, key=lambda step: int(step.name)), flag)
+    return find_source(_the_latest(path, steps), flag)
   for child in children:
     source_files.check_readable(child)
   if unfinished := next((p for p in children if is_temporary(p.name) or p.name in (ITEMS, "manifest.ocdbt", "d")), None):
@@ -203,6 +203,19 @@ def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Lo
       ", ".join(child.name for child in children[:5]) or ("an empty folder" if path.is_dir() else "a file"),
       f"Give {flag}=…/checkpoints, …/checkpoints/<step> or …/checkpoints/<step>/items.",
   )
+
+
+def _the_latest(path, steps) -> epath.Path:
+  number = max(int(step.name) for step in steps)
+  latest = [step for step in steps if int(step.name) == number]
+  if len(latest) > 1:
+    raise errors.NotACheckpointError(
+        path,
+        f"one folder of the latest step, {number}",
+        " and ".join(step.name for step in latest),
+        "Give the path of one of them.",
+    )
+  return latest[0]
 
 
 def copy_tree(source: epath.Path, target: epath.Path):

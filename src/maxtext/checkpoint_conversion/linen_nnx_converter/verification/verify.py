@@ -70,7 +70,7 @@ class Audit:
     """One line for a person."""
     total = len(self.verified) + len(self.without_digest)
     rest = f"; {len(self.without_digest)} leaves have no digest and were NOT verified" if self.without_digest else ""
-    return (
+    return errors.escaped(
         f"verified {len(self.verified)} of {total} leaves by their digests in {self.seconds:.1f} s, "
         f"{self.nbytes / 2**20:,.1f} MiB{rest} -> {self.items}"
     )
