@@ -49,6 +49,51 @@ TINY = {
     "enable_checkpoint_cloud_logger": False,
     "dtype": "float32",  # So that scanned and unscanned layers compute the same to the printed digits.
 }
+# Runs MaxText's trainer once for each of the settings, with images where the model takes them: of which shape, and behind
+# which token, is said here. What runs for six steps is not worth optimizing.
+_RUNS = r"""
+import contextlib, json, os, pathlib, sys
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+import jax
+from maxtext.input_pipeline import synthetic_data_processing as synthetic
+from maxtext.trainers.pre_train import train
+import maxtext
+
+IMAGES = {"gemma3-4b": ((1, 896, 896, 3), 262144), "qwen3-omni-30b-a3b": ((3, 2, 64, 64), 151655)}
+base, losses = f"{list(maxtext.__path__)[0]}/configs/base.yml", {}
+text_alone = synthetic.SyntheticDataIterator.raw_generate_synthetic_data
+
+def with_images(config, data):
+  batch = text_alone(config, data)
+  if config.model_name in IMAGES:
+    shape, token = IMAGES[config.model_name]
+    batch["images"] = jax.random.uniform(jax.random.key(1), (len(batch["inputs"]), *shape))
+    batch["inputs"] = batch["inputs"].at[:, 2:6].set(token)
+  return batch
+
+synthetic.SyntheticDataIterator.raw_generate_synthetic_data = staticmethod(with_images)
+for folder, settings in json.loads(sys.argv[1]).items():
+  metrics = pathlib.Path(folder) / "metrics"
+  metrics.parent.mkdir(parents=True, exist_ok=True)
+  places = [f"base_output_directory={folder}", f"metrics_file={metrics}"]
+  with contextlib.redirect_stdout(sys.stderr):
+    train.main(["", base, *places, *(f"{name}={value}" for name, value in settings.items())])
+  lines = map(json.loads, metrics.read_text().splitlines())
+  losses[folder] = {int(line["step"]): line["learning/loss"] for line in lines}
+print(json.dumps(losses))
+"""
+
+
+def train_all(runs: dict[pathlib.Path, dict], python: str) -> dict[pathlib.Path, dict[int, float]]:
+  """Trains one run after the other in one process, whose start costs more than a run, and returns what each step lost.
+
+  Args:
+    runs: the folder of each run, and its settings besides `TINY`.
+    python: as `run` has it.
+  """
+  settings = {str(folder): TINY | config for folder, config in runs.items()}
+  losses = said(_RUNS, json.dumps(settings), python=python) if runs else {}
+  return {folder: {int(step): loss for step, loss in losses[str(folder)].items()} for folder in runs}
 
 
 def train(folder: pathlib.Path, python: str = "MAXTEXT_PYTHON", **config) -> dict[int, tuple[str, str]]:
