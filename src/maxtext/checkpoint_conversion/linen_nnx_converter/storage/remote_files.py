@@ -29,7 +29,6 @@ from urllib import parse
 from urllib import request
 
 from etils import epath
-import google_crc32c
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 
@@ -190,6 +189,8 @@ def _checksum(path) -> tuple[int, str] | None:
     system, name = _located(path)
     info = system.info(name)
     return (info["size"], info["crc32c"]) if info.get("crc32c") else None
+  import google_crc32c  # Not for `--version`.
+
   checksum, size = google_crc32c.Checksum(), 0
   with open(path, "rb", buffering=0) as file:
     while piece := file.read(_LOCAL_PIECE_BYTES):
