@@ -117,6 +117,8 @@ class PageTest(util.CheckpointTestCase):
       self.assertEqual((code, err.count("\n")), (2, 1))
       self.assertStartsWith(err, f"linen_nnx_inspector: --html={self.tmp / name}: ")
     self.assertEqual((self.tmp / "there.html").read_text(), "mine")
+    code, _, err = call(LINEN_SCAN, "--html=a\0.html")
+    self.assertEqual((code, "--html=a\0.html: expected a new file" in err), (2, True))
     self.assertIn("--html and --steps", call("--steps", f"--html={self.tmp}/a.html", LINEN_SCAN)[2])
 
 

@@ -117,30 +117,19 @@ def _compare(values, paths, axes) -> int:
   told = progress.Shown()
   comparison = compare.compare_checkpoints(a, b, config=config, progress=told, param_scan_axes=axes, **options)
   code = EQUAL if comparison.is_accepted else DIFFERENT
-  if values.html and not _write("html", values.html, page.page(comparison)):
+  if values.html and not streams.write(values.html, page.page(comparison), flag="html", module=_MODULE):
     code = REFUSED
   if values.json:
     document = json.dumps(report.as_json(comparison), indent=2, allow_nan=False)
     if values.json == "-":
       streams.show(document, must_be_read=False)
       return code
-    if not _write("json", values.json, document + "\n"):
+    if not streams.write(values.json, document + "\n", flag="json", module=_MODULE):
       code = REFUSED
   is_terminal = sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
   color = values.color == "always" or (values.color == "auto" and is_terminal and "NO_COLOR" not in os.environ)
   streams.show("\n".join(report.lines(comparison, color=color, most_leaves=values.leaves)), must_be_read=False)
   return code
-
-
-def _write(flag, path, text) -> bool:
-  """Writes a file, and returns whether that could be done."""
-  try:
-    with open(path, "w", encoding="utf-8") as file:
-      file.write(text)
-  except (OSError, ValueError) as e:
-    _refuse(f"--{flag}={path}: expected a file that can be written, found {errors.one_line(e)}. Give another name.")
-    return False
-  return True
 
 
 def _said(e: Exception) -> str:

@@ -128,16 +128,9 @@ def _answer(values, paths) -> int:
 
 
 def _write_page(path, found) -> bool:
-  """Writes the page; returns whether it could."""
   from maxtext.checkpoint_conversion.linen_nnx_inspector import page  # pylint: disable=import-outside-toplevel
 
-  try:
-    with open(path, "x", encoding="utf-8") as file:
-      file.write(page.page(found))
-  except OSError as e:
-    _refuse(f"--html={path}: expected a new file that can be written, found {errors.one_line(e)}. Give another name.")
-    return False
-  return True
+  return streams.write(path, page.page(found), flag="html", module=_MODULE, is_new=True)
 
 
 def _apart(arguments) -> tuple[list[str], list[str]]:

@@ -28,6 +28,8 @@ from typing import TextIO
 
 from absl import logging
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
   """Runs a read-only command in this process, which is its own, and exits with its code."""
@@ -81,6 +83,26 @@ def tell(text: str) -> None:
   """Prints on standard error, if that can take it."""
   with contextlib.suppress(OSError, ValueError):
     _write(sys.stderr, text)
+
+
+def write(path: str, text: str, *, flag: str, module: str, is_new: bool = False) -> bool:
+  """Writes a text to the file that a flag names, and returns whether it could; if not, standard error says why.
+
+  Args:
+    path: the file.
+    text: what to write.
+    flag: the flag.
+    module: the command.
+    is_new: whether there must not be such a file yet.
+  """
+  try:
+    with open(path, "x" if is_new else "w", encoding="utf-8") as file:
+      file.write(text)
+  except (OSError, ValueError) as e:
+    expected, found = f"a {'new ' * is_new}file that can be written", errors.one_line(e)
+    tell(f"{module}: --{flag}={path}: expected {expected}, found {found}. Give another name.")
+    return False
+  return True
 
 
 def settle() -> None:

@@ -56,8 +56,7 @@ async def bring(
     target: the folder to bring them to.
     files: the name of each in `source`, and in `target`.
     copy_mode: `link`, `copy`, or `auto`: a link where the file system can, otherwise a copy. Only files that nobody
-    writes
-      to may be linked, because a file that is rewritten in place changes under all its names.
+      writes to may be linked, because a file that is rewritten in place changes under all its names.
     on_brought: called with the name in `source` of each when it is there.
     watch: sees each file that is copied, except in remote storage.
 

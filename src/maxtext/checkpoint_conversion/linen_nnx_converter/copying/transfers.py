@@ -17,7 +17,6 @@
 from collections.abc import Sequence
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.copying import leaf_route
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import moving
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import streaming
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 
 # Counted with orbax-checkpoint 0.12.4: what a conversion takes besides its data. To find and read the source, where all
@@ -33,8 +33,6 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_fil
 _SOURCE, _PYTREE, _STEP, _VERIFIED = 18, 88, 28, 12
 _COMMIT = 4  # Data files and OCDBT's manifest, which is read and written.
 _STREAMS = 10  # To open the arrays.
-_STREAMED = leaf_routes.Way.STREAMED
-_NEAR_BYTES = 2**16  # Values that are this near each other are read together.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,28 +103,24 @@ def _raw(move, is_from, is_to, is_verified) -> Transfers:
 
 def _streamed(move, is_from, is_to, is_verified) -> Transfers:
   """Chunks that are decoded and encoded. They are read back to be verified."""
-  decoded = leaf_routes.nbytes(move.plan, {path: route.way for path, route in move.routes.items()})[_STREAMED]
+  sizes = [leaf.size * leaf.dtype.itemsize for leaf in (move.plan.target.leaves[path] for path in move.streamed())]
+  decoded = sum(sizes)
   if not decoded:
     return Transfers()
-  rows = _rows(move, _STREAMED)
+  rows = _rows(move, leaf_routes.Way.STREAMED)
   encoded = int(rows[:, 2].sum())
   written = decoded if move.form.compression == "none" else min(encoded, decoded)  # As well encoded as the source is.
   result = Transfers(is_from * _reads(move, rows), is_from * encoded)
   if not is_to:
     return result
   # What is read back of a leaf lies together, and some leaves do: of large ones, two of three took requests of their own.
-  blocks = sum(-(-leaf.size * leaf.dtype.itemsize // streaming.BLOCK_BYTES) for leaf in _leaves(move))
-  together = min(2 * blocks // 3, written // _NEAR_BYTES)
+  blocks = sum(-(-size // streaming.BLOCK_BYTES) for size in sizes)
+  together = min(2 * blocks // 3, written // ocdbt_index.NEAR_BYTES)
   requests = _STREAMS + _COMMIT * _batches(move, decoded) + is_verified * together
   if not move.form.use_ocdbt:  # Chunks and zarr metadata are objects of their own.
     chunks = sum(_chunks(move, path) for path in move.streamed())
     requests = chunks * (1 + 2 * is_verified) + len(move.streamed()) * (2 + is_verified)
   return result + Transfers(requests, is_verified * written, written)
-
-
-def _leaves(move) -> list[Any]:
-  """The target leaves that are streamed."""
-  return [move.plan.target.leaves[path] for path in move.streamed()]
 
 
 def _chunks(move, path) -> int:
@@ -149,7 +143,7 @@ def _reads(move, rows) -> int:
   if not move.source.use_ocdbt:
     return len(rows)
   rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
-  is_far = (np.diff(rows[:, 0]) != 0) | (rows[1:, 1] - rows[:-1, 1] - rows[:-1, 2] > _NEAR_BYTES)
+  is_far = (np.diff(rows[:, 0]) != 0) | (rows[1:, 1] - rows[:-1, 1] - rows[:-1, 2] > ocdbt_index.NEAR_BYTES)
   return int(is_far.sum()) + _batches(move, int(rows[:, 2].sum()))
 
 

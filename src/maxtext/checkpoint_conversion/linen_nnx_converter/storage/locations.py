@@ -174,7 +174,6 @@ def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Lo
   path = absolute(path)
   source_files.check_readable(path)  # To epath, what cannot be read does not exist.
   children = sorted(remote_files.children(path))
-  remote_files.look_into(child for child in children if child.is_dir())
   if not path.exists():
     raise errors.SourceNotFoundError(path, "a checkpoint", "nothing", f"Check {flag}.")
   if is_temporary(os.fspath(path)):
@@ -185,9 +184,10 @@ def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Lo
     if path.name == layouts.TUNIX_ITEMS[0] and is_in_step_folder(path):
       return Location(path.parent, path.parent, (path.name,))
     return Location(path, path.parent if is_in_step_folder(path) else None)
+  folders = [child for child in children if child.is_dir()]
+  remote_files.look_into(folders)
   if split := _split_items(path, {child.name for child in children}):
     return Location(path, path, split)
-  folders = [child for child in children if child.is_dir()]
   items = [child for child in folders if (child / METADATA).exists() and not is_temporary(child.name)]
   if items:
     return Location(_the_item(path, items), path)

@@ -37,10 +37,11 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_fil
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import stored_values
 
 _NODES_AT_ONCE = 64
+NEAR_BYTES = 2**16  # Values in remote storage that are this near each other are read together.
 # As Orbax reads remote storage: neighbouring values are read together. Orbax also reads up to a megabyte between them, a
 # tenth of all bytes in 48 MiB of small chunks.
 _READ_COALESCING = {
-    "experimental_read_coalescing_threshold_bytes": 2**16,
+    "experimental_read_coalescing_threshold_bytes": NEAR_BYTES,
     "experimental_read_coalescing_merged_bytes": 500_000_000_000,
     "experimental_read_coalescing_interval": "1ms",
 }
