@@ -50,8 +50,14 @@ def start():
   return lambda: None
 
 
+def _restart():
+  """Starts this process anew as the commands do, for their allocator."""
+  importlib.import_module(f"{_CONVERTER}.command.streams").tune_malloc(os.path.basename(__file__))
+
+
 def convert(*arguments: str):
   """The converter's command."""
+  _restart()
   start()
   command = importlib.import_module(f"{_CONVERTER}.__main__")
 
@@ -88,6 +94,7 @@ def together(count: str, *flags: str):
 
 def inspect(source: str):
   """The inspector's command."""
+  _restart()
   start()
   command = importlib.import_module("maxtext.checkpoint_conversion.linen_nnx_inspector.__main__")
 
@@ -100,6 +107,7 @@ def inspect(source: str):
 
 def compare(*arguments: str):
   """The comparator's command."""
+  _restart()
   start()
   command = importlib.import_module("maxtext.checkpoint_conversion.linen_nnx_comparator.__main__")
 

@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def console_main() -> None:
   """The entry point of the console script."""
-  streams.run(main)
+  streams.run(main, _MODULE)
 
 
 def _compare(values, paths, axes) -> int:
