@@ -88,7 +88,8 @@ class LeafHash:
       inside = [slice(at - low, at - low + step) for at, (low, _), step in zip(start, box, self._block)]
       place = tuple(at // step for at, step in zip(start, self._block))
       number = int(np.ravel_multi_index(place, self._grid)) if place else 0
-      block = hashlib.sha256(values[tuple(inside)].tobytes()).digest()
+      elements = np.ascontiguousarray(values[tuple(inside)])  # No copy, as `tobytes` makes, of what lies so already.
+      block = hashlib.sha256(elements.reshape(-1).view(np.uint8)).digest()
       self._blocks[number * _SIZE : (number + 1) * _SIZE] = block
       self._seen[number] = 1
 
