@@ -136,6 +136,11 @@ class LeavesTest(parameterized.TestCase):
     ):
       converter.convert_linen_to_nnx(util.linen(decoder(np.ones(3))), params_only=True, optimizer_dtype="float16")
 
+  def test_moments_that_are_not_there(self):
+    state = {"params": {"params": decoder(np.ones(3))}, "step": np.int32(1)}
+    with self.assertRaisesRegex(errors.OptionError, "^--optimizer_dtype=float16: expected moments to cast, "):
+      converter.convert_linen_to_nnx(state, optimizer_dtype="float16")
+
   def test_of_jax(self):
     tiny = jnp.array([1e-40, 1.00390625, -0.0], jnp.float32)  # XLA's CPU would make the first of them zero.
     linen = {"params": {"params": decoder(tiny, tiny)}}

@@ -44,8 +44,12 @@ def cast(
     paths: the path of each role's leaf in the source.
 
   Raises:
-    OptionError: a float is not a plain number, such as a float8 with its scale, or has more than 32 bits.
+    OptionError: a float is not a plain number, such as a float8 with its scale, or has more than 32 bits; or there are no
+      moments to cast.
   """
+  if goal.optimizer_dtype is not None and all(item.variable.subtree is None for item in arranged):
+    found = "a source without an optimizer's moments"
+    raise errors.OptionError(f"--optimizer_dtype={goal.optimizer_dtype}", "moments to cast", found, "Leave it out.")
   return [_cast(item, goal, paths) for item in arranged]
 
 

@@ -97,7 +97,7 @@ def refuse_other_mtp(weights: Iterable[abstract_state.Path], version: Version):
   Raises:
     DirectionError: it is such a one.
   """
-  layers = sorted(path for path in weights if path[0] == "mtp_block")
+  layers = sorted(path for path in weights if path[0] == "mtp_block" and path[1:])
   norm = next((path for path in layers if path[-2].endswith("_final_norm")), None)
   if layers and (norm is not None) != (version >= _MTP_NORM_SINCE):
     since, release = (".".join(map(str, it)) for it in (_MTP_NORM_SINCE, version))
