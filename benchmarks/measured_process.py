@@ -45,19 +45,14 @@ _AT_ONCE, _LAYERS_AT_ONCE = 2, 8  # Chunks, and layers of one: about what the co
 
 
 def start():
-  """What the command imports before it reads a byte of a checkpoint."""
+  """What the command does before it reads a byte of a checkpoint: it tunes its allocator, and imports."""
+  importlib.import_module(f"{_CONVERTER}.command.streams").tune_malloc(os.path.basename(__file__))
   importlib.import_module(f"{_CONVERTER}.api")
   return lambda: None
 
 
-def _restart():
-  """Starts this process anew as the commands do, for their allocator."""
-  importlib.import_module(f"{_CONVERTER}.command.streams").tune_malloc(os.path.basename(__file__))
-
-
 def convert(*arguments: str):
   """The converter's command."""
-  _restart()
   start()
   command = importlib.import_module(f"{_CONVERTER}.__main__")
 
@@ -94,7 +89,6 @@ def together(count: str, *flags: str):
 
 def inspect(source: str):
   """The inspector's command."""
-  _restart()
   start()
   command = importlib.import_module("maxtext.checkpoint_conversion.linen_nnx_inspector.__main__")
 
@@ -107,7 +101,6 @@ def inspect(source: str):
 
 def compare(*arguments: str):
   """The comparator's command."""
-  _restart()
   start()
   command = importlib.import_module("maxtext.checkpoint_conversion.linen_nnx_comparator.__main__")
 
@@ -120,7 +113,7 @@ def compare(*arguments: str):
 
 def straightforward(source: str, target: str, options: str):
   """Restores all, transforms it with NumPy, saves all; `chunk_byte_size` among the options is Orbax's."""
-  start()
+  importlib.import_module(f"{_CONVERTER}.api")
   converter = importlib.import_module(_CONVERTER)
   ocp = importlib.import_module("orbax.checkpoint")
 

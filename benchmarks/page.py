@@ -31,6 +31,7 @@ _BY_REFERENCE: Columns = (
     ("Copied, s", "copy, verified", SECONDS),
     ("not verified", "copy, not verified", SECONDS),
     ("`cp -r`, s", "cp -r", SECONDS),
+    ("with `sync`", "cp -r, sync", SECONDS),
 )
 _STREAMED: Columns = (
     ("Streamed, s", "streamed, verified", SECONDS),
