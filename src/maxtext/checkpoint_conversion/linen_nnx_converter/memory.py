@@ -14,22 +14,66 @@
 
 """How a memory budget is divided among the data in flight."""
 
-from collections.abc import Iterable
+import asyncio
+import collections
+from collections.abc import AsyncIterator, Iterable, Sequence
+import contextlib
 import dataclasses
+import math
 import os
+from typing import Any
 
 # What a byte in flight costs: it is held encoded and decoded on both sides, and the allocator keeps some freed memory.
 # Measured as the growth of the peak RSS, verified (4 GiB in OCDBT, chunks of 128 MiB): 4.5 with one in flight, 2.6 with
 # three.
 _COST = 5
-# Two boxes are compared at a time, each with its counterpart, and with what decoding the two takes.
-_BOXES = 16
+# What a byte that is compared costs: it, its counterpart, and what decoding the two takes.
+_COMPARED_COST = 8
+_LARGEST_BOXES, _MOST_COMPARED = 2, 256  # At a time.
 # While one batch is read, another is encoded, and a third compared. With two, 2 cores took 36 s for what takes 31 s with
 # three; nine took as long as three. A chunk is decoded and compared by one core, so more cores want more batches.
 _LEAST_BATCHES = 3
 MOST_BATCHES = max(_LEAST_BATCHES, (os.cpu_count() or 1) + 1)  # In flight.
 BATCH_BYTES = 64 * 2**20  # Of pieces that are read, or written, at once.
-_LEAST_PAIRS, _MOST_PAIRS = 2, 256  # Of encoded chunks that are compared at a time, each in the source and in the target.
+
+
+class Gate:
+  """Admits work, in its order, while the number and the bytes of what is inside stay below limits."""
+
+  def __init__(self, nbytes: int, number: int):
+    self._limit = self._free = nbytes
+    self._places = number
+    self._waiting: collections.deque[tuple[int, asyncio.Future[None]]] = collections.deque()
+
+  async def enter(self, nbytes: int) -> int:
+    """Waits for room; more bytes than the limit go alone. Returns the bytes to give back to `leave`."""
+    nbytes, entered = min(nbytes, self._limit), asyncio.get_running_loop().create_future()
+    self._waiting.append((nbytes, entered))
+    self._admit()
+    await entered
+    return nbytes
+
+  def leave(self, nbytes: int):
+    self._free += nbytes
+    self._places += 1
+    self._admit()
+
+  @contextlib.asynccontextmanager
+  async def inside(self, nbytes: int) -> AsyncIterator[None]:
+    """Enters, and leaves at the end."""
+    nbytes = await self.enter(nbytes)
+    try:
+      yield
+    finally:
+      self.leave(nbytes)
+
+  def _admit(self):
+    while self._waiting and self._places and self._waiting[0][0] <= self._free:
+      nbytes, entered = self._waiting.popleft()
+      if not entered.done():  # It may have been cancelled.
+        self._free -= nbytes
+        self._places -= 1
+        entered.set_result(None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +104,20 @@ class Budget:
   @property
   def box(self) -> int:
     """The bytes of an array that may be read at once to be compared."""
-    return self.nbytes // _BOXES
+    return self.nbytes // (_COMPARED_COST * _LARGEST_BOXES)
 
-  def boxes(self, largest: int) -> int:
-    """How many arrays to compare at a time, if at most `largest` bytes of each must be read at once."""
-    return 1 if largest > self.box else 2
+  def read_at_once(self, leaf: Any, block_shape: Sequence[int]) -> int:
+    """The bytes of a leaf, with a `shape` and a `dtype`, that are read at once to be compared: a box, or one block."""
+    nbytes = lambda shape: math.prod(shape) * leaf.dtype.itemsize
+    return min(nbytes(leaf.shape), max(nbytes(block_shape), self.box))
 
-  def pairs(self, largest: int) -> int:
-    """How many pairs of encoded chunks, of at most `largest` bytes each, to hold at a time."""
-    return min(max(_LEAST_PAIRS, self.box // max(1, largest)), _MOST_PAIRS)
+  def batches(self) -> Gate:
+    """Admits batches of pieces that are read and written."""
+    return Gate(self.in_flight, MOST_BATCHES)
+
+  def comparisons(self) -> Gate:
+    """Admits what is compared, by the bytes of one side."""
+    return Gate(self.nbytes // _COMPARED_COST, _MOST_COMPARED)
 
   def held(self, sizes: Iterable[int]) -> int:
     """About how many bytes all copies of pieces of these sizes take at most at one time."""

@@ -127,7 +127,7 @@ async def in_batches[T](
     memory_budget: memory.Budget,
 ):
   """Runs over batches of work, several at a time if the budget allows; a large piece is a batch of its own."""
-  gate = _ByteGate(memory_budget)
+  gate = memory_budget.batches()
   tasks = []
   for batch in batches(work, nbytes_of, memory_budget.batch):
     nbytes = await gate.enter(sum(map(nbytes_of, batch)))
@@ -138,30 +138,6 @@ async def in_batches[T](
     task.add_done_callback(lambda _, nbytes=nbytes: gate.leave(nbytes))
     tasks.append(task)
   await coroutines.settle(tasks)
-
-
-class _ByteGate:
-  """Admits batches while their number and bytes stay below a limit; a larger one goes alone."""
-
-  def __init__(self, budget: memory.Budget):
-    self._limit = self._free = budget.in_flight
-    self._inside = 0
-    self._left = asyncio.Event()
-
-  async def enter(self, nbytes: int) -> int:
-    """Waits for room, and returns the bytes to give back to `leave`."""
-    nbytes = min(nbytes, self._limit)
-    while self._free < nbytes or self._inside == memory.MOST_BATCHES:
-      self._left.clear()
-      await self._left.wait()
-    self._free -= nbytes
-    self._inside += 1
-    return nbytes
-
-  def leave(self, nbytes: int):
-    self._free += nbytes
-    self._inside -= 1
-    self._left.set()
 
 
 async def _write_batch(batch, open_source, targets, new_transaction, on_written):

@@ -111,12 +111,10 @@ async def verify_arrays(
     VerificationError: naming the first element that differs.
     DamagedSourceError: a chunk of the source cannot be read.
   """
-  chunk_bytes = lambda path: math.prod(sides.chunk_shape_of(path)) * np.dtype(plan.source.leaves[path].dtype).itemsize
   targets = frozenset(targets)
   wanted = {path: [part for part in parts if part.target in targets] for path, parts in plan.parts().items()}
   stored = {path: parts for path, parts in wanted.items() if parts and abstract_state.is_array(plan.source.leaves[path])}
-  gate = asyncio.Semaphore(memory_budget.boxes(max(map(chunk_bytes, stored), default=0)))
-  failures = []
+  gate, failures = memory_budget.comparisons(), []
 
   async def verify_part(part, target, box, data):
     if (there := placed(part, box, data)) is None:
@@ -129,13 +127,14 @@ async def verify_arrays(
       on_failure(part.target, e)
 
   async def verify_leaf(path, parts):
-    async with gate:
+    leaf, chunk_shape = plan.source.leaves[path], sides.chunk_shape_of(path)
+    async with gate.inside(memory_budget.read_at_once(leaf, chunk_shape)):
       if failures:
         return
-      source = await opened(path, plan.source.leaves[path], sides.open_source)
+      source = await opened(path, leaf, sides.open_source)
       arrays = await coroutines.settle(opened(p.target, plan.target.leaves[p.target], sides.open_target) for p in parts)
       itemsize = source.dtype.numpy_dtype.itemsize
-      for box in boxes(source.shape, sides.chunk_shape_of(path), memory_budget.box // itemsize):
+      for box in boxes(source.shape, chunk_shape, memory_budget.box // itemsize):
         data = await _read_source(path, source, box)
         for some in itertools.batched(zip(parts, arrays), PARTS_AT_ONCE):
           await coroutines.settle(verify_part(part, target, box, data) for part, target in some)

@@ -61,10 +61,10 @@ async def prove(
     source: the source, whose places are read.
     written: the target, whose places are read.
     files: the files that were compared while copying.
-    memory_budget: what the encoded chunks that are compared may take; two pairs of large ones may take more.
+    memory_budget: what the encoded chunks that are compared may take; a single pair may take more.
   """
   candidates = await _candidates(plan, source, written)
-  gate = asyncio.Semaphore(memory_budget.pairs(max(source.places.largest(), written.places.largest())))
+  gate = memory_budget.comparisons()
   is_one_file = _OneFile(source.directory, written.directory, files)
 
   async def is_equal(path, document, pairs) -> bool:
@@ -192,7 +192,7 @@ async def _have_equal_bytes(keys: tuple[str, str], source, written, gate) -> boo
   """Whether two encoded chunks are equal."""
   old, new = source.places[keys[0]], written.places[keys[1]]
   ours, theirs = source.directory / old.file, written.directory / new.file
-  async with gate:
+  async with gate.inside(old.nbytes):
     if old.inline is new.inline is None and not remote_files.is_remote(ours) and not remote_files.is_remote(theirs):
       return await asyncio.to_thread(_are_equal_ranges, ours, old.offset, theirs, new.offset, old.nbytes)
     values = await coroutines.settle((source.read(keys[0]), written.read(keys[1])))

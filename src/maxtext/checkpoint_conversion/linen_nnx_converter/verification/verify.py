@@ -17,11 +17,9 @@
 By itself, by the digests taken when it was verified against the source, so that bit rot on a disk is found.
 """
 
-import asyncio
 from collections.abc import Mapping
 import dataclasses
 import functools
-import math
 import os
 import time
 
@@ -228,14 +226,10 @@ async def _differences(checkpoint, expected: Mapping[str, digests.Digest], memor
   """What was expected and found of each leaf that has changed, by path, sorted."""
   paths = {leaf.name: path for path, leaf in checkpoint.stored.items()}
   differences = {(name,): ("this leaf", "none") for name in expected if name not in paths}
-  largest = max(
-      (_block_bytes(checkpoint.stored[paths[name]], expected[name]) for name in expected if name in paths), default=0
-  )
-  gate = asyncio.Semaphore(memory_budget.boxes(largest))
-  arrays = reopen.Arrays(checkpoint.directory)
+  gate, arrays = memory_budget.comparisons(), reopen.Arrays(checkpoint.directory)
 
   async def check(path, leaf, digest):
-    async with gate:
+    async with gate.inside(memory_budget.read_at_once(leaf, digest.block)):
       if difference := await _difference(arrays, path, leaf, digest, memory_budget, progress):
         differences[path] = difference
 
@@ -257,10 +251,6 @@ async def _difference(arrays, path, leaf, digest, memory_budget, progress) -> tu
     errors.check_access(path, e)
     return "chunks that can be read", errors.one_line(e)
   return None if found == digest else (f"the digest {digest.sha256[:16]}…", f"{found.sha256[:16]}…")
-
-
-def _block_bytes(leaf, digest) -> int:
-  return math.prod(digest.block) * leaf.dtype.itemsize
 
 
 def _names(paths) -> str:
