@@ -74,6 +74,13 @@ class BudgetTest(absltest.TestCase):
     self.assertEqual(budget.read_at_once(leaf(2**20, 2**10), block), 4 * math.prod(block))
     self.assertEqual(budget.read_at_once(leaf(), ()), 4)
 
+  def test_what_keeps_all_cores_busy(self):
+    budget, mib = memory.Budget(2**31), 2**20
+    self.assertEqual(budget.wanted([]), 0)
+    self.assertEqual(budget.wanted([3, 4]), 5 * 7)
+    self.assertEqual(budget.wanted([512 * mib] * 1000), 5 * 512 * mib * memory.MOST_BATCHES)
+    self.assertEqual(budget.wanted([mib] * 10**6), 5 * memory.BATCH_BYTES * memory.MOST_BATCHES)
+
 
 if __name__ == "__main__":
   absltest.main()

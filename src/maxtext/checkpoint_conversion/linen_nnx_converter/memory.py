@@ -16,7 +16,7 @@
 
 import asyncio
 import collections
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 import contextlib
 import dataclasses
 import math
@@ -119,7 +119,10 @@ class Budget:
     """Admits what is compared, by the bytes of one side."""
     return Gate(self.nbytes // _COMPARED_COST, _MOST_COMPARED)
 
-  def held(self, sizes: Iterable[int]) -> int:
+  def held(self, sizes: Sequence[int]) -> int:
     """About how many bytes all copies of pieces of these sizes take at most at one time."""
-    sizes = list(sizes)
     return _COST * max(min(sum(sizes), self.in_flight), *sizes, 0)
+
+  def wanted(self, sizes: Sequence[int]) -> int:
+    """How many bytes keep all cores busy with pieces of these sizes."""
+    return _COST * min(sum(sizes), MOST_BATCHES * max([BATCH_BYTES, *sizes]))

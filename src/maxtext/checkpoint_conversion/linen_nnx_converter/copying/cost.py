@@ -52,11 +52,13 @@ def estimate(moves: Sequence[moving.Move], target: locations.Location, verify: b
     target: where it would appear.
     verify: the option. The time includes verification, but not what `full` takes besides.
   """
-  held = max(move.memory_budget.held(_pieces(move)) for move in moves)
+  budget, pieces = moves[0].memory_budget, [_pieces(move) for move in moves]
+  held, wanted = max(map(budget.held, pieces)), max(map(budget.wanted, pieces))
   so_far = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
   metadata = so_far + _KEY_BYTES * len(moves[0].source.index.values)
+  more = f" (--memory_budget_gib={-(-wanted // 2**30)} would keep all cores busy)" if wanted > budget.nbytes else ""
   memory = f"about {folding.size(metadata)} of memory for all but data, at most {folding.size(held)} for data under way"
-  return f"cost: {memory}; {_work(moves, target, bool(verify))}"
+  return f"cost: {memory}{more}; {_work(moves, target, bool(verify))}"
 
 
 def _pieces(move) -> list[int]:
