@@ -199,12 +199,19 @@ class _Writes:
   """Writes the bytes. The handlers share it, because encoded chunks are written once, before anything is streamed.
 
   If that fails, no handler has begun to stream. Orbax would not wait for it, and files would be opened after their event
-  loop is closed.
+  loop is closed. The handlers stream in turn, for each takes the whole memory budget; after a failure, none begins.
   """
 
   def __init__(self, content: Content):
-    self.stream, self._content = content.stream, content
+    self._content, self._turn, self._has_failed = content, asyncio.Lock(), False
     self._put: asyncio.Future[None] | None = None
+
+  async def stream(self, stores: Mapping[Path, ts.TensorStore], items: epath.Path):
+    async with self._turn:
+      if not self._has_failed:
+        self._has_failed = True
+        await self._content.stream(stores, items)
+        self._has_failed = False
 
   async def put_encoded(self, items: epath.Path):
     if self._put is None:  # Orbax runs all handlers in one loop.
