@@ -49,7 +49,7 @@ class Content:
 
 class OrbaxWriterTest(util.CheckpointTestCase):
 
-  def save(self, content):
+  def save_all_kinds(self, content):
     """Saves a leaf of each kind."""
     kinds = {"a": target_leaf.ArrayLeaf, "b": target_leaf.NumpyLeaf, "c": target_leaf.ScalarLeaf}
     leaf = lambda name, shape: kinds[name]((name,), shape, np.dtype("int32"), shape, shape, None, None, {}, True)
@@ -61,13 +61,13 @@ class OrbaxWriterTest(util.CheckpointTestCase):
   def test_arrays_of_one_kind_are_streamed_after_those_of_another(self):
     """Each stream takes the memory budget, which is for all of them."""
     content = Content()
-    self.save(content)
+    self.save_all_kinds(content)
     self.assertEqual(sorted(content.seen), [(("a",), 1), (("b",), 1), (("c",), 1)])
 
   def test_after_a_failure_nothing_else_is_streamed(self):
     content = Content(OSError("no space"))
     with self.assertRaisesRegex(OSError, "no space"):
-      self.save(content)
+      self.save_all_kinds(content)
     self.assertLen(content.seen, 1)
 
 
