@@ -38,6 +38,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_tar
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
 
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
@@ -78,6 +79,18 @@ class PermissionTest(util.CheckpointTestCase):
 
 
 class NetworkTest(parameterized.TestCase):
+
+  def test_a_full_disk_is_no_store_that_fails(self):
+    """TensorStore has one word for both."""
+
+    @remote_files.answered
+    def fails(target, said):
+      raise ValueError(f'RESOURCE_EXHAUSTED: Error writing "{target}": {said}')
+
+    with self.assertRaisesRegex(errors.AccessError, "^gs://bucket/x: expected a store that answers"):
+      fails("gs://bucket/x", "HTTP response code: 429")
+    with self.assertRaisesRegex(ValueError, "^RESOURCE_EXHAUSTED: .*No space left on device"):
+      fails("/tmp/x", "No space left on device [os_error_code='28']")
 
   @parameterized.parameters("http://localhost:9", "https://no-such-host.invalid")
   @pytest.mark.integration

@@ -76,7 +76,7 @@ class DiskTest(FaultTestCase):
       done = run(source, disk / "out", *(["--noscan_layers"] if options is UNSCAN else []))
       self.assertEqual((done.returncode, done.stdout), (1, ""))
       self.assertLen(done.stderr.splitlines(), 1, done.stderr)
-      self.assertRegex(done.stderr, "No space left on device")
+      self.assertRegex(done.stderr, f"^linen_nnx_converter: {disk}.*No space left on device.*Nothing was left at {disk}")
       self.assertEqual(os.listdir(disk), [])
     self.assertEqual(util.snapshot(source), before)
 
