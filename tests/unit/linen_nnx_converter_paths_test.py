@@ -69,6 +69,25 @@ class PathsTest(util.CheckpointTestCase):
     converter.convert_checkpoint("link", "out")
     self.assertTrue((self.tmp / "out" / "10" / "items" / "_METADATA").exists())
 
+  @parameterized.parameters("run/checkpoints", "run/checkpoints/12", "run/checkpoints/12/items")
+  def test_a_link_to_a_step_gives_it_its_number(self, source):
+    """As to Orbax, whatever the folder is called to which it leads."""
+    (self.checkpoints / "10").rename(self.tmp / "2000")
+    (self.checkpoints / "12").symlink_to(self.tmp / "2000")
+    for target in ("out", "out/12"):
+      with self.subTest(target):
+        converter.convert_checkpoint(self.tmp / source, self.tmp / target)
+        self.assertEqual(os.listdir(self.tmp / "out"), ["12"])
+        self.assertTrue((self.tmp / "out" / "12" / "items" / "_METADATA").exists())
+        shutil.rmtree(self.tmp / "out")
+
+  def test_a_link_of_another_name_leaves_a_step_its_number(self):
+    (self.tmp / "best").symlink_to(self.checkpoints / "2")
+    (self.tmp / "7").symlink_to(self.checkpoints)
+    for source, step in (("best", "2"), ("best/items", "2"), ("7", "10")):
+      conversion = converter.convert_checkpoint(self.tmp / source, self.tmp / "out", overwrite=True)
+      self.assertEqual(os.fspath(conversion.target), os.fspath(self.tmp / "out" / step / "items"))
+
   def test_an_existing_target_is_refused(self):
     converter.convert_checkpoint(self.checkpoints, self.tmp / "out")
     before = util.snapshot(self.tmp / "out")

@@ -30,6 +30,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.planning import plan as p
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import layouts
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import training_engine
 
 Path = abstract_state.Path
@@ -130,7 +131,7 @@ def finish_step(folder: epath.Path, location: locations.Location, conversion: Co
   """Copies what belongs to the step besides the train state, and writes the record."""
   siblings = {sibling.name: sibling for sibling in location.siblings()}
   for name, sibling in siblings.items():
-    locations.copy_tree(sibling, folder / name)
+    remote_files.copy_tree(sibling, folder / name)
   handlers = location.step_metadata().get("item_handlers")
   carried = (
       {name: handler for name, handler in handlers.items() if name in siblings} if isinstance(handlers, dict) else {}

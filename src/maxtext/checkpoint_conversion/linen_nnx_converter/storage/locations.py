@@ -55,18 +55,23 @@ class Location:
     items: the folder of the pytree, or of the pytrees over which the train state is split.
     step_folder: the folder of the pytree and its sibling items; None if the pytree is by itself.
     split: the names of the pytrees over which Tunix splits the train state; () if it is one pytree.
+    link: the number by which a link leads to the step folder; "" if none does.
     step: the number of the step, if the step folder's name is one.
   """
 
   items: epath.Path
   step_folder: epath.Path | None = None
   split: tuple[str, ...] = ()
+  link: str = ""
+
+  @property
+  def name(self) -> str:
+    """The name of the folder that appears or is replaced as a whole: for a step, its number as written."""
+    return self.link or self.final.name
 
   @property
   def step(self) -> int | None:
-    if self.step_folder is None or not is_step(self.step_folder.name):
-      return None
-    return int(self.step_folder.name)
+    return int(self.name) if self.step_folder is not None and is_step(self.name) else None
 
   @property
   def under_way(self) -> str:
@@ -171,7 +176,12 @@ def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Lo
     UnfinishedCheckpointError: it was never committed.
     AccessError: it cannot be read from here.
   """
-  path = absolute(path)
+  given, path = path, absolute(path)
+  location = _find_source(path, flag)
+  return dataclasses.replace(location, link=location.link or _link(given, location.step_folder))
+
+
+def _find_source(path, flag) -> Location:
   source_files.check_readable(path)  # To epath, what cannot be read does not exist.
   children = sorted(remote_files.children(path))
   if not path.exists():
@@ -205,6 +215,13 @@ def find_source(path: str | os.PathLike[str], flag: str = "--source_path") -> Lo
   )
 
 
+def _link(given, step_folder) -> str:
+  """The number by which a link of the given path leads to the step folder; "" if none does."""
+  path = epath.Path(os.path.abspath(given))
+  links = (link for link in (path, path.parent) if is_step(link.name) and os.path.islink(link))
+  return next((link.name for link in links if os.path.realpath(link) == os.fspath(step_folder or "")), "")
+
+
 def _the_latest(path, steps) -> epath.Path:
   number = max(int(step.name) for step in steps)
   latest = [step for step in steps if int(step.name) == number]
@@ -216,21 +233,6 @@ def _the_latest(path, steps) -> epath.Path:
         "Give the path of one of them.",
     )
   return latest[0]
-
-
-def copy_tree(source: epath.Path, target: epath.Path):
-  """Copies a file, or a folder with everything in it."""
-  is_remote = remote_files.is_remote(target)
-  if not source.is_dir():
-    if is_remote or remote_files.is_remote(source):
-      remote_files.copy(source, target)
-    else:
-      source.copy(target)
-    return
-  if not is_remote:  # Where there are no folders.
-    target.mkdir()
-  for child in remote_files.children(source):
-    copy_tree(child, target / child.name)
 
 
 def _refuse_local(folder):

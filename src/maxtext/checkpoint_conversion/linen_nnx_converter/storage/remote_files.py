@@ -178,6 +178,21 @@ def copy(source: epath.Path, target: epath.Path):
     system.get_file(name, os.fspath(target), chunk_size=PIECE_BYTES, concurrency=1)
 
 
+def copy_tree(source: epath.Path, target: epath.Path):
+  """Copies a file, or a folder with everything in it."""
+  to_remote = is_remote(target)
+  if not source.is_dir():
+    if to_remote or is_remote(source):
+      copy(source, target)
+    else:
+      source.copy(target)
+    return
+  if not to_remote:  # Where there are no folders.
+    target.mkdir()
+  for child in children(source):
+    copy_tree(child, target / child.name)
+
+
 def have_one_checksum(ours: epath.Path, theirs: epath.Path) -> bool:
   """Whether two files are of one size and one checksum: that which the store keeps of each, or one that is taken here."""
   checksums = [_checksum(path) for path in (ours, theirs)]

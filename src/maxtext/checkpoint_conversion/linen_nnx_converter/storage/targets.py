@@ -87,18 +87,19 @@ def find_target(
 
 def _find_split(path, source, split) -> Location:
   """Tunix's step, whose folder's name is the number of finished steps."""
-  _refuse_unnumbered(source.final)
+  _refuse_unnumbered(source)
   _refuse_taken(split, source, "Leave out --target_layout.")
-  name = _renumbered(source.final.name, int(source.final.name) + 1)
+  name = _renumbered(source.name, int(source.name) + 1)
   step_folder = path if _is_meant_as_a_step(path, split[0], int(name)) else path / name
-  _refuse_unnumbered(step_folder)
-  return Location(step_folder, step_folder, split)
+  target = Location(step_folder, step_folder, split)
+  _refuse_unnumbered(target)
+  return target
 
 
-def _refuse_unnumbered(step_folder):
-  if not locations.is_step(step_folder.name):
+def _refuse_unnumbered(location):
+  if not locations.is_step(location.name):
     expected = "a step's folder, named by its number, as these trainers' are"
-    raise errors.StepError(step_folder, expected, step_folder.name, "Give it under its number.")
+    raise errors.StepError(location.final, expected, location.name, "Give it under its number.")
 
 
 def _refuse_taken(items, source, remedy):
@@ -123,22 +124,20 @@ def step_name(source: Location) -> str:
   Raises:
     StepError: MaxText has no such step.
   """
-  assert source.step_folder is not None and source.step is not None
-  name = source.step_folder.name
   if not source.split:
-    return name
+    return source.name
   if source.updates < 1:
     raise errors.StepError(
         source.final, "a step of Tunix, at least 1", str(source.updates), "Use another step of this run."
     )
-  return _renumbered(name, source.updates - 1)
+  return _renumbered(source.name, source.updates - 1)
 
 
 def notes(path: str | os.PathLike[str], source: Location, target: Location) -> tuple[str, ...]:
   """Notes for a person: on a step that the target's path names, and on the items that are copied."""
   found = []
   if source.step is not None and target.step is not None and locations.absolute(path) == target.final:
-    found.append(f"step {source.final.name} becomes step {target.final.name}, as --target_path names it")
+    found.append(f"step {source.name} becomes step {target.name}, as --target_path names it")
   if items := [sibling.name for sibling in source.siblings() if sibling.is_dir()]:
     found.append(f"with {', '.join(items)}")
   return tuple(found)
