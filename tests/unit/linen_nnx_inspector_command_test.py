@@ -50,13 +50,15 @@ class CommandTest(util.CheckpointTestCase):
 
   def test_steps_that_are_not_whole(self):
     run = self.tmp / "run"
-    for step in ("1", "2", "3", "4.orbax-checkpoint-tmp-5"):
+    for step in ("1", "2", "3", "4.orbax-checkpoint-tmp-5", "6"):
       shutil.copytree(LINEN_SCAN / "2", run / step)
     largest_file(run / "2").unlink()
     (run / "3" / "items" / "_METADATA").unlink()  # The latest does not hide the others.
+    (run / "6" / "_CHECKPOINT_METADATA").write_text("")
     found = json.loads(call("--steps", "--json", run)[1])["found"][0]["steps"]
-    self.assertEqual([step["name"] for step in found], ["1", "2", "3", "4.orbax-checkpoint-tmp-5"])
-    problems = ("^$", "found no such file", "never committed", "one of Orbax's temporary folders")
+    self.assertEqual([step["name"] for step in found], ["1", "2", "3", "4.orbax-checkpoint-tmp-5", "6"])
+    temporary = "one of Orbax's temporary folders"
+    problems = ("^$", "found no such file", "never committed", temporary, "6/_CHECKPOINT_METADATA: expected metadata")
     for step, problem in zip(found, problems):
       self.assertRegex(step["problem"], problem)
 

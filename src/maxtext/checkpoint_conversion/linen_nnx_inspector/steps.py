@@ -78,7 +78,9 @@ def _number(step) -> str:
 def _problem(step) -> str:
   """What a step lacks, or "" if it is whole."""
   try:
-    opening.check_whole(opening.open_source(locations.find_source(step)))
+    location = locations.find_source(step)
+    location.step_metadata()
+    opening.check_whole(opening.open_source(location))
     return ""
   except errors.ConversionError as e:
     return str(e)
