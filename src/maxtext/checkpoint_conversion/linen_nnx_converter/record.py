@@ -153,11 +153,10 @@ def recorded_empty_nodes(custom_metadata: Mapping[str, Any]) -> dict[Path, Any]:
     nodes = {tuple(path): () if leaf == _TUPLE else leaf for path, leaf in nodes}
     if all(abstract_state.is_empty(leaf) and all(isinstance(key, str) for key in path) for path, leaf in nodes.items()):
       return nodes
-    found = "other ones"
-  except (AttributeError, TypeError, ValueError) as e:
-    found = str(e)
+  except (AttributeError, TypeError, ValueError):  # Any JSON.
+    pass
   raise errors.DamagedSourceError(
-      f"custom_metadata/{locations.RECORD}", "empty_nodes as an earlier conversion recorded them", found
+      f"custom_metadata/{locations.RECORD}", "empty_nodes as an earlier conversion recorded them", "other ones"
   )
 
 
