@@ -54,6 +54,10 @@ class CopiesTest(parameterized.TestCase):
     self.assertRegex(errors.one_line(said, 100), "^RESOURCE_EXHAUSTED: .* … .*: No space left on device .28.$")
     self.assertLen(errors.one_line(said, 100), 100)
 
+  @parameterized.parameters((MemoryError(), "MemoryError"), (ValueError("a\n b"), "ValueError: a b"))
+  def test_an_exception_of_a_library_may_say_nothing_but_its_name(self, e, named):
+    self.assertEqual(errors.named(e), named)
+
 
 if __name__ == "__main__":
   absltest.main()

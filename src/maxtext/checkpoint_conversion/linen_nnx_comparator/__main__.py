@@ -136,9 +136,9 @@ def _said(e: Exception) -> str:
   """An exception in one line."""
   if isinstance(e, errors.ConversionError):
     return str(e)
-  is_ours = not isinstance(e, (OSError, ValueError))
-  hint = " This is a defect of the comparator: --traceback shows where." if is_ours else ""
-  return f"{type(e).__name__}: {errors.one_line(e, 500)}{hint}"
+  is_ours = not isinstance(e, (MemoryError, OSError, ValueError))
+  hint = ". This is a defect of the comparator: --traceback shows where." if is_ours else ""
+  return f"{errors.named(e, 500)}{hint}"
 
 
 def _refuse(message: object) -> int:

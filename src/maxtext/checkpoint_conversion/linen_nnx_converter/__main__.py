@@ -162,8 +162,6 @@ def _quiet(show_all: bool) -> Iterator[None]:
 def _convert(values, config_arguments, announce) -> int:
   """Converts or verifies as the flags say, prints the result, and returns the exit code."""
   # pylint: disable=import-outside-toplevel
-  import jax
-
   from maxtext.checkpoint_conversion.linen_nnx_converter import errors
   from maxtext.checkpoint_conversion.linen_nnx_converter import progress
 
@@ -180,6 +178,8 @@ def _convert(values, config_arguments, announce) -> int:
     if values.traceback:
       raise
     return _failed(e, values, told.place)
+  import jax  # Not before: if it cannot be imported, one line says so too.
+
   if jax.process_index() == 0:
     streams.show("\n".join(lines), must_be_read=not values.dry_run)
   return DONE
@@ -221,7 +221,7 @@ def _failed(e: Exception, values, place) -> int:
   is_there, what = (False, "Nothing was verified.") if values.verify_only else stopping.left(place)
   path = getattr(e, "filename", None) or (place.final if place else values.target_path)
   hint = "" if isinstance(e, OSError) else " --traceback shows where."
-  _refuse(f"{path}: {type(e).__name__}: {errors.one_line(e, 500)}. {what[0].upper()}{what[1:]}{hint}")
+  _refuse(f"{path}: {errors.named(e, 500)}. {what[0].upper()}{what[1:]}{hint}")
   return DONE if is_there else REFUSED
 
 

@@ -39,6 +39,11 @@ def one_line(e: BaseException, most: int = 300) -> str:
   return text if len(text) <= most else f"{text[: most // 2 - 2]} … {text[1 - most // 2 :]}"
 
 
+def named(e: BaseException, most: int = 300) -> str:
+  """An exception of a library, and what it says, if anything, as `one_line` does."""
+  return ": ".join(filter(None, (type(e).__name__, one_line(e, most))))
+
+
 def escaped(text: str) -> str:
   """A text in one line, even if a path in it has line breaks."""
   return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     _refuse("interrupted.")
     return INTERRUPTED
+  except Exception as e:  # A library that cannot be imported.  pylint: disable=broad-except
+    return _refuse(errors.named(e))
 
 
 def console_main() -> None:
@@ -111,7 +113,7 @@ def _answer(values, paths) -> int:
     except errors.ConversionError as e:
       code = _refuse(str(e).replace("--source_path", "PATH"))
     except Exception as e:  # Whatever is wrong with one, the others are still answered.  pylint: disable=broad-except
-      code = _refuse(f"{path}: {'' if isinstance(e, OSError) else f'{type(e).__name__}: '}{errors.one_line(e)}")
+      code = _refuse(f"{path}: {errors.one_line(e) if isinstance(e, OSError) else errors.named(e)}")
   if any(each.problems for each in found) or (values.html and not _write_page(values.html, found)):
     code = REFUSED
   elif code == DONE and not values.steps and any(each.model and each.model.differing for each in found):

@@ -113,7 +113,7 @@ def left(place: atomic_target.Place | None) -> tuple[bool, str]:
   try:
     atomic_target.clear_up(place)
   except (OSError, errors.ConversionError) as e:
-    kept = f" What lies in {place.making} could not be removed: {type(e).__name__}: {errors.one_line(e)}."
+    kept = f" What lies in {place.making} could not be removed: {errors.named(e)}."
   else:
     kept = ""
   return is_there, _standing(place, is_there) + kept

@@ -62,7 +62,7 @@ def plan_conversion(
   try:
     decoder = dataclasses.replace(run.decoder, proven=proven_schedules(config))
   except Exception as e:  # Whatever a model raises while it is traced.  pylint: disable=broad-except
-    found = f"{refusal.found}, and no proof by MaxText's models ({type(e).__name__}: {errors.one_line(e)})"
+    found = f"{refusal.found}, and no proof by MaxText's models ({errors.named(e)})"
     raise type(refusal)(refusal.path, refusal.expected, found, refusal.remedy) from e
   note = f"order of {decoder.block}'s layers derived: MaxText's own models, traced, apply them so, scanned and unscanned"
   return planner.plan_conversion(state, options, dataclasses.replace(run, decoder=decoder), empty_nodes), (note,)

@@ -54,7 +54,7 @@ def load(arguments: Sequence[str]) -> Any:
     raise errors.ConfigError(
         " ".join(arguments),
         "a config that the installed MaxText can read",
-        f"{type(e).__name__}: {errors.one_line(e, 500)}",
+        errors.named(e, 500),
         "Run in MaxText's environment, and check the config and its settings.",
     ) from e
 
@@ -223,7 +223,7 @@ def _untraceable(config, e, remedy) -> errors.ConfigError:
   return errors.ConfigError(
       f"model_name={config.model_name}",
       "a model that the installed MaxText can trace",
-      f"{type(e).__name__}: {errors.one_line(e, 500)}",
+      errors.named(e, 500),
       remedy,
   )
 

@@ -57,7 +57,7 @@ def parsing() -> Iterator[None]:
   try:
     yield
   except _NONSENSE as e:
-    raise ValueError(f"{type(e).__name__}: {errors.one_line(e)}") from e
+    raise ValueError(errors.named(e)) from e
 
 
 def read_array_metadatas(directory: epath.Path) -> dict[str, Any]:

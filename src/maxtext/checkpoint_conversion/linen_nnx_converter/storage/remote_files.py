@@ -63,7 +63,7 @@ def answered[**Arguments, Result](function: Callable[Arguments, Result]) -> Call
       raise errors.AccessError(
           " -> ".join(str(os.fspath(path)) for path in paths) or "remote storage",
           "a store that answers",
-          f"{type(e).__name__}: {errors.one_line(e)}, in each of several tries",
+          f"{errors.named(e)}, in each of several tries",
           "Check the network and the credentials, or wait, and try again.",
       ) from e
 
