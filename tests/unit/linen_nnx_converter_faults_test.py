@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import subprocess
@@ -123,6 +124,15 @@ class DamageTest(FaultTestCase):
           verify="full",
           **options,
       )
+
+  @parameterized.product(use_zarr3=(True, False), options=(SCAN, UNSCAN))
+  def test_an_empty_chunk_file(self, use_zarr3, options):
+    """Such as a crash of the machine leaves. No decoder is needed to see that it holds nothing."""
+    source = self.save("damaged", {"params": {"params": params()}}, use_ocdbt=False, use_zarr3=use_zarr3)
+    largest = max((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(largest, 0)
+    name = re.escape(os.fspath(largest.relative_to(source)))
+    self.assert_refused(errors.DamagedSourceError, f"expected a chunk at {name}, found 0 bytes", source, **options)
 
   def test_a_file_that_is_cut_short_when_its_length_was_looked_up(self):
     index = reader.Checkpoint(epath.Path(self.source)).index

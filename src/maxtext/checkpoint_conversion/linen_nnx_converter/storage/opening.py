@@ -101,17 +101,24 @@ class SplitCheckpoint(reader.Checkpoint):
 
 
 def check_chunks(checkpoint: reader.Checkpoint, paths: Iterable[Path]):
-  """Checks that no chunk of the arrays at `paths` is absent that must be there. Arrays held in memory have none.
+  """Checks that no chunk of the arrays at `paths` is empty, or absent where it must be there.
+
+  Arrays held in memory have none.
 
   Raises:
     DamagedSourceError: one is.
   """
-  for path in paths if checkpoint.has_all_chunks else ():
+  for path in paths:
     leaf = checkpoint.stored.get(path)
     below = checkpoint.index.values.arrays.get(leaf.name) if leaf else None
-    if leaf and below:
-      for key in (leaf.name + rest for rest in chunk_keys.keys("", leaf.document) if rest not in below.rows_of):
-        raise errors.DamagedSourceError(path, f"its chunk at {key}", "no such key")
+    if not leaf or not below:
+      continue
+    if not below.rows[:, 2].all():
+      rest = next(rest for rest, row in below.rows_of.items() if not below.rows[row, 2])
+      raise errors.DamagedSourceError(path, f"a chunk at {leaf.name + rest}", "0 bytes")
+    for rest in chunk_keys.keys("", leaf.document) if checkpoint.has_all_chunks else ():
+      if rest not in below.rows_of:
+        raise errors.DamagedSourceError(path, f"its chunk at {leaf.name + rest}", "no such key")
 
 
 def check_whole(checkpoint: reader.Checkpoint):
