@@ -104,6 +104,17 @@ class ProcessTest(CommandTestCase):
     self.assertRegex(done.stderr, f"^linen_nnx_{tool}: .*ValueError: invalid truth value 'nonsense' .*JAX_ENABLE_X64")
     self.assertLen(done.stderr.splitlines(), 1)
 
+  def test_a_program_that_runs_the_command_is_not_started_anew(self):
+    """Like IPython's `%run -m`: what it has done until then would be lost, or done twice."""
+    program = self.tmp / "program.py"
+    program.write_text(
+        "import runpy, sys\nprint('begun', flush=True)\nsys.argv = ['', '--version']\n"
+        f"runpy.run_module('{MODULE}', run_name='__main__', alter_sys=True)\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True, env=env)
+    self.assertEqual(done.stdout, f"begun\n{converter.__version__}\n")
+
 
 if __name__ == "__main__":
   absltest.main()

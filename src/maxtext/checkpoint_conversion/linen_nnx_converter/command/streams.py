@@ -53,10 +53,11 @@ def tune_malloc(module: str) -> None:
   them faster. With two arenas, threads share freed memory; by default each keeps its own, 0.1 to 0.2 of 0.6 GiB.
 
   Args:
-    module: the command, if it is what this process runs. Whoever has tuned the allocator is left alone.
+    module: the command, if it is what this process was started for. Whoever has tuned the allocator is left alone.
   """
-  program = pathlib.PurePath(sys.argv[0])
-  is_own = module in (program.parent.name, program.name.replace("-", "_"))
+  # What stands before the arguments, a file or a module. `sys.argv` would also name it where a notebook runs the command.
+  program = pathlib.PurePath(sys.orig_argv[max(0, len(sys.orig_argv) - len(sys.argv))])
+  is_own = module in (program.parent.name, program.name.replace("-", "_").rpartition(".")[2])
   if is_own and sys.platform == "linux" and _TUNABLES not in os.environ:
     os.environ[_TUNABLES] = "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"
     with contextlib.suppress(OSError):
