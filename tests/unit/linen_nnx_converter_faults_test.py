@@ -41,6 +41,7 @@ import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import folders
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 
@@ -97,6 +98,13 @@ class DiskTest(FaultTestCase):
       self.assertEqual(done.returncode, 1)
       self.assertLen(done.stderr.splitlines(), 1, done.stderr)
       self.assertRegex(done.stderr, "a place that can be written|Read-only file system")
+
+  def test_a_folder_that_cannot_be_removed(self):
+    """Why is said: not every file comes back."""
+    self.enterContext(absltest.mock.patch.object(folders, "_REMOVALS", 2))
+    said = "expected to be removed, found OSError: .*resource busy"
+    with self.small_disk(1) as disk, self.assertRaisesRegex(errors.TargetError, f"{disk}: {said}"):
+      folders.remove(epath.Path(disk))
 
 
 def run(source, target, *options, **kwargs):

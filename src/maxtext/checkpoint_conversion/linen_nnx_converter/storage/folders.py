@@ -88,7 +88,7 @@ def remove(folder: epath.Path):
   Raises:
     TargetError: something remains.
   """
-  gone = 0
+  gone, found = 0, ""
   for _ in range(_REMOVALS):
     gone = 0 if folder.exists() else gone + 1
     if gone == _CHECKS_AFTER_REMOVAL:
@@ -96,8 +96,8 @@ def remove(folder: epath.Path):
     try:
       if not gone:
         folder.rmtree()
-    except OSError:  # A file appeared while the folder was being emptied.
-      pass
+    except OSError as e:  # A file appeared while the folder was being emptied, or something else is wrong.
+      found = errors.named(e)
     except Exception as e:
       if not errors.is_a_stores(e):
         raise
@@ -106,7 +106,7 @@ def remove(folder: epath.Path):
           folder, "to be removed", found, "What lies there is not finished: remove it by hand."
       ) from e
     time.sleep(_SECONDS_BETWEEN_TRIES)
-  raise errors.TargetError(folder, "to be removed", "files that come back", "Remove it by hand.")
+  raise errors.TargetError(folder, "to be removed", found or "files that come back", "Remove it by hand.")
 
 
 def remove_empty(folders: Iterable[epath.Path]):
