@@ -60,6 +60,13 @@ class TrainingEngineTest(util.CheckpointTestCase):
         converter.convert_checkpoint(source, self.tmp / "out", **options)
     self.assert_nothing_left()
 
+  def test_its_gradients_are_no_weights(self):
+    with self.assertRaisesRegex(
+        errors.NotACheckpointError, "/accumulated_grads: expected a train state, found the gradients"
+    ):
+      converter.convert_checkpoint(ENGINE / "inside_a_step" / "3" / "accumulated_grads", self.tmp / "out")
+    self.assert_nothing_left()
+
   @parameterized.parameters(("", {"params_only": True}), ("3/model_params", {}))
   @pytest.mark.integration
   def test_its_weights_alone(self, path, options):

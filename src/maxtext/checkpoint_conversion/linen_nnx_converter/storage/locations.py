@@ -191,6 +191,9 @@ def _find_source(path, flag) -> Location:
   for folder in (path, path.parent):
     _refuse_local(folder)
   if (path / METADATA).exists():
+    if path.name == training_engine.GRADIENTS and is_in_step_folder(path):
+      found = "the gradients that MaxText's training engine has accumulated inside a step"
+      raise errors.NotACheckpointError(path, "a train state", found, "Give the step's folder.")
     if path.name == layouts.TUNIX_ITEMS[0] and is_in_step_folder(path):
       return Location(path.parent, path.parent, (path.name,))
     return Location(path, path.parent if is_in_step_folder(path) else None)
