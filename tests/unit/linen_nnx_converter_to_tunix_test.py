@@ -167,6 +167,12 @@ class RefusedTest(parameterized.TestCase):
       run_config.with_config(chosen, config)
     run_config.with_config(options.Options(target_layout="training_engine"), config)  # It accumulates on its own.
 
+  def test_a_config_of_distillation(self):
+    config = Module(teacher_overrides={"load_parameters_path": "gs://teacher"}, scan_layers=True, param_scan_axis=1)
+    with self.assertRaisesRegex(errors.ConfigError, "^teacher_overrides: expected none, .*found MaxText's distillation"):
+      run_config.with_config(options.Options(target_layout="tunix"), config)
+    run_config.with_config(options.Options(), config)
+
 
 if __name__ == "__main__":
   absltest.main()

@@ -124,6 +124,25 @@ def run(config: Any, maxtext_release: str | None) -> planner.Run:
   return planner.Run(release, trainer(config, release), decoder(config), adamw_mask(config), has_clip)
 
 
+def _check_tunix(config):
+  """Checks that Tunix would resume a plain optimizer with this config."""
+  if getattr(config, "teacher_overrides", None):
+    raise errors.ConfigError(
+        "teacher_overrides",
+        "none, for --target_layout=tunix",
+        "MaxText's distillation, which resumes steps of its own alone",
+        "Start it from the weights: leave out --target_layout, and name the target in student_overrides.",
+    )
+  micro_batches = getattr(config, "gradient_accumulation_steps", 1)
+  if micro_batches > 1:
+    raise errors.ConfigError(
+        "gradient_accumulation_steps",
+        "1, for --target_layout=tunix",
+        f"{micro_batches}, with which Tunix's optimizer keeps gradients too, of which MaxText has none",
+        "Resume with gradient_accumulation_steps=1.",
+    )
+
+
 def with_config(options: options_lib.Options, config: Any) -> options_lib.Options:
   """The options, completed by what the config says.
 
@@ -133,14 +152,8 @@ def with_config(options: options_lib.Options, config: Any) -> options_lib.Option
   Raises:
     ConfigError: an option contradicts the config.
   """
-  micro_batches = getattr(config, "gradient_accumulation_steps", 1)
-  if options.target_layout == "tunix" and micro_batches > 1:
-    raise errors.ConfigError(
-        "gradient_accumulation_steps",
-        "1, for --target_layout=tunix",
-        f"{micro_batches}, with which Tunix's optimizer keeps gradients too, of which MaxText has none",
-        "Resume with gradient_accumulation_steps=1.",
-    )
+  if options.target_layout == "tunix":
+    _check_tunix(config)
   wanted = {name: getattr(config, name) for name in ("scan_layers", "param_scan_axis")}
   if options.lora_restore_path and (alpha := getattr(getattr(config, "lora", None), "lora_alpha", None)):
     wanted["lora_alpha"] = alpha
