@@ -84,6 +84,23 @@ QWEN3_OMNI = (
         "num_mel_bins_for_audio": 16,
     }
 )
+# Three MoE layers, with a bias that moves to balance the load of their experts.
+MOVING_BIAS = {
+    "decoder_block": "deepseek",
+    "attention_type": "mla",
+    "first_num_dense_layers": 1,
+    "shared_experts": 1,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "base_moe_mlp_dim": 32,
+    "sparse_matmul": False,
+    "megablox": False,
+    "routed_score_func": "sigmoid",
+    "routed_bias": True,
+    "routed_bias_update_rate": 0.05,
+    "steps": 3,
+    "checkpoint_period": 1,
+}
 CASES = {
     # Who wrote it, with what settings, and who goes on, with what settings.
     "mtp": ("0.2.4", trainer.LINEN | MTP, "0.2.4", trainer.NNX | MTP | UNSCANNED),
@@ -137,6 +154,31 @@ class ModelPartsTest(parameterized.TestCase):
     mu = converter.load_checkpoint(self.step(name))["opt_state"][0]["mu"]["params"]
     self.assertTrue(all(np.any(leaf) for leaf in trainer.jax.tree.leaves(mu["vision_encoder"])))
     self.assertEqual("audio_encoder" in mu, name == "vision_and_audio")
+
+
+@pytest.mark.integration
+class MovingBiasTest(absltest.TestCase):
+
+  def test_maxtext_moves_one_of_the_unscanned_layers_biases_and_by_anothers_update(self):
+    """What `docs/conformance.md` says: from equal weights, so with an equal loss, MaxText itself goes on differently."""
+    tmp = pathlib.Path(tempfile.mkdtemp())
+    self.addCleanup(shutil.rmtree, tmp)
+    scanned, unscanned = tmp / "scanned", tmp / "unscanned"
+    losses = trainer.train_all({scanned: trainer.NNX | MOVING_BIAS})
+    source, target = trainer.checkpoints(scanned) / "1", trainer.checkpoints(unscanned)
+    converter.convert_checkpoint(source, target, scan_layers=False, maxtext_release="0.2.4")
+    losses |= trainer.train_all({unscanned: trainer.NNX | MOVING_BIAS | UNSCANNED})
+    self.assertAlmostEqual(losses[unscanned][2], losses[scanned][2], delta=1e-5)
+    first, second, last = self.moves(scanned)[0]
+    self.assertTrue(all(np.any(abs(move) > 0.04) for move in (first, second, last - first)))
+    np.testing.assert_allclose(self.moves(unscanned), [[last], [0 * last], [0 * last]], atol=1e-3)
+
+  def moves(self, run):
+    """By how much step 2 moved each bias: of each module of MoE layers, of each of its layers."""
+    before, after = (converter.load_checkpoint(trainer.checkpoints(run) / step) for step in "12")
+    before, after = (state["params"]["params"]["decoder"] for state in (before, after))
+    bias = lambda layers: layers["DeepSeekMoeBlock_0"]["MoeBlock_0"]["gate"]["bias"].T
+    return [np.atleast_2d(bias(after[name]) - bias(before[name])) for name in sorted(before) if name.startswith("moe")]
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ print(json.dumps(losses))
 """
 
 
-def train_all(runs: dict[pathlib.Path, dict], python: str) -> dict[pathlib.Path, dict[int, float]]:
+def train_all(runs: dict[pathlib.Path, dict], python: str = "MAXTEXT_PYTHON") -> dict[pathlib.Path, dict[int, float]]:
   """Trains one run after the other in one process, whose start costs more than a run, and returns what each step lost.
 
   Args:
