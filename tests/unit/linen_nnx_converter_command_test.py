@@ -24,7 +24,6 @@ import subprocess
 import sys
 import time
 import tomllib
-import unittest
 
 from absl import logging
 from absl.testing import absltest
@@ -255,36 +254,6 @@ class CommandTest(CommandTestCase):
     self.assertEqual(code, command.VERIFICATION_FAILED)
     self.assertIn("Nothing was committed", err)
     self.assertEqual(os.listdir(self.tmp), [])
-
-  def test_the_command_alone_chooses_the_cpu(self):
-    code = f"import os, {MODULE}; print(os.environ.get('JAX_PLATFORMS'))"
-    env = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    self.assertEqual(done.stdout.strip(), "None")
-    script = f"import os; from {MODULE} import __main__ as m; m.set_up(); print(os.environ['JAX_PLATFORMS'])"
-    for given, wanted in (({}, "cpu"), ({"JAX_PLATFORMS": "tpu"}, "tpu")):
-      done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env | given)
-      self.assertEqual(done.stdout.strip(), wanted)
-
-  @parameterized.parameters(
-      ("linen-nnx-converter", {}, "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
-      ("linen_nnx_converter/__main__.py", {}, "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
-      ("linen-nnx-converter", {"GLIBC_TUNABLES": "glibc.malloc.arena_max=3"}, "glibc.malloc.arena_max=3"),
-      ("another.py", {}, "None"),
-  )
-  @unittest.skipIf(sys.platform != "linux", "glibc is Linux's")
-  def test_the_command_alone_tunes_its_allocator(self, name, given, wanted):
-    program = self.tmp / name
-    program.parent.mkdir(exist_ok=True)
-    program.write_text(
-        f"import os, sys; from {MODULE}.command import streams\n"
-        "streams.tune_malloc('linen_nnx_converter')\n"
-        "print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:], sys.flags.utf8_mode)\n"
-    )
-    env = {variable: value for variable, value in os.environ.items() if variable != "GLIBC_TUNABLES"} | given
-    command = [sys.executable, "-X", "utf8", str(program), "--a=b c", ""]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    self.assertEqual(done.stdout, f"{wanted} ['--a=b c', ''] 1\n")
 
   def test_every_command_in_the_readme_parses(self):
     """`…` stands for the module and two paths; after the flags come a config and its settings, or nothing."""

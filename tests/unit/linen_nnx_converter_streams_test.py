@@ -83,38 +83,5 @@ class StreamsTest(CommandTestCase):
     self.assertIn(f"{self.tmp}/\\xfc/2/items\n", done.stdout)
 
 
-class ProcessTest(CommandTestCase):
-  """The command as a process among others' programs and environments."""
-
-  @parameterized.parameters("converter", "inspector", "comparator")
-  @pytest.mark.integration
-  def test_a_library_that_cannot_be_imported(self, tool):
-    """As JAX with such an environment, or where there is too little memory."""
-    arguments = [SOURCE, *([SOURCE] if tool == "comparator" else [])]
-    if tool == "converter":
-      arguments = [f"--source_path={SOURCE}", f"--target_path={self.tmp}/out"]
-    done = subprocess.run(
-        [sys.executable, "-m", f"maxtext.checkpoint_conversion.linen_nnx_{tool}", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"JAX_ENABLE_X64": "nonsense"},
-    )
-    self.assertEqual((done.returncode, done.stdout), (1 if tool == "converter" else 2, ""))
-    self.assertRegex(done.stderr, f"^linen_nnx_{tool}: .*ValueError: invalid truth value 'nonsense' .*JAX_ENABLE_X64")
-    self.assertLen(done.stderr.splitlines(), 1)
-
-  def test_a_program_that_runs_the_command_is_not_started_anew(self):
-    """Like IPython's `%run -m`: what it has done until then would be lost, or done twice."""
-    program = self.tmp / "program.py"
-    program.write_text(
-        "import runpy, sys\nprint('begun', flush=True)\nsys.argv = ['', '--version']\n"
-        f"runpy.run_module('{MODULE}', run_name='__main__', alter_sys=True)\n"
-    )
-    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True, env=env)
-    self.assertEqual(done.stdout, f"begun\n{converter.__version__}\n")
-
-
 if __name__ == "__main__":
   absltest.main()
