@@ -173,7 +173,6 @@ class ValuesTest(parameterized.TestCase):
     self.assertEqual({file: end for file, (end, _) in values.ends().items()}, ends)
     for file, (end, key) in values.ends().items():
       self.assertEqual((expected[key].file, expected[key].offset + expected[key].nbytes), (file, end))
-    self.assertEqual(values.largest(), max((value.nbytes for value in expected.values()), default=0))
 
   @given(st.dictionaries(KEYS, st.sampled_from(["", "x", "y"])))
   def test_all_of_an_array(self, files):

@@ -140,10 +140,6 @@ class Values(Mapping[str, Value]):
     below = self.arrays[key[:at]]
     return [below.rows[below.rows_of[key[at:]]].tolist()]
 
-  def largest(self) -> int:
-    """The bytes of the largest value."""
-    return max((int(below.rows[:, 2].max()) for below in self.arrays.values()), default=0)
-
   def ends(self) -> dict[str, tuple[int, str]]:
     """For each file, where its last value ends, and that value's key."""
     ends: dict[str, tuple[int, str]] = {}
