@@ -168,7 +168,8 @@ class VerificationError(ConversionError):
 
 def is_a_stores(e: BaseException) -> bool:
   """Whether an exception says that remote storage gives no answer, or none but that it cannot."""
-  return type(e).__module__.split(".")[0] in _OF_STORES or (isinstance(e, ValueError) and str(e).startswith(_NO_ACCESS))
+  is_this_machines = "os_error_code" in str(e)  # So TensorStore quotes it, for example of a full disk.
+  return type(e).__module__.split(".")[0] in _OF_STORES or (_says_no_access(e) and not is_this_machines)
 
 
 def check_access(path, e: Exception):
@@ -182,10 +183,14 @@ def check_access(path, e: Exception):
     AccessError: `e` says nothing about the data. (An absent file does.)
   """
   is_the_systems = isinstance(e, OSError) and not isinstance(e, _ABSENT)
-  if is_the_systems or is_a_stores(e):
+  if is_the_systems or is_a_stores(e) or _says_no_access(e):
     raise AccessError(
         getattr(e, "filename", None) or path,
         "a path that can be read from here",
         (getattr(e, "strerror", None) or one_line(e)).lower(),
         "Check its permissions, or the network and the credentials, and try again.",
     ) from e
+
+
+def _says_no_access(e) -> bool:
+  return isinstance(e, ValueError) and str(e).startswith(_NO_ACCESS)

@@ -57,7 +57,7 @@ def answered[**Arguments, Result](function: Callable[Arguments, Result]) -> Call
     try:
       return function(*args, **kwargs)
     except Exception as e:
-      if not errors.is_a_stores(e) or "os_error_code" in str(e):  # So TensorStore quotes this machine: a full disk.
+      if not errors.is_a_stores(e):
         raise
       paths = (path for path in (*args, *kwargs.values()) if isinstance(path, (str, os.PathLike)) and is_remote(path))
       raise errors.AccessError(
