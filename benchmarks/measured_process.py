@@ -45,10 +45,14 @@ _AT_ONCE, _LAYERS_AT_ONCE = 2, 8  # Chunks, and layers of one: about what the co
 
 
 def start():
-  """What the command does before it reads a byte of a checkpoint: it tunes its allocator, and imports."""
+  """What a command that decodes does before it reads a byte of a checkpoint: it tunes its allocator, and imports."""
   importlib.import_module(f"{_CONVERTER}.command.streams").tune_malloc(os.path.basename(__file__))
-  importlib.import_module(f"{_CONVERTER}.api")
+  _import()
   return lambda: None
+
+
+def _import():
+  importlib.import_module(f"{_CONVERTER}.api")
 
 
 def convert(*arguments: str):
@@ -89,7 +93,7 @@ def together(count: str, *flags: str):
 
 def inspect(source: str):
   """The inspector's command."""
-  start()
+  _import()
   command = importlib.import_module("maxtext.checkpoint_conversion.linen_nnx_inspector.__main__")
 
   def run():
@@ -113,7 +117,7 @@ def compare(*arguments: str):
 
 def straightforward(source: str, target: str, options: str):
   """Restores all, transforms it with NumPy, saves all; `chunk_byte_size` among the options is Orbax's."""
-  importlib.import_module(f"{_CONVERTER}.api")
+  _import()
   converter = importlib.import_module(_CONVERTER)
   ocp = importlib.import_module("orbax.checkpoint")
 

@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def console_main() -> None:
   """The entry point of the console script."""
-  streams.run(main, _MODULE)
+  streams.tune_malloc(_MODULE)
+  streams.run(main)
 
 
 def _compare(values, paths, axes) -> int:

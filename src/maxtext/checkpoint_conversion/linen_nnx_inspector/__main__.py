@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def console_main() -> None:
   """The entry point of the console script."""
-  streams.run(main, _MODULE)
+  streams.run(main)
 
 
 def _answer(values, paths) -> int:

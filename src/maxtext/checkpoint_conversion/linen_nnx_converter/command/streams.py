@@ -34,9 +34,8 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 _TUNABLES = "GLIBC_TUNABLES"  # glibc's variable; other C libraries ignore it.
 
 
-def run(main: Callable[[Sequence[str]], int], module: str) -> None:
+def run(main: Callable[[Sequence[str]], int]) -> None:
   """Runs a read-only command in this process, which is its own, and exits with its code."""
-  tune_malloc(module)
   open_closed()
   set_environment()
   logging.set_verbosity(logging.FATAL)  # `main` reports failures once.
