@@ -197,6 +197,12 @@ different: 45 leaves (43 equal, 2 different), 2 of 306 elements differ, in 0.0 s
     self.assertIn(f"--{name}={self.tmp}/no/such/folder: expected a file that can be written, found", err)
     self.assertRegex(out, "(?m)^different: ")
 
+  @parameterized.parameters("html", "json")
+  def test_a_file_without_a_name(self, name):
+    code, _, err = call(self.a, self.b, f"--{name}=")
+    self.assertEqual((code, err.count("\n")), (2, 1))
+    self.assertIn(f"--{name}=: expected a file that can be written, found", err)
+
   def test_help_names_every_flag(self):
     code, out, _ = call("--help")
     self.assertEqual(code, 0)

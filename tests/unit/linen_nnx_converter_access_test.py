@@ -31,11 +31,13 @@ import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_comparator as comparator
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
+from maxtext.checkpoint_conversion import linen_nnx_inspector as inspector
 from maxtext.checkpoint_conversion.linen_nnx_comparator import compare
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.copying import resume
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import chunk_keys
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import ocdbt_index
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import reader
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import remote_files
@@ -49,6 +51,30 @@ def without_rights():
   if os.geteuid() == 0:
     for right in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
       assert ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, right, 0, 0, 0) == 0
+
+
+class PipeTest(util.CheckpointTestCase):
+  """Whoever opens a pipe waits for a writer, which may never come."""
+
+  @parameterized.parameters(
+      *("_CHECKPOINT_METADATA", "items/_METADATA", "items/_sharding", "items/manifest.ocdbt"),
+      *("items/array_metadatas/process_0", f"items/{locations.DIGESTS}"),
+  )
+  def test_none_is_opened(self, name):
+    source = self.save("source/1/items", {"params": {"params": {"w": jax.numpy.zeros(2)}}}).parents[1]
+    converter.convert_checkpoint(source, self.tmp / "target", verify="full")
+    pipe = self.tmp / "target" / "1" / name
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    with self.assertRaises(errors.ConversionError):
+      converter.convert_checkpoint(self.tmp / "target", self.tmp / "out")
+    if name != "_CHECKPOINT_METADATA":  # Which digests do not cover.
+      with self.assertRaisesRegex(errors.ConversionError, "is a pipe, not a file"):
+        converter.verify_checkpoint(self.tmp / "target")
+    if name not in ("_CHECKPOINT_METADATA", f"items/{locations.DIGESTS}"):
+      with self.assertRaisesRegex(errors.ConversionError, "^A: .* is a pipe, not a file"):
+        comparator.compare_checkpoints(self.tmp / "target", source)
+    inspector.inspect_checkpoint(self.tmp / "target")
 
 
 class PermissionTest(util.CheckpointTestCase):

@@ -75,6 +75,16 @@ class OptionsTest(util.CheckpointTestCase):
     with self.assertRaisesRegex(errors.OptionError, "--nnx_aux: expected keep or drop"):
       comparator.compare_checkpoints(self.tmp / "nowhere", self.tmp / "nowhere", nnx_aux="Drop")
 
+  def test_what_is_told_of_progress_must_be_able_to_listen(self):
+    nowhere = self.tmp / "nowhere"
+    for function, *paths in (
+        (converter.convert_checkpoint, nowhere, self.tmp / "target"),
+        (converter.verify_checkpoint, nowhere),
+        (comparator.compare_checkpoints, nowhere, nowhere),
+    ):
+      with self.assertRaisesRegex(errors.OptionError, "^progress: expected a progress.Progress, or None, found function"):
+        function(*paths, progress=lambda done: None)
+
   @parameterized.parameters("base.yml", (["base.yml", "model_name=llama2-7b"],), 5)
   def test_what_is_no_config(self, config):
     source = self.save("source", util.linen(util.unscanned_params()))

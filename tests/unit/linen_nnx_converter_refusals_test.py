@@ -146,6 +146,7 @@ IN_MEMORY = (
     ("axis lengths", params(layers={"w": W, "v": V[:, :2]}), {"scan_layers": False}),
     ("no layer axis", params(layers={"w": np.float32(1)}), {}),
     ("too many layers", params(layers={"w": np.zeros((1, 200_000), np.int8)}), {}),
+    ("no layers to take out", params(layers={"w": W[:, :0]}), {"scan_layers": False}),
     ("unknown order", params(pipeline_module={"w": {"x": W}}), {"scan_layers": False}),
     ("a layer's name in a layer", params(layers_0={"2": {"w": W}}, layers_1={"2": {"w": W}}), {}),
     ("moment's shape", FLAT | {"opt_state": [adam({"layers_0": {"w": V}, "layers_1": {"w": W}}, {})]}, {}),
@@ -207,6 +208,7 @@ ON_DISK = (
     ("existing", lambda source: (source.parent / "out").write_text(""), {}),
     ("too long", lambda source: None, {"target": "x" * 250}),
     ("not writable", lambda source: (source.parent / "file").write_text(""), {"target": "file/out"}),
+    ("no layers", lambda source: None, {"scan_layers": False, "tree": params(block_0={"w": W})}),
     ("direction", lambda source: None, {"direction": "nnx_to_linen"}),
     ("no target", lambda source: None, {"target": ""}),
     ("release", lambda source: None, {"maxtext_release": "new"}),
@@ -244,9 +246,9 @@ class RefusalsTest(util.CheckpointTestCase):
   def test_on_disk(self, damage, options):
     random = np.random.default_rng(0)
     layers = {f"layers_{i}": {"w": random.random((64, 64))} for i in range(2)}
-    source = self.save("source", params(**layers))
+    options = {"target": "out", "tree": params(**layers)} | options
+    source = self.save("source", options.pop("tree"))
     damage(source)
-    options = {"target": "out"} | options
     target = options.pop("target")
     with self.assertRaises(errors.ConversionError) as caught:
       converter.convert_checkpoint(source, target and self.tmp / target, **options)

@@ -97,6 +97,11 @@ class CommandTest(util.CheckpointTestCase):
     self.assertEqual((code, err), (2, ""))
     self.assertRegex(out, "problem     params/params/w: expected an array whose metadata is at params.params.w/.zarray")
 
+  def test_a_page_without_a_name(self):
+    code, _, err = call(self.save("source", {"params": {"params": {"w": np.zeros(2)}}}), "--html=")
+    self.assertEqual((code, err.count("\n")), (2, 1))
+    self.assertIn("--html=: expected a new file that can be written, found", err)
+
   def test_what_is_no_checkpoint(self):
     (self.tmp / "hf").mkdir()
     (self.tmp / "hf" / "model.safetensors").write_bytes(b"")

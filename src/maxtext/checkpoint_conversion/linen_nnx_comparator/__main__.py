@@ -118,9 +118,9 @@ def _compare(values, paths, axes) -> int:
   told = progress.Shown()
   comparison = compare.compare_checkpoints(a, b, config=config, progress=told, param_scan_axes=axes, **options)
   code = EQUAL if comparison.is_accepted else DIFFERENT
-  if values.html and not streams.write(values.html, page.page(comparison), flag="html", module=_MODULE):
+  if values.html is not None and not streams.write(values.html, page.page(comparison), flag="html", module=_MODULE):
     code = REFUSED
-  if values.json:
+  if values.json is not None:
     document = json.dumps(report.as_json(comparison), indent=2, allow_nan=False)
     if values.json == "-":
       streams.show(document, must_be_read=False)

@@ -62,7 +62,7 @@ def compare_checkpoints(
       for an option, the message begins with the side, A or B.
   """
   begin = time.monotonic()
-  chosen = options_lib.Options.of(**options)
+  chosen, told = options_lib.Options.of(**options), progress_lib.checked(progress)
   run_config.check(config)
   places = _of_sides(locations.find_source, (a, b))
   checkpoints = _of_sides(opening.open_source, places)
@@ -71,7 +71,7 @@ def compare_checkpoints(
   trees = list(map(alignment.without_rngs, trees)) if chosen.ignore_rngs else trees
   aligned = alignment.align(*trees, structure_only=chosen.structure_only)
   tolerance = _tolerance(chosen)
-  reading = _Reading(checkpoints, aligned, tolerance, progress or progress_lib.Progress())
+  reading = _Reading(checkpoints, aligned, tolerance, told)
   coroutines.run(reading.compare(chosen.of_sides()[0].memory_budget))
   pairs = list(reading.pairs.values())
   return report.Comparison(trees, pairs, tolerance, notes, time.monotonic() - begin)

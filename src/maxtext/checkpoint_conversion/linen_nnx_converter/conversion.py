@@ -93,7 +93,7 @@ def convert_checkpoint(
     ConversionError: one of its subclasses. Nothing is left at the target then.
   """
   begin = time.monotonic()
-  find = lambda: _job(source_path, target_path, config, options, progress or progress_lib.Progress())
+  find = lambda: _job(source_path, target_path, config, options, progress_lib.checked(progress))
   given = lambda job: vars(job.options) | {"source_path": job.source.final, "target_path": job.target.final}
   job = processes.begin_alike(find, given)
   if not job.options.dry_run:
@@ -286,8 +286,7 @@ def _plan(job) -> tuple[plan_lib.Plan, reader.Checkpoint, tuple[str, ...]]:
   checkpoint, config, custom_metadata = opening.open_source(job.source), job.config, job.source.custom_metadata()
   nodes = record.recorded_empty_nodes(custom_metadata)
   plan, notes = model_order.plan_conversion(checkpoint.state, job.options, job.run, nodes, config)
-  if config is not None:
-    model_check.check_scan_flag(plan, job.source.final, custom_metadata)
+  model_check.check_scan_layers(plan, job.options.scan_layers, config, job.source.final, custom_metadata)
   if job.options.init_rngs:
     plan, checkpoint = rng_state.add(plan, checkpoint, config, job.options, job.run)
   if config is not None and job.options.check_model:

@@ -21,6 +21,7 @@ from typing import TextIO
 
 import tqdm
 
+from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import atomic_target
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -40,6 +41,17 @@ class Progress:
 
   def finish(self) -> None:
     """The task is done."""
+
+
+def checked(progress: Progress | None) -> Progress:
+  """What a caller hands over to be told, or what tells nobody.
+
+  Raises:
+    OptionError: it is something else.
+  """
+  if progress is not None and not isinstance(progress, Progress):
+    raise errors.OptionError("progress", "a progress.Progress, or None", type(progress).__name__, "Leave it out.")
+  return progress or Progress()
 
 
 class Shown(Progress):

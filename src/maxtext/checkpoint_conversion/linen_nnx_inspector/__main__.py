@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
   if not paths:
     return _refuse("expected a checkpoint, found none. Run with --help.")
-  if values.html and values.steps:
+  if values.html is not None and values.steps:
     return _refuse("--html and --steps: expected one of them, found both. Give one.")
   try:
     return _answer(values, paths)
@@ -114,7 +114,7 @@ def _answer(values, paths) -> int:
       code = _refuse(str(e).replace("--source_path", "PATH"))
     except Exception as e:  # Whatever is wrong with one, the others are still answered.  pylint: disable=broad-except
       code = _refuse(f"{path}: {errors.one_line(e) if isinstance(e, OSError) else errors.named(e)}")
-  if any(each.problems for each in found) or (values.html and not _write_page(values.html, found)):
+  if any(each.problems for each in found) or (values.html is not None and not _write_page(values.html, found)):
     code = REFUSED
   elif code == DONE and not values.steps and any(each.model and each.model.differing for each in found):
     code = DIFFERENT

@@ -36,6 +36,8 @@ Piece = restacking.Piece
 Schedule = layer_stacks.Schedule
 CollectionOf = Callable[[Variable], str]
 
+_KEEP = "Keep the arrangement: leave out --scan_layers."
+
 
 @dataclasses.dataclass(frozen=True)
 class Arranged:
@@ -127,6 +129,9 @@ def arrange(
       arranged.append(Arranged(variable._replace(collection=collection), move, leaf))
       continue
     held = _held(variable, leaf, stack, param_scan_axis)
+    if 0 in stack.sizes:
+      shape = f"shape {tuple(leaf.shape)}"
+      raise layer_stacks.unlike(path_of(variable), "at least one layer to take out", shape, _KEEP)
     for index in stack.indices():
       key = collection, variable.subtree, variable.path[len(stack.prefix) :]
       layers[stack.group, stack.layer(index)][key] = held, index
@@ -165,8 +170,8 @@ def _stack_leaves(stack, layers: list[dict[_Key, Piece]], param_scan_axis, path_
     collection, subtree, rest = key
     variable = Variable(collection, (*stack.prefix, *rest), subtree)
     if layer_names.prefix_of(variable.path) != stack.prefix:
-      path, remedy = path_of(held.variable), "Keep the arrangement: leave out --scan_layers."
-      raise layer_stacks.unlike(path, f"a name that {'/'.join(stack.prefix)} can have below it", "a layer's", remedy)
+      path = path_of(held.variable)
+      raise layer_stacks.unlike(path, f"a name that {'/'.join(stack.prefix)} can have below it", "a layer's", _KEEP)
     if abstract_state.is_empty(held.leaf):
       yield Arranged(variable, None, held.leaf)
       continue

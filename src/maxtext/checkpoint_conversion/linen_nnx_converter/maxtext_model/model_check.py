@@ -54,12 +54,32 @@ def check_plan(plan: plan_lib.Plan, config: Any, release: releases.Version) -> t
   return ()
 
 
-def check_scan_flag(plan: plan_lib.Plan, step: Any, custom_metadata: Mapping[str, Any]):
-  """Refuses a checkpoint whose recorded `scan_layers` (MaxText >= 0.2.4) is not true of its layers.
+def check_scan_layers(
+    plan: plan_lib.Plan, asked: bool | None, config: Any, step: Any, custom_metadata: Mapping[str, Any]
+):
+  """Refuses `scan_layers` where there are no layers that it could mean, and a recorded one that is not true.
 
-  The config's `scan_layers` is the target's, but nobody can tell which of the two contradicting ones its other settings
-  belong to.
+  Args:
+    plan: the plan.
+    asked: the option `scan_layers`.
+    config: the MaxText config, or None.
+    step: the source's step folder.
+    custom_metadata: its metadata, in which MaxText >= 0.2.4 records the flag.
+
+  Raises:
+    LayerStackError: without a config, the flag is given and the source has no layers under MaxText's names.
+    ConfigError: the record contradicts the layers. The config's `scan_layers` is the target's, but nobody can tell to
+      which of the two its other settings belong.
   """
+  if config is None:
+    if asked is not None and plan.scan_layers is None:
+      raise errors.LayerStackError(
+          "--scan_layers",
+          "layers, such as decoder/layers or decoder/layers_0",
+          "none under such a name",
+          "Leave it out, or give the config of the run that wrote the checkpoint.",
+      )
+    return
   flag = custom_metadata.get("scan_layers")
   if isinstance(flag, bool) and plan.source_scan_layers is not None and flag != plan.source_scan_layers:
     raise errors.ConfigError(

@@ -75,7 +75,7 @@ def read_array_metadatas(directory: epath.Path) -> dict[str, Any]:
 
 
 def _read_array_metadatas(path) -> list[Any]:
-  source_files.check_size(path)
+  source_files.check_file(path)
   text = path.read_text()
   with parsing():
     return array_metadata_store.Serializer().deserialize(text)

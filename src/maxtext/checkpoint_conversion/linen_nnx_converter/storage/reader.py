@@ -129,6 +129,8 @@ class Checkpoint:
     self.use_ocdbt = (directory / "manifest.ocdbt").exists()
     self.context = ocdbt_index.new_context()
     try:
+      if self.use_ocdbt:
+        source_files.check_file(directory / "manifest.ocdbt")
       document = source_files.read_json(directory / "_METADATA")
       with leaf_metadata.parsing():
         metadata = tree_metadata.InternalTreeMetadata.from_json(document)

@@ -41,7 +41,7 @@ def read_json(path: epath.Path, default: dict[str, Any] | None = None) -> dict[s
   """
   if default is not None and not path.exists():
     return default
-  check_size(path)
+  check_file(path)
   try:
     document = json.loads(path.read_text())
   except RecursionError as e:
@@ -70,12 +70,14 @@ def check_readable(path: str | os.PathLike[str]):
     return
 
 
-def check_size(path: epath.Path):
-  """Checks that a metadata file is not too large to be read.
+def check_file(path: epath.Path):
+  """Checks that a metadata file can be read to its end, which a pipe may not have, and is not too large.
 
   Raises:
-    ValueError: it is.
+    ValueError: it is no file, or too large.
   """
+  if not remote_files.is_remote(path) and not stat.S_ISREG(mode := os.stat(path).st_mode):
+    raise ValueError(f"{path.name} is {_kind(mode)}, not a file")
   if (nbytes := path.stat().length) > _MOST_METADATA_BYTES:
     raise ValueError(f"{path.name} has {nbytes} bytes; {_MOST_METADATA_BYTES} are the most")
 
@@ -147,7 +149,13 @@ def _foreign(entry) -> errors.ForeignFileError:
 
 
 def _kind(mode: int) -> str:
-  kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISBLK, "a device"), (stat.S_ISCHR, "a device"))
+  kinds = (
+      (stat.S_ISDIR, "a folder"),
+      (stat.S_ISFIFO, "a pipe"),
+      (stat.S_ISSOCK, "a socket"),
+      (stat.S_ISBLK, "a device"),
+      (stat.S_ISCHR, "a device"),
+  )
   return next((name for is_kind, name in kinds if is_kind(mode)), "something else")
 
 

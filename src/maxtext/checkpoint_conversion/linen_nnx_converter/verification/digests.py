@@ -41,6 +41,7 @@ from maxtext.checkpoint_conversion.linen_nnx_converter import errors
 from maxtext.checkpoint_conversion.linen_nnx_converter import memory
 from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_state
 from maxtext.checkpoint_conversion.linen_nnx_converter.storage import locations
+from maxtext.checkpoint_conversion.linen_nnx_converter.storage import source_files
 from maxtext.checkpoint_conversion.linen_nnx_converter.verification import decoded
 
 Path = abstract_state.Path
@@ -199,7 +200,7 @@ def read(folder: epath.Path) -> dict[str, Digest]:
         "Nothing was verified: compare it with its source, or convert anew with --verify=full.",
     )
   try:
-    document = json.loads(path.read_text())
+    document = source_files.read_json(path)
     if document["digest"] != _MEANING or document["sha256"] != _checksum(document["leaves"]):
       raise ValueError("digests that are not those that were written")
     return {

@@ -96,7 +96,7 @@ def verify_checkpoint(
     SourceNotFoundError, NotACheckpointError, UnfinishedCheckpointError: there is no such checkpoint, or no digests in it.
   """
   begin = time.monotonic()
-  budget = options.Options.of(memory_budget_gib=memory_budget_gib).memory_budget
+  budget, told = options.Options.of(memory_budget_gib=memory_budget_gib).memory_budget, progress_lib.checked(progress)
   location = locations.find_source(target_path, "--target_path")
   pytrees = [(place.items.name,) * bool(location.split) for place in location.pytrees]
   expected = {key: digests.read(place.items) for key, place in zip(pytrees, location.pytrees)}
@@ -111,7 +111,7 @@ def verify_checkpoint(
     )
   found = {}
   for key in pytrees:
-    different = coroutines.run(_differences(checkpoints[key], expected[key], budget, progress or progress_lib.Progress()))
+    different = coroutines.run(_differences(checkpoints[key], expected[key], budget, told))
     found |= {(*key, *path): difference for path, difference in different.items()}
   _refuse_differences(found)
   verified = tuple(path for path, (key, leaf) in stored.items() if leaf.name in expected[key])
