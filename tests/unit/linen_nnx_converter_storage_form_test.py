@@ -141,8 +141,8 @@ class StorageFormTest(util.CheckpointTestCase):
     for room, rows in ((2**30, 4096), (2**20, 64), (2**17, 8), (1, 8)):
       self.assertEqual(target_chunks.streamed(move, origin, leaf, form, room), (rows, 256))
 
-  @pytest.mark.integration
   @parameterized.parameters(*itertools.product(FORMATS, (2**10, 2**12, 2**20), (True, False)))
+  @pytest.mark.integration
   def test_chunks_of_any_size_in_a_whole_conversion(self, form, nbytes, scan_layers):
     tree = util.linen(util.unscanned_params(3))
     source = self.save_chunked("source", tree, 2**10, use_ocdbt=form[0], use_zarr3=form[1])

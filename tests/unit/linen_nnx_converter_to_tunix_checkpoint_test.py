@@ -23,6 +23,7 @@ import jax
 import linen_nnx_converter_util as util
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from maxtext.checkpoint_conversion import linen_nnx_converter as converter
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
@@ -130,6 +131,7 @@ class ToTunixTest(util.CheckpointTestCase):
     self.assertEqual(self.load(self.tmp / "out"), self.load(TUNIX))
 
   @parameterized.parameters({"copy_mode": "copy"}, {"use_zarr3": True}, {"use_ocdbt": False}, {"chunk_byte_size": 1024})
+  @pytest.mark.integration
   def test_other_ways(self, **options):
     util.in_one_file(self.source / "3" / "items")
     with absltest.mock.patch.object(leaf_routes, "_DEAD_BYTES", 0):
@@ -152,6 +154,7 @@ class ToTunixTest(util.CheckpointTestCase):
       (self.tmp / "digests").rename(folder / "linen_nnx_converter_digests.json")
 
   @parameterized.parameters(*ITEMS)
+  @pytest.mark.integration
   def test_a_fault_in_either_prevents_both(self, item):
     real = orbax_writer.save
 
@@ -166,6 +169,7 @@ class ToTunixTest(util.CheckpointTestCase):
       self.convert()
     self.assert_nothing_left("source")
 
+  @pytest.mark.integration
   def test_an_interrupted_conversion_is_resumed(self):
     staging, real = self.tmp / "out" / f"4{atomic_target.SUFFIX}", orbax_writer.save
 
@@ -209,6 +213,7 @@ class ToTunixTest(util.CheckpointTestCase):
       ("source/3", "out/7", "out/7/4"),
       ("source/0003", "out", "out/0004"),
   )
+  @pytest.mark.integration
   def test_spellings(self, source, target, step):
     if source.endswith("0003"):
       (self.source / "3").rename(self.tmp / source)
