@@ -20,18 +20,18 @@
 Needs a Python with MaxText 0.2.3 or later, its trainer's dependencies and this package. The trainers' states of each
 `configs/models/*.yml`, with its optimizer, scanned and unscanned, are traced from MaxText itself: all layers, real
 shapes, no weights. Each is planned into the others, by the model's own config. MaxText 0.2.5 has no Linen trainer: the
-Linen states are then those that 0.2.4 had written to a folder. Models that fare alike share a row; standard
-error has a row for each model:
+Linen states are then those that 0.2.4 had written to a folder. Each model gets a row, whose last cell has a mark for
+each of `CHECKS`, and a line for each reason of a mark that is not ✓:
 
-  ok       every leaf landed on MaxText's own (path, shape, dtype), and there was no other
-  –        MaxText has no such state; the reason is below the table
-  refused  by the converter; the reason is below the table
-  reduced  as ok, but something has no place in the target, as said below the table
-  differs  MaxText's two states do not have the same weights, as `KNOWN` says
-  FAILED   none of these
+  ✓  every leaf landed on MaxText's own (path, shape, dtype), and there was no other
+  –  MaxText has no such state
+  r  refused by the converter
+  m  as ✓, but something is missing, because it has no place in the target
+  d  MaxText's two states differ: they do not have the same weights, as `KNOWN` says
+  F  failed: none of these
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import concurrent.futures
 import dataclasses
 import functools
@@ -40,7 +40,6 @@ import multiprocessing
 import os
 import pathlib
 import re
-import sys
 from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -53,7 +52,6 @@ from absl import flags
 from absl import logging
 import jax
 from jax._src.interpreters import partial_eval
-import linen_nnx_converter_conformance_page as conformance_page
 import linen_nnx_converter_conformance_states as states
 
 import maxtext
@@ -70,7 +68,9 @@ _PROCESSES = flags.DEFINE_integer("processes", os.cpu_count(), "Number of models
 _WRITE_LINEN = flags.DEFINE_string("write_linen", None, "Folder to keep the Linen trainer's states in.")
 _READ_LINEN = flags.DEFINE_string("read_linen", None, "Folder of the Linen states of a release that has them.")
 
+FACTS = ("Model", "Decoder", "Layers", "Params", "Leaves, scanned", "Unscanned", "Results")
 REFUSED, REDUCED = "refused: ", "reduced: "
+MARKS = {REFUSED: "r", REDUCED: "m"}
 _NO_ENGRAM = "MaxText's unscanned NNX model lacks the engram modules of its Linen model"
 KNOWN = {
     ("deepseek-custom", "Unscanned: Linen → NNX"): _NO_ENGRAM,
@@ -153,8 +153,8 @@ def mismatch(source, wanted, target: states.Traced, *, exempt=lambda path, found
     yield f"{REDUCED}{', '.join(sorted(dropped))}"
 
 
-def checked(model: str, *, write_linen: str | None, read_linen: str | None) -> conformance_page.Checked:
-  """Traces a model, and plans its states into each other."""
+def checked(model: str, *, write_linen: str | None, read_linen: str | None) -> str:
+  """Traces a model, and plans its states into each other; returns its row, and a line for each reason."""
   jax.config.update("jax_default_prng_impl", "unsafe_rbg")  # As the trainers do.
   logging.set_verbosity("fatal")
   traced, reasons = {}, {}
@@ -168,16 +168,15 @@ def checked(model: str, *, write_linen: str | None, read_linen: str | None) -> c
       reasons.setdefault(short(e.found), []).append(f"{trainer} {'scanned' if scan_layers else 'unscanned'}")
   if write_linen:
     states.write(write_linen, model, {key: found for key, found in traced.items() if key[0] == "linen"})
-  verdicts = []
+  marks = ""
   for column, (check, wholes) in CHECKS.items():
     problems = [list(check(*map(traced.get, keys))) for keys in wholes if traced.keys() >= set(keys)]
-    verdicts.append(verdict(model, column, problems))
-    if verdicts[-1] not in ("ok", "–"):
-      reason = KNOWN.get((model, column)) or next(filter(None, problems))[0].removeprefix(f"{verdicts[-1]}: ")
-      reasons.setdefault(f"{verdicts[-1]}: {reason}", []).append(column)
+    marks += mark(model, column, problems)
+    if marks[-1] not in "✓–":
+      reasons.setdefault(KNOWN.get((model, column)) or next(filter(None, problems))[0], []).append(column)
   jax.clear_caches()  # What one model traced is of no use to the next.
-  notes = {reason.replace(model, "…"): tuple(which) for reason, which in reasons.items()}
-  return conformance_page.Checked(tuple(facts(model, traced)), tuple(verdicts), notes)
+  lines = [f"{reason} ({', '.join(of)})" for reason, of in reasons.items()]
+  return "\n".join((line((*facts(model, traced), marks)), *lines))
 
 
 def traced_or_read(model: str, trainer: str, scan_layers: bool, folder: str | None) -> states.Traced:
@@ -194,17 +193,21 @@ def traced_or_read(model: str, trainer: str, scan_layers: bool, folder: str | No
   return found[trainer, scan_layers]
 
 
-def verdict(model: str, column: str, problems: list[list[str]]) -> str:
-  """The text of a cell, of what went wrong in each pair of states that MaxText has."""
+def mark(model: str, column: str, problems: list[list[str]]) -> str:
+  """The mark of a check, of what went wrong in each pair of states that MaxText has."""
   found = [problem for each in problems for problem in each]
   if not problems:
     return "–"
   if KNOWN.get((model, column)):
-    return "differs" if found else "FAILED"
-  for kind in (REFUSED, REDUCED):
+    return "d" if found else "F"
+  for kind, letter in MARKS.items():
     if found and all(problem.startswith(kind) for problem in found):
-      return kind.removesuffix(": ")
-  return "FAILED" if found else "ok"
+      return letter
+  return "F" if found else "✓"
+
+
+def line(cells: Iterable[str]) -> str:
+  return f"| {' | '.join(cells)} |"
 
 
 def short(reason: str) -> str:
@@ -233,15 +236,11 @@ def main(argv):
   folder = pathlib.Path(maxtext.__file__).parent / "configs" / "models"
   models = _MODELS.value or sorted(path.stem for path in folder.glob("*.yml"))
   check = functools.partial(checked, write_linen=_WRITE_LINEN.value, read_linen=_READ_LINEN.value)
-  print(conformance_page.line((*conformance_page.FACTS, *CHECKS)), file=sys.stderr)
-  results = []
+  print(line(FACTS))
   spawn = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(_PROCESSES.value, mp_context=spawn) as pool:
     for result in pool.map(check, models):
-      print(conformance_page.line(result.facts + result.verdicts), file=sys.stderr, flush=True)
-      results.append(result)
-  print(f"## MaxText {maxtext.__version__}\n")
-  print(*conformance_page.page(results), sep="\n")
+      print(result, flush=True)
 
 
 if __name__ == "__main__":
