@@ -175,6 +175,7 @@ different: 45 leaves (43 equal, 2 different), 2 of 306 elements differ, in 0.0 s
       ((), "expected two checkpoints, A and B, found none. Run with --help."),
       (("{a}",), "expected two checkpoints, A and B, found {a}. Run with --help."),
       (("{a}", "model_name=x"), "expected two checkpoints, A and B, found {a} model_name=x. Run with --help."),
+      (("{a}", "{b}", "{a}"), "{a}: expected a config, such as base.yml, or a setting of it"),
       (("{a}", "{a}/nowhere"), "B: {a}/nowhere: expected a checkpoint, found nothing. Check B."),
       (("{tmp}/empty", "{a}"), "A: {tmp}/empty: expected an Orbax checkpoint of a pytree"),
       (("{a}", "{b}", "--param_scan_axis=x"), "--param_scan_axis: expected one axis, or two, found x. Give 1 or 1,0."),

@@ -125,7 +125,7 @@ class CommandTest(CommandTestCase):
       (("--scan_layers", "False"), "--scan_layers: expected its value after =, .* Write --scan_layers=False."),
       (("--dry_run", "--resume", "true"), "--resume: expected its value after =, .* Write --resume=true."),
       (("--noverify", "0"), "--noverify: expected no value, found 0."),
-      (("--verify=ful",), "--verify=ful: expected true, false or full"),
+      (("--verify=ful",), "--verify=ful: expected true or false or full"),
       (("--no-verify=full",), "Unknown command line flag 'no-verify'"),
       (("--no-direction",), "Unknown command line flag 'no-direction'"),
   )
@@ -202,6 +202,13 @@ class CommandTest(CommandTestCase):
       ("unknown_flag", ["--bogus"], "Unknown command line flag 'bogus'"),
       ("no_source", ["--target_path=x"], "--source_path: expected a path, found none"),
       ("no_target", ["--source_path=x"], "--target_path: expected a path, found none"),
+      (
+          "a_path_without_a_flag",
+          ["x", "somewhere", "elsewhere"],
+          "somewhere: expected a config, such as base.yml, or a setting",
+      ),
+      ("bad_boolean", ["--scan_layers=maybe"], "flag --scan_layers=maybe: expected true or false"),
+      ("bad_verify", ["--verify=maybe"], "flag --verify=maybe: expected true or false or full"),
       ("bad_direction", ["--direction=sideways"], "flag --direction=sideways"),
       ("bad_axis", ["--param_scan_axis=-1"], "flag --param_scan_axis=-1"),
       ("config", ["x", "none.yml"], "none.yml: expected a config that the installed MaxText can read"),

@@ -154,6 +154,11 @@ class ReleaseTest(parameterized.TestCase):
     with self.assertRaisesRegex(errors.DirectionError, f"expected a release with a trainer of {trainer}"):
       releases.find(version, trainer)
 
+  def test_a_release_that_nobody_has_tried_is_said_to_be_one(self):
+    self.assertEqual([*releases.notes(None), *releases.notes((0, 2, 3)), *releases.notes((0, 2, 5))], [])
+    (note,) = releases.notes((0, 2, 6))
+    self.assertStartsWith(note, "MaxText 0.2.6 is newer than 0.2.5, the last that was tried")
+
   def test_no_version(self):
     with self.assertRaisesRegex(errors.DirectionError, "--maxtext_release=new: expected a version such as 0.2.5"):
       releases.parse("new")

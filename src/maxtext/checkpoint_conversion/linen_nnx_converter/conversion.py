@@ -170,7 +170,7 @@ def _job(source_path, target_path, config, values, progress) -> _Job:
     if not path:
       raise errors.TargetError(name, "a path", "none", f"Give {name}.")
   source = locations.find_source(source_path)
-  notes = training_engine.check(source, options.params_only)
+  notes = training_engine.check(source, options.params_only) + releases.notes(run.release)
   split = layouts.TUNIX_ITEMS if options.target_layout != "maxtext" else ()
   target = targets.find_target(target_path, source, for_release=run.release is not None, split=split)
   targets.check_apart(source_path, source, target_path, target)

@@ -48,7 +48,7 @@ class _WordParser(flags.ArgumentParser):
     try:
       return argument if argument in self._words else flags.BooleanParser().parse(argument)
     except ValueError as e:
-      raise ValueError(f"expected true, false or {' or '.join(self._words)}") from e
+      raise ValueError(f"expected {' or '.join(['true', 'false', *self._words])}") from e
 
 
 def define_flags() -> flags.FlagValues:
@@ -78,10 +78,8 @@ def define_options(kind: Any, common: dict[str, Any]):
   for name, (field, words, kinds) in options.hints(kind).items():
     default: Any = field.default
     text, (least, _) = field.metadata["text"], field.metadata["bounds"]
-    if bool in kinds and words:
+    if bool in kinds:
       flags.DEFINE_flag(flags.Flag(_WordParser(words), None, name, default, text, boolean=True), **common)
-    elif bool in kinds:
-      flags.DEFINE_boolean(name, default, text, **common)
     elif words:
       flags.DEFINE_enum(name, default, words, text, **common)
     elif int in kinds or float in kinds:

@@ -39,6 +39,10 @@ def load(arguments: Sequence[str]) -> Any:
   Raises:
     ConfigError: MaxText cannot read it.
   """
+  for number, argument in enumerate(arguments):
+    if "=" not in argument and (number or not (argument.endswith((".yml", ".yaml")) or os.path.isfile(argument))):
+      expected = "a config, such as base.yml, or a setting of it, such as scan_layers=False"
+      raise errors.ConfigError(argument, expected, "neither", "--help shows how to give paths.")
   # pylint: disable=import-outside-toplevel
   try:
     from maxtext.configs import pyconfig
@@ -48,9 +52,7 @@ def load(arguments: Sequence[str]) -> Any:
     packaged = os.path.join(maxtext_globals.MAXTEXT_CONFIGS_DIR, name)
     path = name if os.path.exists(name) or not os.path.exists(packaged) else packaged
     return pyconfig.initialize(["linen_nnx_converter", path, *overrides])
-  except (
-      Exception
-  ) as e:  # Whatever a config, or a MaxText that lacks its dependencies, raises.  pylint: disable=broad-except
+  except Exception as e:  # Of a config, or of a MaxText without its dependencies.  pylint: disable=broad-except
     raise errors.ConfigError(
         " ".join(arguments),
         "a config that the installed MaxText can read",

@@ -49,6 +49,7 @@ ROWS = (
     Release((0, 2, 4), "nnx", layouts.LINEN_OF_NNX, "flat"),
 )
 LINEN_UNTIL = (0, 2, 4)  # The last release with a Linen trainer.
+_TRIED_UNTIL = (0, 2, 5)
 # From here on, multi-token prediction has a norm of its own before the logits, and not the decoder's. Without it this
 # release does not resume; the older ones ignore it without a word.
 _MTP_NORM_SINCE = (0, 2, 5)
@@ -85,6 +86,14 @@ def find(version: Version, trainer: str | None = None) -> Release:
         "Linen trainers exist up to 0.2.4, NNX trainers that read this layout from 0.2.3.",
     )
   return max(rows, key=lambda row: row.since)
+
+
+def notes(version: Version | None) -> tuple[str, ...]:
+  """A clause for a person if nobody knows yet what the release reads."""
+  if version is None or version <= _TRIED_UNTIL:
+    return ()
+  release, tried = (".".join(map(str, it)) for it in (version, _TRIED_UNTIL))
+  return (f"MaxText {release} is newer than {tried}, the last that was tried: written as that one reads it",)
 
 
 def refuse_other_mtp(weights: Iterable[abstract_state.Path], version: Version):
