@@ -32,7 +32,7 @@ Region = leaf_moves.Region
 ChunkShapeOf = Callable[[int, Path], tuple[int, ...]]  # Of a stored array, by side and path.
 
 # Small chunks are read together up to this size. Larger blocks were slower (1 GiB of bfloat16 on 2 cores).
-_ENOUGH_BYTES = 16 * 2**20
+ENOUGH_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def blocks(pairs: Iterable[Pair], chunk_shape_of: ChunkShapeOf, most_bytes: int)
     step = [min(math.lcm(one, two), max(one, size)) for one, two, size in zip(chunk, seen, shape)]
     if math.prod(step) * itemsize > most_bytes:
       step = [stop for _, stop in next(decoded.boxes(step, chunk, most_bytes // itemsize))]
-    for box in decoded.boxes(shape, step, min(most_bytes, _ENOUGH_BYTES) // itemsize):
+    for box in decoded.boxes(shape, step, min(most_bytes, ENOUGH_BYTES) // itemsize):
       nbytes = itemsize * math.prod(stop - start for start, stop in box)
       if block := _block(Read(side, lead.source, decoded.as_slices(box)), batch, nbytes):
         yield block

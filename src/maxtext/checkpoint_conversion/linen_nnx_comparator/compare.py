@@ -135,17 +135,20 @@ class _Reading:
     chunk_shape_of = lambda side, path: self._checkpoints[side].stored[path].chunk_shape
     work = blocks.blocks(arrays, chunk_shape_of, memory_budget.box)
     nbytes_of = lambda block: block.nbytes
-    await streaming.in_batches(work, self._compare_batch, nbytes_of=nbytes_of, memory_budget=memory_budget)
+
+    async def compare_batch(batch):
+      for some in streaming.batches(batch, nbytes_of, blocks.ENOUGH_BYTES):
+        await self._compare(some)
+
+    await streaming.in_batches(work, compare_batch, nbytes_of=nbytes_of, memory_budget=memory_budget)
     self._progress.finish()
 
-  async def _compare_batch(self, batch: list[blocks.Block]):
-    for block in batch:
-      await self._compare(block)
-
-  async def _compare(self, block: blocks.Block):
-    """Reads and measures a block."""
-    data = dict(zip(block.reads, await asyncio.gather(*map(self._read, block.reads))))
-    for cell, found in zip(block.cells, await asyncio.to_thread(_measured, block, data, self._tolerance)):
+  async def _compare(self, batch: list[blocks.Block]):
+    """Reads and measures some blocks."""
+    reads = [read for block in batch for read in block.reads]
+    data = dict(zip(reads, await asyncio.gather(*map(self._read, reads))))
+    cells = [cell for block in batch for cell in block.cells]
+    for cell, found in zip(cells, await asyncio.to_thread(_measured, cells, data, self._tolerance)):
       pair = self.pairs[cell.pair.keys]
       if isinstance(found, errors.ConversionError):
         self.pairs[pair.keys] = dataclasses.replace(pair, structure=alignment.UNREADABLE, failure=str(found))
@@ -172,10 +175,10 @@ class _Reading:
     return self._open[side, source]
 
 
-def _measured(block: blocks.Block, data, tolerance) -> list[difference.Difference | errors.ConversionError]:
-  """How each cell of a block differs, or why it could not be read."""
+def _measured(cells: list[blocks.Cell], data, tolerance) -> list[difference.Difference | errors.ConversionError]:
+  """How each cell differs, or why it could not be read."""
   found = []
-  for cell in block.cells:
+  for cell in cells:
     failures = [data[read] for read in cell.reads if isinstance(data[read], errors.ConversionError)]
     found.append(failures[-1] if failures else difference.measure(*cell.values(data), cell.origin, tolerance))
   return found

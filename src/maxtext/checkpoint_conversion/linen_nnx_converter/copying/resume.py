@@ -80,9 +80,10 @@ class Leftover:
 
   async def open(self, path: Path) -> ts.TensorStore:
     """Opens the array of a leaf for reading."""
+    store = ocdbt_index.spec(self.directory, use_ocdbt=self.use_ocdbt)
     spec = {
         "driver": "zarr3" if self.use_zarr3 else "zarr",
-        "kvstore": ocdbt_index.spec(self.directory, ".".join(path), use_ocdbt=self.use_ocdbt),
+        "kvstore": store | {"path": store["path"] + ".".join(path)},
         "fill_missing_data_reads": False,
     }
     return await ts.open(spec, open=True, read=True, context=self.context)

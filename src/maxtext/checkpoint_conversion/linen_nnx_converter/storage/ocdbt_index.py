@@ -65,12 +65,11 @@ def new_context() -> ts.Context:
   return ts.Context({"file_io_concurrency": {"limit": 128}, "cache_pool#ocdbt": {"total_bytes_limit": 100_000_000}})
 
 
-def spec(directory: epath.Path, name: str = "", *, use_ocdbt: bool) -> dict[str, Any]:
-  """TensorStore's spec of the store under a pytree, or of one leaf's part."""
+def spec(directory: epath.Path, *, use_ocdbt: bool) -> dict[str, Any]:
+  """TensorStore's spec of the store under a pytree. In that of a leaf's part, the `path` goes on with its name."""
   if not use_ocdbt:
-    place = _place_spec(directory)
-    return place | {"path": f"{place['path']}{name}"}
-  ocdbt = {"driver": "ocdbt", "base": _place_spec(directory), "path": name, "cache_pool": "cache_pool#ocdbt"}
+    return _place_spec(directory)
+  ocdbt = {"driver": "ocdbt", "base": _place_spec(directory), "path": "", "cache_pool": "cache_pool#ocdbt"}
   return ocdbt | (_READ_COALESCING if remote_files.is_remote(directory) else {})
 
 

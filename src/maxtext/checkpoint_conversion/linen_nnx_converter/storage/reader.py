@@ -128,6 +128,7 @@ class Checkpoint:
     self._store: ts.KvStore | None = None
     self.use_ocdbt = (directory / "manifest.ocdbt").exists()
     self.context = ocdbt_index.new_context()
+    self._spec = ocdbt_index.spec(directory, use_ocdbt=self.use_ocdbt)
     try:
       if self.use_ocdbt:
         source_files.check_file(directory / "manifest.ocdbt")
@@ -173,7 +174,7 @@ class Checkpoint:
   async def _open(self, path):
     spec = {
         "driver": "zarr3" if self.use_zarr3 else "zarr",
-        "kvstore": ocdbt_index.spec(self.directory, self.stored[path].name, use_ocdbt=self.use_ocdbt),
+        "kvstore": self._spec | {"path": self._spec["path"] + self.stored[path].name},
         "recheck_cached_data": False,
         "recheck_cached_metadata": False,
         "fill_missing_data_reads": not self.has_all_chunks,
@@ -196,8 +197,7 @@ class Checkpoint:
     if not remote_files.is_remote(self.directory):  # TensorStore would take three times as long.
       return await asyncio.to_thread(ocdbt_index.read_range, self.directory / value.file, value.offset, value.nbytes)
     if self._store is None:
-      spec = ocdbt_index.spec(self.directory, use_ocdbt=self.use_ocdbt)
-      self._store = await ts.KvStore.open(spec, context=self.context)
+      self._store = await ts.KvStore.open(self._spec, context=self.context)
     result = await self._store.read(key, staleness_bound=_ANY_AGE)
     if result.state != "value":
       raise errors.DamagedSourceError(key, "a value", f"{result.state} key")
