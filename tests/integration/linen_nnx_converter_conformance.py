@@ -71,8 +71,9 @@ _READ_LINEN = flags.DEFINE_string("read_linen", None, "Folder of the Linen state
 FACTS = ("Model", "Decoder", "Layers", "Params", "Leaves, scanned", "Unscanned", "Results")
 REFUSED, REDUCED = "refused: ", "reduced: "
 MARKS = {REFUSED: "r", REDUCED: "m"}
-_NO_ENGRAM = "MaxText's unscanned NNX model lacks the engram modules of its Linen model"
+_NO_ENGRAM = "MaxText's unscanned NNX model lacks the engram modules of its other models"
 KNOWN = {
+    ("deepseek-custom", "NNX: scanned ↔ unscanned"): _NO_ENGRAM,
     ("deepseek-custom", "Unscanned: Linen → NNX"): _NO_ENGRAM,
     ("deepseek-custom", "Unscanned: NNX → Linen"): _NO_ENGRAM,
 }

@@ -79,12 +79,24 @@ class BlocksTest(LayersTestCase):
       self.assert_tree(converter.convert_nnx_to_linen({"model": {"decoder": decoder}}, **options), state(decoder))
 
   def test_layers_of_unknown_order_are_never_guessed(self):
-    for name in ("pipeline_module", "dense_layers_0_1", "moe_layers_engram_3", "layers_outside_pipeline"):  # No scale.
+    for name in ("pipeline_module", "layers_outside_pipeline"):  # No scale.
       decoder = {name: {"layers": {"w": util.array(3, 4)}}}
       model = converter.convert_linen_to_nnx(state(decoder), nnx_values="plain")["model"]
       self.assert_tree(model, {"decoder": decoder})
       with self.assertRaisesRegex(errors.LayerStackError, f"{name}/layers/w: expected layers whose order is known"):
         converter.convert_linen_to_nnx(state(decoder), scan_layers=False)
+
+  @parameterized.parameters(
+      ({"dense_layers_0_1": 2, "moe_layers_3_4": 2}, "moe_layers_3_4/w: expected layers from 2 on, 2 of them"),
+      ({"dense_layers_0_1": 3, "moe_layers_2_4": 3}, "dense_layers_0_1/w: expected layers from 0 on, 2 of them"),
+      ({"dense_layers_0_1": 2, "moe_layers_1_3": 3}, "moe_layers_1_3/w: expected layers from 2 on, 3 of them"),
+      ({"dense_layers_1_1": 1}, "dense_layers_1_1/w: expected layers from 0 on, 1 of them"),
+      ({"moe_layers_3_2": 1}, "moe_layers_3_2/w: expected layers from 0 on, 0 of them"),
+  )
+  def test_engrams_chunks_that_do_not_follow_on_each_other(self, chunks, message):
+    decoder = {name: {"w": util.array(3, size, 5)} for name, size in chunks.items()}
+    with self.assertRaisesRegex(errors.LayerStackError, message):
+      converter.convert_linen_to_nnx(state(decoder))
 
   def test_a_proven_order_is_that_of_the_proven_arrangements_alone(self):
     """Layers in a plain stack are not those that MaxText's models, which prove an order, have in blocks."""

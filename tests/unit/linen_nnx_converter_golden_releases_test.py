@@ -105,30 +105,36 @@ class ReleaseTest(GoldenTestCase):
       util.plan_conversion(source, release=(0, 2, 5))
     util.plan_conversion(source, release=(0, 2, 4), trainer="nnx")
 
-  def test_what_a_config_leaves_open_is_refused(self):
-    """Nothing in engram's unscanned tree tells that MaxText scans its layers in chunks; its config does."""
+  def test_engrams_layers_are_stacked_by_a_config_alone(self):
+    """Nothing in the unscanned NNX tree, which lacks engram's modules, tells that MaxText scans its layers in chunks."""
     source = read(golden("0.2.4") / "engram.ondisk.unscanned.txt", only_params=True)
-    options = {
-        "decoder": decoder_of(config("0.2.4", "engram"), known_order=False),
-        "release": (0, 2, 4),
-        "trainer": "nnx",
-    }
-    with self.assertRaisesRegex(errors.ConfigError, "expected the arrangement kept, .* found layers to stack"):
-      util.plan_conversion(source, scan_layers=True, **options)
-    self.assert_state(util.plan_conversion(source, scan_layers=False, **options), source)
+    with self.assertRaisesRegex(errors.ConfigError, "expected the model's config, .* deepseek with engram"):
+      util.plan_conversion(source, scan_layers=True, direction="linen_to_linen")
+    decoder = decoder_of(config("0.2.4", "engram"))
+    plan = util.plan_conversion(source, scan_layers=True, decoder=decoder, release=(0, 2, 4), trainer="nnx")
+    wanted = read(golden("0.2.4") / "engram.ondisk.scanned.txt", only_params=True)
+    lacking = {path for path in wanted.leaves if "engram" in path or "engram_layer_norm" in path}
+    leaves = {path: leaf for path, leaf in wanted.leaves.items() if path not in lacking}
+    self.assertNotEmpty(lacking)
+    self.assert_state(plan, abstract_state.AbstractState(leaves, wanted.lists))
 
-  def test_chunks_are_not_left_where_a_config_has_unscanned_layers(self):
-    source = read(golden("0.2.4") / "engram.ondisk.scanned.txt", only_params=True)
-    decoder = decoder_of(config("0.2.4", "engram"), known_order=False)
-    options = {"decoder": decoder, "release": (0, 2, 4), "trainer": "nnx"}
-    with self.assertRaisesRegex(errors.LayerStackError, "expected layers whose order is known, found those of engram's"):
-      util.plan_conversion(source, scan_layers=False, **options)
-    self.assert_state(util.plan_conversion(source, scan_layers=True, **options), source)
+  @parameterized.parameters("0.2.4", "0.2.5")
+  def test_engram_is_not_taken_where_the_release_would_lose_it(self, release):
+    """The Linen trainer has it in unscanned layers too, the NNX trainers in scanned ones alone."""
+    source = read(golden("0.2.4") / "engram.linen.scanned.txt")
+    version = tuple(map(int, release.split(".")))
+    by_config = decoder_of(config("0.2.4", "engram"))
+    for decoder in (by_config,) if release == "0.2.5" else (by_config, None):  # 0.2.5 wants one for the routing bias.
+      run = {"release": version, "trainer": "nnx", "decoder": decoder}
+      with self.assertRaisesRegex(errors.ConfigError, "layers_1/engram.*: expected scanned layers, .* no engram"):
+        util.plan_conversion(source, scan_layers=False, **run)
+      util.plan_conversion(source, scan_layers=True, **run)
 
   def test_each_of_engrams_unscanned_layers_stands_for_itself(self):
     """They have the names that any DeepSeek's have in the release."""
     source, wanted = (read(golden("0.2.3") / f"engram.{form}.unscanned.txt") for form in ("nnx", "ondisk"))
-    decoder = run_config.decoder(types.SimpleNamespace(**config("0.2.3", "engram"), scan_layers=False))
+    decoder = run_config.decoder(types.SimpleNamespace(**config("0.2.3", "engram")))
+    self.assertEqual(decoder, decoder_of(config("0.2.3", "engram")))
     run = {"decoder": decoder, "release": (0, 2, 3), "trainer": "nnx"}
     self.assert_state(util.plan_conversion(source, scan_layers=False, nnx_aux="drop", **run), wanted)
 

@@ -71,6 +71,7 @@ def decoder_of(settings, **changed):
       settings["first_num_hash_layers"],
       settings["inhomogeneous_layer_cycle_interval"],
       settings["model_name"],
+      tuple(settings.get("engram_layers") or ()),
       **changed,
   )
 

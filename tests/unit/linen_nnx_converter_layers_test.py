@@ -130,7 +130,6 @@ class LayersTest(LayersTestCase):
   @parameterized.parameters(
       ("decoder", "mtp_layer_0"),
       ("vision_encoder", "layers_0"),
-      ("decoder", "dense_layers_engram_0"),
       ("decoder", "layers_0_3"),
   )
   def test_never_stacked(self, component, name):

@@ -89,11 +89,12 @@ class _Pytree(v1.StatefulCheckpointable):
 
   async def _open(self, folder, path, leaf):
     name, process = ".".join(path), folder / "ocdbt.process_0"
+    place = ocdbt_index.spec(folder, use_ocdbt=False)
     store = ocdbt_index.writable_spec(process) | {"path": f"{name}/"} if self._use_ocdbt else None
     return await ts.open(
         {
             "driver": "zarr3" if self._use_zarr3 else "zarr",
-            "kvstore": store or ocdbt_index.spec(folder, name, use_ocdbt=False),
+            "kvstore": store or place | {"path": place["path"] + name},
         },
         create=True,
         context=self._context,

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import dataclasses
 
 from maxtext.checkpoint_conversion.linen_nnx_converter import errors
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import deepseek
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import pipelines
 
@@ -50,7 +51,8 @@ class Decoder:
     num_hash_layers: `first_num_hash_layers`, of DeepSeek 4.
     cycle: `inhomogeneous_layer_cycle_interval`, the length of a block where the family does not fix it.
     model_name: `model_name`, by which MaxText decides which variables are Params.
-    known_order: whether the config determines which leaf holds which layers; engram's chunks do not.
+    engram_layers: `engram_layers`, of DeepSeek: those that are not scanned.
+    known_order: whether the config determines which leaf holds which layers.
     pipeline: their pipeline, or None.
     proven: for a block that is not in this table, the schedules, unscanned and scanned, that MaxText's models prove.
   """
@@ -61,6 +63,7 @@ class Decoder:
   num_hash_layers: int = 0
   cycle: int = 1
   model_name: str = ""
+  engram_layers: tuple[int, ...] = ()
   known_order: bool = True
   pipeline: pipelines.Pipeline | None = None
   proven: tuple[layer_stacks.Schedule, layer_stacks.Schedule] | None = None
@@ -120,6 +123,7 @@ ROWS = (
 
 # Submodules that only families scanned in blocks have in their layers: without a config, these give them away.
 BLOCK_MARKS = {
+    "engram": ("deepseek with engram",),
     "GptOssAttention": ("gpt_oss",),
     "Llama4MoEBlock_0": ("llama4",),
     "input_layernorm": ("qwen3_next", "qwen3_5"),
@@ -183,15 +187,16 @@ def for_release(decoder: Decoder, release: Release) -> Decoder:
   """The decoder; its order is unknown if its block is not in the release, or not in this table."""
   is_known = decoder.proven is not None or DECODER_BLOCKS.get(decoder.block, release + (1,)) <= release
   if decoder.pipeline:  # MaxText pipelines whole blocks, or one kind of layer where the model has several.
-    is_known &= release >= FLAT_NNX_SINCE and not any(decoder.block in row.decoder_blocks for row in ROWS)
+    is_plain = not decoder.engram_layers and not any(decoder.block in row.decoder_blocks for row in ROWS)
+    is_known &= release >= FLAT_NNX_SINCE and is_plain
   return dataclasses.replace(decoder, known_order=decoder.known_order and is_known)
 
 
 def unknown_order(path: tuple[str, ...], found: str, decoder: Decoder) -> errors.ConfigError:
-  """The refusal to guess at what is unknown of an unknown decoder block, engram, or a pipeline of blocks."""
+  """The refusal to guess at what is unknown of an unknown decoder block, or a pipeline of blocks."""
   return errors.ConfigError(
       path,
-      "the arrangement kept, since none is known for engram, a decoder_block new to the release, or a pipeline of blocks",
+      "the arrangement kept, since none is known for a decoder_block new to the release, or a pipeline of blocks",
       f"{found}, of decoder_block={decoder.block}{' in a pipeline' if decoder.pipeline else ''}",
       "Give scan_layers as the checkpoint has it, and the release that wrote it.",
   )
@@ -240,7 +245,8 @@ def schedule(decoder: Decoder, scan_layers: bool, trainer: str, release: Release
   if decoder.pipeline is not None:
     return pipelines.schedule(decoder.pipeline, decoder.num_layers, dense, scan_layers, trainer)
   if dense is not None:
-    return tuple(_deepseek(decoder, scan_layers, trainer, release))
+    counts, is_nested = (dense, decoder.num_layers - dense), trainer == "nnx" and release < FLAT_NNX_SINCE
+    return tuple(deepseek.schedule(*counts, scan_layers, decoder.engram_layers, is_nested=is_nested))
   if not scan_layers:
     naming = layer_stacks.NESTED if trainer == "nnx" and release < FLAT_NNX_SINCE else layer_stacks.FLAT
     return layer_stacks.unscanned(_LAYERS, decoder.num_layers, naming)
@@ -252,21 +258,6 @@ def _blocks(block, trainer, release) -> Blocks | None:
   """The latest row that applies."""
   rows = [row for row in ROWS if block in row.decoder_blocks and row.trainer in (None, trainer) and row.since <= release]
   return max(rows, key=lambda row: row.since).blocks if rows else None
-
-
-def _deepseek(decoder, scan_layers, trainer, release) -> Iterator[LayerStack]:
-  """DeepSeek 2, 3 and 3.2, Kimi: dense layers, then MoE layers, each numbered from 0."""
-  dense, moe = ("decoder", "dense_layers"), ("decoder", "moe_layers")
-  counts = {dense: decoder.num_dense_layers, moe: decoder.num_layers - decoder.num_dense_layers}
-  for group, count in counts.items():
-    if scan_layers:
-      yield from layer_stacks.plain(group, count) if count else ()
-    elif not (trainer == "nnx" and release < FLAT_NNX_SINCE):
-      yield from layer_stacks.unscanned(group, count, layer_stacks.FLAT)
-    elif group == dense:
-      yield from (LayerStack(("decoder", f"dense_layer_{n}"), dense, n) for n in range(count))
-    else:
-      yield from (LayerStack((*_LAYERS, str(counts[dense] + n)), moe, n) for n in range(count))
 
 
 def _in_blocks(decoder, blocks) -> Iterator[LayerStack]:

@@ -39,7 +39,7 @@ _MOST_LAYERS = 100_000  # More is damage, and listing the layers would take all 
 def find(variables: Mapping[Variable, abstract_state.Leaf], param_scan_axis: int, path_of: PathOf) -> Schedule:
   """The schedule of a model's variables, by their names and shapes.
 
-  Layers of unknown order are left out: engram's chunks, and pipelines that do not show theirs.
+  Layers of unknown order are left out: pipelines that do not show theirs.
 
   Args:
     variables: the variables and their leaves.
@@ -65,6 +65,7 @@ def find(variables: Mapping[Variable, abstract_state.Leaf], param_scan_axis: int
     if not layer_names.is_of_pipeline(prefix) or prefix[0] in leading:
       sizes[prefix] = _sizes(below, variables, _blank(prefix, leading), param_scan_axis, path_of)
   _check_stages(sizes, prefixes, path_of)
+  _check_chunks(sizes, prefixes, path_of)
   schedule = tuple(sorted(_stacks(sizes), key=lambda stack: (stack.group, stack.first)))
   module_path = lambda prefix: path_of(next(iter(variables))._replace(path=prefix, subtree=None))
   layer_stacks.check(schedule, lambda prefix: _unboxed(module_path(prefix)))
@@ -99,6 +100,23 @@ def _check_stages(sizes, prefixes, path_of):
       raise unlike(path_of(prefixes[prefix][0]), f"{wanted} stages, as {'/'.join(first)} has", f"{found} stages")
 
 
+def _check_chunks(sizes, prefixes, path_of):
+  """Checks that engram's layers and the chunks around them follow on each other, and are as long as their names say."""
+  ends = {}  # Of each component, the number of layers before the next chunk.
+  named = {prefix: found for prefix in sizes if (found := layer_names.numbers(prefix[1]))}
+  for prefix, (_, first, last) in sorted(named.items(), key=lambda item: item[1][1]):
+    begin = ends.get(prefix[0], 0)
+    if (first, (last - first + 1,)) != (begin, sizes[prefix] or (1,)):
+      wanted, found = (
+          f"layers from {begin} on, {last - first + 1} of them",
+          f"{'/'.join(prefix)} with {sizes[prefix] or (1,)}",
+      )
+      raise unlike(
+          path_of(prefixes[prefix][0]), wanted, found, "Check the names: a chunk's are its first and last layer."
+      )
+    ends[prefix[0]] = last + 1
+
+
 def _unboxed(path: Path) -> Path:
   """The path of a module, which has no box."""
   return path[:-1] if path[-1] == leaf_roles.VALUE else path
@@ -110,7 +128,6 @@ def refuse_unknown_order(
     path_of: PathOf,
     *,
     keeps_pipelines: bool,
-    keeps_chunks: bool,
 ):
   """Refuses layers whose order the tree does not show, unless they stay as they are.
 
@@ -119,28 +136,21 @@ def refuse_unknown_order(
     schedule: their schedule.
     path_of: the path that messages give for a variable.
     keeps_pipelines: whether a pipeline stays as it is.
-    keeps_chunks: whether engram's chunks do.
 
   Raises:
     LayerStackError: naming a variable of such a layer.
   """
   known = {stack.prefix[0] for stack in schedule if stack.is_piped}
   for variable in variables:
-    if layer_names.is_chunk(variable.path) and not keeps_chunks:
-      raise _unknown_order(path_of(variable), "those of engram's chunks")
     is_unknown = layer_names.is_of_pipeline(variable.path) and variable.path[0] not in known
     if is_unknown and not keeps_pipelines:
       why = "those of a pipeline without a norm's scale, which would tell the number of its axes, or of blocks of layers"
-      raise _unknown_order(path_of(variable), why)
-
-
-def _unknown_order(path, found) -> errors.LayerStackError:
-  return errors.LayerStackError(
-      path,
-      "layers whose order is known",
-      found,
-      "Keep the arrangement: leave out --scan_layers, or give the config of the run that wrote it.",
-  )
+      raise errors.LayerStackError(
+          path_of(variable),
+          "layers whose order is known",
+          why,
+          "Keep the arrangement: leave out --scan_layers, or give the config of the run that wrote it.",
+      )
 
 
 def _sizes(below, variables, stack, param_scan_axis, path_of) -> tuple[int, ...]:
@@ -176,6 +186,7 @@ class _Numbering:
     period: how many layers a block has.
     after: how many layers come before the remainder, which is last.
     piped: how many layers are in a pipeline, before `layers_outside_pipeline`.
+    chunked: how many dense layers are in engram's chunks, in whose names the MoE layers are numbered after them.
   """
 
   dense: int
@@ -183,6 +194,7 @@ class _Numbering:
   period: int
   after: int
   piped: int
+  chunked: int
 
 
 def _stacks(sizes: Mapping[Path, tuple[int, ...]]) -> Iterator[LayerStack]:
@@ -199,8 +211,11 @@ def _stacks(sizes: Mapping[Path, tuple[int, ...]]) -> Iterator[LayerStack]:
     period = _period(blocks)
     after = before * bool(blocks) + period * max((size[0] for size in blocks.values()), default=0)
     dense = sum(layer_names.OLD_DENSE.fullmatch(prefix[1]) is not None for prefix in of)
+    piped_layers = sum(math.prod(stack.sizes) for stack in stacks)
+    chunks = filter(None, (layer_names.numbers(prefix[1]) for prefix in of))
+    chunked = max((last + 1 for group, _, last in chunks if group == "dense_layers"), default=0)
     for prefix, size in of.items():
-      yield _stack(prefix, size, _Numbering(dense, before, period, after, sum(math.prod(it.sizes) for it in stacks)))
+      yield _stack(prefix, size, _Numbering(dense, before, period, after, piped_layers, chunked))
 
 
 def _stack(prefix: Path, size: tuple[int, ...], numbering: _Numbering) -> LayerStack:
@@ -214,6 +229,10 @@ def _stack(prefix: Path, size: tuple[int, ...], numbering: _Numbering) -> LayerS
   if match := layer_names.OUTSIDE.fullmatch(name):
     before = 0 if match[1] == pipelines.MOE else numbering.piped
     return LayerStack(prefix, (component, match[1]), before + int(match[2] or 0), (1,) * len(size), size)
+  if found := layer_names.numbers(name):
+    group, first, _ = found
+    before = 0 if group == "dense_layers" else numbering.chunked
+    return LayerStack(prefix, (component, group), first - before, (1,) * len(size), size)
   if match := layer_names.FLAT.fullmatch(name):
     return LayerStack(prefix, (component, match[1]), int(match[2]))
   if not child:

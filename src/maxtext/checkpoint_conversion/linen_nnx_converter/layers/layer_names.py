@@ -32,8 +32,9 @@ _BLOCK_CHILD = re.compile(r"layers?_(0|[1-9]\d*)")
 # The layers of a pipeline, those of a scanned stage, and those before or after a pipeline.
 PIPELINE_LAYERS, SCANNED_STAGE = ("pipeline_module", "layers"), "scanned_layers"
 OUTSIDE = re.compile(r"((?:.*_)?layers)_outside_pipeline(?:_(0|[1-9]\d*))?")
-# Chunks of layers around engram's, whose order neither names nor shapes show.
-_CHUNK = re.compile(r"(?:.*_)?layers_(?:engram_\d+|\d+_\d+)")
+# DeepSeek's layer with engram, and a chunk of the layers between two of those, by their numbers in the whole decoder.
+ENGRAM = re.compile(r"(dense_layers|moe_layers)_engram_(0|[1-9]\d*)")
+_CHUNK = re.compile(r"(dense_layers|moe_layers)_(0|[1-9]\d*)_(0|[1-9]\d*)")
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -44,13 +45,13 @@ def _match(pattern: re.Pattern[str], name: str) -> re.Match[str] | None:
 
 def prefix_of(path: Path) -> Path | None:
   """The prefix of the layer stack that a variable belongs to, if any."""
-  if len(path) < 3 or path[0] in _UNSTACKED_COMPONENTS or is_chunk(path):
+  if len(path) < 3 or path[0] in _UNSTACKED_COMPONENTS:
     return None
   name, below = path[1], path[2] if len(path) > 3 else ""
   if is_piped(path):
     is_in_stage = len(path) > 4 and (_match(_BLOCK_CHILD, path[3]) or path[3] == SCANNED_STAGE)
     return path[:4] if is_in_stage else path[:3]
-  if _match(OUTSIDE, name):
+  if _match(OUTSIDE, name) or _match(_CHUNK, name) or _match(ENGRAM, name):
     return path[:2]
   if _match(FLAT, name) or _match(OLD_DENSE, name) or _match(LINEN_REMAINDER, name):
     return path[:2]
@@ -73,7 +74,7 @@ def axis_count(prefix: Path) -> int:
     return 1 if child == ["local_layers"] else 0
   if child == ["local_layers"]:
     return 2
-  is_one_layer = _match(FLAT, name) or _match(OLD_DENSE, name) or _match(LINEN_REMAINDER, name)
+  is_one_layer = _match(FLAT, name) or _match(ENGRAM, name) or _match(OLD_DENSE, name) or _match(LINEN_REMAINDER, name)
   return 0 if is_one_layer or (child and _match(INTEGER, child[0])) else 1
 
 
@@ -92,6 +93,10 @@ def is_of_pipeline(path: Path) -> bool:
   return len(path) > 1 and (path[1] == PIPELINE_LAYERS[0] or _match(OUTSIDE, path[1]) is not None)
 
 
-def is_chunk(path: Path) -> bool:
-  """Whether the path is inside engram's chunks of layers."""
-  return len(path) > 1 and _match(_CHUNK, path[1]) is not None
+def numbers(name: str) -> tuple[str, int, int] | None:
+  """Of a module with engram or of a chunk: its group's name, and the decoder's first and last layer that it has."""
+  if match := _match(ENGRAM, name):
+    return match[1], int(match[2]), int(match[2])
+  if match := _match(_CHUNK, name):
+    return match[1], int(match[2]), int(match[3])
+  return None

@@ -65,7 +65,8 @@ class LayerStack:
   def is_scanned(self) -> bool:
     """Whether only a scanned model has this stack; layers left over after blocks may have no layer axis."""
     name = self.prefix[1] if len(self.prefix) > 1 else ""
-    return bool(self.sizes) or name == "layers_remainder" or layer_names.LINEN_REMAINDER.fullmatch(name) is not None
+    is_one_layer = layer_names.LINEN_REMAINDER.fullmatch(name) or layer_names.ENGRAM.fullmatch(name)
+    return bool(self.sizes) or name == "layers_remainder" or is_one_layer is not None
 
   def layer(self, index: tuple[int, ...]) -> int:
     """The number, in the group, of the layer at `index`."""
@@ -122,7 +123,7 @@ def is_scanned(schedule: Schedule, paths: Iterable[Path]) -> bool | None:
   paths = {path[:2] for path in paths}  # Only these two keys matter below.
   if any(map(layer_names.is_of_pipeline, paths)):
     return None
-  if any(stack.is_scanned for stack in schedule) or any(map(layer_names.is_chunk, paths)):
+  if any(stack.is_scanned for stack in schedule):
     return True
   return False if schedule else None
 

@@ -97,7 +97,7 @@ def decoder(config: Any) -> decoder_families.Decoder:
       getattr(config, "first_num_hash_layers", 0),
       getattr(config, "inhomogeneous_layer_cycle_interval", 1),
       config.model_name,
-      known_order=not (getattr(config, "engram_layers", None) and config.scan_layers),
+      engram_layers=tuple(getattr(config, "engram_layers", None) or ()),
       pipeline=_pipeline(config),
   )
 

@@ -24,6 +24,7 @@ from typing import Any
 from maxtext.checkpoint_conversion.linen_nnx_converter import options as options_lib
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import arrangement
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import decoder_families
+from maxtext.checkpoint_conversion.linen_nnx_converter.layers import deepseek
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_finding
 from maxtext.checkpoint_conversion.linen_nnx_converter.layers import layer_stacks
 from maxtext.checkpoint_conversion.linen_nnx_converter.planning import casts
@@ -144,13 +145,11 @@ def arrange(
   variables = {role: leaves[path] for role, path in paths.items() if isinstance(role, Variable)}
   path_of = lambda it: paths.get(it) or roles_lib.write(it, source.layout, source.roles.bare_subtrees)
   before = layer_finding.find(variables, goal.param_scan_axis, path_of)
-  has_schedule = goal.schedule is not None
   layer_finding.refuse_unknown_order(
       variables,
       before,
       path_of,
-      keeps_pipelines=goal.keeps_pipelines and not has_schedule,
-      keeps_chunks=goal.scan_layers is not False and not has_schedule,
+      keeps_pipelines=goal.keeps_pipelines and goal.schedule is None,
   )
   after = arrangement.target_schedule(
       before, goal.scan_layers, goal.layer_naming, goal.schedule, keeps_pipelines=goal.keeps_pipelines
@@ -164,6 +163,8 @@ def arrange(
       path_of=path_of,
       collection_of=selected.collections.__getitem__,
   )
+  if goal.release is not None and goal.layout.nnx_optimizer:
+    deepseek.refuse_lost_engram((item.variable.path for item in arranged), goal.release)
   if goal.decoder is None:
     arrangement.refuse_blocks(arranged, paths)
   elif not goal.decoder.known_order:
