@@ -131,6 +131,7 @@ class LayersTest(LayersTestCase):
       ("decoder", "mtp_layer_0"),
       ("vision_encoder", "layers_0"),
       ("decoder", "layers_0_3"),
+      ("decoder", "layers_" + "9" * 5000),  # More digits than Python reads.
   )
   def test_never_stacked(self, component, name):
     linen = {"params": {"params": {component: {name: {"w": util.array(3)}}}}}

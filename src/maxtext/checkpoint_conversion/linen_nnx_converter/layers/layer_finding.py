@@ -105,15 +105,11 @@ def _check_chunks(sizes, prefixes, path_of):
   ends = {}  # Of each component, the number of layers before the next chunk.
   named = {prefix: found for prefix in sizes if (found := layer_names.numbers(prefix[1]))}
   for prefix, (_, first, last) in sorted(named.items(), key=lambda item: item[1][1]):
-    begin = ends.get(prefix[0], 0)
-    if (first, (last - first + 1,)) != (begin, sizes[prefix] or (1,)):
-      wanted, found = (
-          f"layers from {begin} on, {last - first + 1} of them",
-          f"{'/'.join(prefix)} with {sizes[prefix] or (1,)}",
-      )
-      raise unlike(
-          path_of(prefixes[prefix][0]), wanted, found, "Check the names: a chunk's are its first and last layer."
-      )
+    begin, size = ends.get(prefix[0], 0), sizes[prefix] or (1,)
+    if first != begin or size != (last - first + 1,):
+      wanted = f"layers from {begin} on, {last - first + 1} of them"
+      remedy = "Check the names: a chunk's are its first and last layer."
+      raise unlike(path_of(prefixes[prefix][0]), wanted, f"{'/'.join(prefix)} with {size[0]}", remedy)
     ends[prefix[0]] = last + 1
 
 

@@ -21,20 +21,21 @@ from maxtext.checkpoint_conversion.linen_nnx_converter.state import abstract_sta
 
 Path = abstract_state.Path
 
-INTEGER = re.compile(r"0|[1-9]\d*")
-FLAT = re.compile(r"((?:.*_)?layers)_(0|[1-9]\d*)")
-OLD_DENSE = re.compile(r"dense_layer_(0|[1-9]\d*)")  # NNX DeepSeek up to MaxText 0.2.3.
-LINEN_REMAINDER = re.compile(r"Gemma4DecoderLayerToLinen_(0|[1-9]\d*)")
+_NUMBER = r"(0|[1-9]\d{0,99})"  # One of thousands of digits is no layer's, and Python would not read it.
+INTEGER = re.compile(_NUMBER)
+FLAT = re.compile(rf"((?:.*_)?layers)_{_NUMBER}")
+OLD_DENSE = re.compile(rf"dense_layer_{_NUMBER}")  # NNX DeepSeek up to MaxText 0.2.3.
+LINEN_REMAINDER = re.compile(rf"Gemma4DecoderLayerToLinen_{_NUMBER}")
 _STACK = re.compile(r"(?:.*_)?layers")
 _UNSTACKED_COMPONENTS = frozenset({"vision_encoder", "audio_encoder"})  # MaxText never scans its towers.
 # A block's children, one per position; Qwen3-Next's and Qwen3.5's are in the singular.
-_BLOCK_CHILD = re.compile(r"layers?_(0|[1-9]\d*)")
+_BLOCK_CHILD = re.compile(rf"layers?_{_NUMBER}")
 # The layers of a pipeline, those of a scanned stage, and those before or after a pipeline.
 PIPELINE_LAYERS, SCANNED_STAGE = ("pipeline_module", "layers"), "scanned_layers"
-OUTSIDE = re.compile(r"((?:.*_)?layers)_outside_pipeline(?:_(0|[1-9]\d*))?")
+OUTSIDE = re.compile(rf"((?:.*_)?layers)_outside_pipeline(?:_{_NUMBER})?")
 # DeepSeek's layer with engram, and a chunk of the layers between two of those, by their numbers in the whole decoder.
-ENGRAM = re.compile(r"(dense_layers|moe_layers)_engram_(0|[1-9]\d*)")
-_CHUNK = re.compile(r"(dense_layers|moe_layers)_(0|[1-9]\d*)_(0|[1-9]\d*)")
+ENGRAM = re.compile(rf"(dense_layers|moe_layers)_engram_{_NUMBER}")
+_CHUNK = re.compile(rf"(dense_layers|moe_layers)_{_NUMBER}_{_NUMBER}")
 
 
 @functools.lru_cache(maxsize=2**16)
