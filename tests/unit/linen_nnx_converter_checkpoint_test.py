@@ -150,6 +150,14 @@ class MaxTextCheckpointTest(util.CheckpointTestCase):
 
 class RecordTest(util.CheckpointTestCase):
 
+  def test_what_was_done_is_said_in_words(self):
+    """Four layers of a pipeline of two repeats and two stages become one stack."""
+    layers = {"norm": {"scale": util.array(2, 2, 3)}, "wi": {"kernel": util.array(2, 2, 3, 5)}}
+    decoder = {"pipeline_module": {"layers": layers}, "final": {"scale": util.array(3)}}
+    source = self.save("pipeline", {"params": {"params": {"decoder": decoder}}})
+    done = converter.convert_checkpoint(source, self.tmp / "out", direction="linen_to_linen", scan_layers=True)
+    self.assertIn(": 3 leaves (1 copied, 2 restacked), ", done.summary())
+
   def test_empty_nodes_that_nnx_does_not_write_come_back(self):
     """A chain whose empty ends no rule knows, and the mask of a weight decay."""
     params = {"w": util.array(2)}

@@ -164,5 +164,6 @@ _MOVE_NAMES = {
     "copy": "copied",
     "stack": "stacked",
     "slice": "sliced",
+    "restack": "restacked",
     "transpose": "transposed",
 }
