@@ -75,6 +75,20 @@ class OptionsTest(util.CheckpointTestCase):
     with self.assertRaisesRegex(errors.OptionError, "--nnx_aux: expected keep or drop"):
       comparator.compare_checkpoints(self.tmp / "nowhere", self.tmp / "nowhere", nnx_aux="Drop")
 
+  def test_a_whole_model_is_not_shown(self):
+    """As where state and path are exchanged."""
+    model = util.linen(util.unscanned_params(8))
+    for function in (
+        lambda: converter.save_checkpoint(self.tmp / "out", model),
+        lambda: converter.load_checkpoint(model),
+        lambda: converter.convert_checkpoint(self.tmp, self.tmp / "out", compression=model),
+        lambda: converter.convert_checkpoint(self.tmp, self.tmp / "out", config=model),
+        lambda: comparator.compare_checkpoints(self.tmp, self.tmp, param_scan_axes=model),
+    ):
+      with self.assertRaises(errors.ConversionError) as caught:
+        function()
+      self.assertLess(len(str(caught.exception)), 400)
+
   def test_what_is_told_of_progress_must_be_able_to_listen(self):
     nowhere = self.tmp / "nowhere"
     for function, *paths in (

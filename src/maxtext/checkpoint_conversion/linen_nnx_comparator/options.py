@@ -46,7 +46,7 @@ class Options(options_lib.Checked):
   def __post_init__(self):
     axes = self.param_scan_axes
     if axes is not None and (not isinstance(axes, tuple) or len(axes) != 2):
-      raise errors.OptionError("--param_scan_axis", "two axes, of A and of B", repr(axes))
+      raise errors.OptionError("--param_scan_axis", "two axes, of A and of B", errors.shown(axes))
     super().__post_init__()
     self.of_sides()  # Which checks the axes.
 

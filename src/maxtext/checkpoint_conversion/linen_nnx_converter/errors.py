@@ -49,6 +49,12 @@ def escaped(text: str) -> str:
   return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shown(value: object, most: int = 100) -> str:
+  """A value that is not what it should be, in at most so many characters: it may be a whole model."""
+  text = repr(value)
+  return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class ConversionError(ValueError):
   """A conversion that would need guessing, or whose input is damaged.
 

@@ -228,10 +228,10 @@ def _check(name, value, words, kinds, least, most):
   is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
   is_one = (type(value) in kinds and value != "") or (is_number and float in kinds)
   if not is_one and not (isinstance(value, str) and value in words):
-    raise errors.OptionError(f"--{name}", " or ".join([*words, *map(_named, kinds)]), repr(value))
+    raise errors.OptionError(f"--{name}", " or ".join([*words, *map(_named, kinds)]), errors.shown(value))
   if is_number and not least <= value <= most:
     expected = f"at most {most}" if value > most else f"at least {least}"
-    raise errors.OptionError(f"--{name}", expected, repr(value))
+    raise errors.OptionError(f"--{name}", expected, errors.shown(value))
 
 
 def _apart(hint) -> tuple[list[Any], list[Any]]:

@@ -107,9 +107,12 @@ def _check_chunks(sizes, prefixes, path_of):
   for prefix, (_, first, last) in sorted(named.items(), key=lambda item: item[1][1]):
     begin, size = ends.get(prefix[0], 0), sizes[prefix] or (1,)
     if first != begin or size != (last - first + 1,):
-      wanted = f"layers from {begin} on, {last - first + 1} of them"
-      remedy = "Check the names: a chunk's are its first and last layer."
-      raise unlike(path_of(prefixes[prefix][0]), wanted, f"{'/'.join(prefix)} with {size[0]}", remedy)
+      raise unlike(
+          path_of(prefixes[prefix][0]),
+          f"layers from {begin} on, {last - first + 1} of them",
+          f"{'/'.join(prefix)} with {size[0]}",
+          "Check the names: a chunk's are its first and last layer.",
+      )
     ends[prefix[0]] = last + 1
 
 

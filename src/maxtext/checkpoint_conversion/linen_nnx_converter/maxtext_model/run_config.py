@@ -69,7 +69,7 @@ def check(config: Any):
   """
   if config is not None and not hasattr(config, "param_scan_axis"):
     raise errors.ConfigError(
-        "config", "what MaxText's pyconfig.initialize returns", repr(config)[:100], "Give that, or None."
+        "config", "what MaxText's pyconfig.initialize returns", errors.shown(config), "Give that, or None."
     )
 
 

@@ -145,7 +145,7 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
   """
   text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
   if not isinstance(text, str):
-    raise errors.PathNameError(repr(path), "a path, as str or os.PathLike", type(text).__name__, "Give one.")
+    raise errors.PathNameError(errors.shown(path), "a path, as str or os.PathLike", type(text).__name__, "Give one.")
   if text.partition("/")[0] == "~" or not text:
     raise errors.PathNameError(
         text, "a path, which is taken literally", repr(text), "A shell expands no ~ after =: write $HOME, or ./~ for a ~."
