@@ -158,6 +158,12 @@ class RecordTest(util.CheckpointTestCase):
     done = converter.convert_checkpoint(source, self.tmp / "out", direction="linen_to_linen", scan_layers=True)
     self.assertIn(": 3 leaves (1 copied, 2 restacked), ", done.summary())
 
+  def test_an_option_that_means_no_layers_is_said_to_change_nothing(self):
+    source = self.save("source", {"params": {"params": {"decoder": {"block_0": {"w": util.array(3)}}}}})
+    for name, scan_layers in (("scanned", True), ("unscanned", False), ("as_it_is", None)):
+      done = converter.convert_checkpoint(source, self.tmp / name, scan_layers=scan_layers)
+      self.assertEqual("; --scan_layers changes nothing: " in done.summary(), scan_layers is not None)
+
   def test_empty_nodes_that_nnx_does_not_write_come_back(self):
     """A chain whose empty ends no rule knows, and the mask of a weight decay."""
     params = {"w": util.array(2)}

@@ -208,7 +208,6 @@ ON_DISK = (
     ("existing", lambda source: (source.parent / "out").write_text(""), {}),
     ("too long", lambda source: None, {"target": "x" * 250}),
     ("not writable", lambda source: (source.parent / "file").write_text(""), {"target": "file/out"}),
-    ("no layers", lambda source: None, {"scan_layers": False, "tree": params(block_0={"w": W})}),
     ("direction", lambda source: None, {"direction": "nnx_to_linen"}),
     ("no target", lambda source: None, {"target": ""}),
     ("release", lambda source: None, {"maxtext_release": "new"}),
@@ -246,9 +245,9 @@ class RefusalsTest(util.CheckpointTestCase):
   def test_on_disk(self, damage, options):
     random = np.random.default_rng(0)
     layers = {f"layers_{i}": {"w": random.random((64, 64))} for i in range(2)}
-    options = {"target": "out", "tree": params(**layers)} | options
-    source = self.save("source", options.pop("tree"))
+    source = self.save("source", params(**layers))
     damage(source)
+    options = {"target": "out"} | options
     target = options.pop("target")
     with self.assertRaises(errors.ConversionError) as caught:
       converter.convert_checkpoint(source, target and self.tmp / target, **options)

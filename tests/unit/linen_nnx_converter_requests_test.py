@@ -57,7 +57,6 @@ class RequestsTest(util.CheckpointTestCase):
       function(*arguments, **options)
     return count
 
-  @pytest.mark.integration
   def test_names_take_no_request_for_each(self):
     """An object of the source is read or copied; whether it is there, and how large, the list of all has said."""
     counts = []
@@ -112,7 +111,6 @@ class RequestsTest(util.CheckpointTestCase):
     ):
       self.assertAlmostEqual(count.nbytes[kind], expected, delta=of_bytes * expected + METADATA, msg=kind)
 
-  @pytest.mark.integration
   def test_files_are_copied_by_the_server_and_in_parallel(self):
     source, nbytes = self.saved("many_files", 8, 2**12)
     converter.convert_checkpoint(source, "gs://bucket/files", use_ocdbt=False, **PLAIN | {"nnx_values": "boxed"})

@@ -286,7 +286,7 @@ def _plan(job) -> tuple[plan_lib.Plan, reader.Checkpoint, tuple[str, ...]]:
   checkpoint, config, custom_metadata = opening.open_source(job.source), job.config, job.source.custom_metadata()
   nodes = record.recorded_empty_nodes(custom_metadata)
   plan, notes = model_order.plan_conversion(checkpoint.state, job.options, job.run, nodes, config)
-  model_check.check_scan_layers(plan, job.options.scan_layers, config, job.source.final, custom_metadata)
+  notes += model_check.check_scan_layers(plan, job.options.scan_layers, config, job.source.final, custom_metadata)
   if job.options.init_rngs:
     plan, checkpoint = rng_state.add(plan, checkpoint, config, job.options, job.run)
   if config is not None and job.options.check_model:

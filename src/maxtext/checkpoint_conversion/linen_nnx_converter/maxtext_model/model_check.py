@@ -56,8 +56,8 @@ def check_plan(plan: plan_lib.Plan, config: Any, release: releases.Version) -> t
 
 def check_scan_layers(
     plan: plan_lib.Plan, asked: bool | None, config: Any, step: Any, custom_metadata: Mapping[str, Any]
-):
-  """Refuses `scan_layers` where there are no layers that it could mean, and a recorded one that is not true.
+) -> tuple[str, ...]:
+  """Refuses a recorded `scan_layers` that is not true of the layers, and notes an option that means none.
 
   Args:
     plan: the plan.
@@ -66,20 +66,16 @@ def check_scan_layers(
     step: the source's step folder.
     custom_metadata: its metadata, in which MaxText >= 0.2.4 records the flag.
 
+  Returns:
+    A note if, without a config, the option is given and the source has no layers under MaxText's names.
+
   Raises:
-    LayerStackError: without a config, the flag is given and the source has no layers under MaxText's names.
     ConfigError: the record contradicts the layers. The config's `scan_layers` is the target's, but nobody can tell to
       which of the two its other settings belong.
   """
   if config is None:
-    if asked is not None and plan.scan_layers is None:
-      raise errors.LayerStackError(
-          "--scan_layers",
-          "layers, such as decoder/layers or decoder/layers_0",
-          "none under such a name",
-          "Leave it out, or give the config of the run that wrote the checkpoint.",
-      )
-    return
+    is_vain = asked is not None and plan.scan_layers is None
+    return ("--scan_layers changes nothing: there are no layers under such names as decoder/layers",) if is_vain else ()
   flag = custom_metadata.get("scan_layers")
   if isinstance(flag, bool) and plan.source_scan_layers is not None and flag != plan.source_scan_layers:
     raise errors.ConfigError(
@@ -88,6 +84,7 @@ def check_scan_layers(
         f"scan_layers={flag}",
         "Check which run wrote the checkpoint, and correct the flag; without a config it is ignored.",
     )
+  return ()
 
 
 def check(target: abstract_state.AbstractState, model: abstract_state.AbstractState) -> tuple[str, ...]:
